@@ -1,0 +1,211 @@
+"""pass@k, intervals over problems and seeds, and where two curves cross.
+
+pass@k is the unbiased estimator 1 - C(n-c, k) / C(n, k) of Chen et al. (arXiv 2107.03374, section
+2.1). Intervals come from a crossed bootstrap: every resample draws seeds and, independently,
+problems, with replacement, and keeps their whole table of scores. All quantities that are
+compared (base and thinking model, a method and its baseline) are resampled with the same draws,
+so differences and ratios are paired. Percentile intervals, no bias correction: with all scores
+equal BCa is undefined, and there the Wilson interval takes over. Three seeds are few: the
+bootstrap over seeds understates their spread, which is why the seeds are also shown one by one.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import gammaln
+from statsmodels.stats.proportion import proportion_confint
+
+LEVEL = 0.95
+
+
+class Interval(NamedTuple):
+    """A value with its 95 % interval: floats, or arrays of one shape."""
+
+    value: np.ndarray | float
+    low: np.ndarray | float
+    high: np.ndarray | float
+
+
+class Crossing(NamedTuple):
+    """Where one curve overtakes another; None stands for 'not within the measured range'.
+
+    share: share of the resamples in which the curves cross within the range.
+    """
+
+    k: float | None
+    low: float | None
+    high: float | None
+    share: float
+
+
+def pass_at_k(n, c, k):
+    """Chance that at least one of k samples is correct, from c correct ones among n.
+
+    n, c, k: integers or integer arrays that broadcast; returns float64 of the broadcast shape.
+    Raises ValueError unless 1 <= k <= n and 0 <= c <= n.
+    """
+    n, c, k = np.broadcast_arrays(np.asarray(n), np.asarray(c), np.asarray(k))
+    if (k < 1).any():
+        raise ValueError(f"k is {k.min()}, but pass@k needs k of at least 1")
+    if (k > n).any():
+        worst = np.argmax(k - n)
+        raise ValueError(f"k is {k.flat[worst]}, but there are only n = {n.flat[worst]} samples")
+    if (c < 0).any() or (c > n).any():
+        raise ValueError(f"c is between {c.min()} and {c.max()}, but must lie in 0..n")
+    wrong = n - c
+    with np.errstate(invalid="ignore"):  # wrong < k: no all-wrong subset, replaced below
+        log_fail = (gammaln(wrong + 1.0) - gammaln(wrong - k + 1.0)) - (
+            gammaln(n + 1.0) - gammaln(n - k + 1.0)
+        )
+    return np.where(wrong < k, 1.0, -np.expm1(log_fail))
+
+
+def per_problem(correct, ks):
+    """pass@k of every seed and problem: (seeds, problems, samples) bool -> (seeds, problems, ks)."""
+    correct = np.asarray(correct)
+    if correct.ndim != 3:
+        raise ValueError(
+            f"correct has shape {correct.shape}, but must be (seeds, problems, samples)"
+        )
+    solved = correct.astype(bool).sum(-1)
+    return pass_at_k(correct.shape[-1], solved[..., None], np.asarray(ks))
+
+
+def resampled_means(*scores, resamples=2000, seed=0):
+    """Bootstrap means of paired score tables.
+
+    scores: arrays (seeds, problems, ...) that share their first two axes, which one draw of seeds
+    and problems serves for all; returns one float64 array (resamples, ...) for each.
+    """
+    scores = [np.asarray(s, dtype=np.float64) for s in scores]
+    shapes = {s.shape[:2] for s in scores}
+    if len(shapes) > 1:
+        raise ValueError(f"paired scores must share (seeds, problems), but have {sorted(shapes)}")
+    n_seeds, n_problems = shapes.pop()
+    rng = np.random.default_rng(seed)
+    by_seed = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), resamples) / n_seeds
+    by_problem = rng.multinomial(n_problems, np.full(n_problems, 1 / n_problems), resamples)
+    by_problem = by_problem / n_problems
+    means = []
+    for table in scores:
+        flat = table.reshape(n_seeds, n_problems, -1)
+        # one matrix product over the problems, then the few seeds
+        over_problems = np.stack([by_problem @ one_seed for one_seed in flat], axis=1)  # (B, S, K)
+        mean = (by_seed[:, :, None] * over_problems).sum(1)
+        means.append(mean.reshape(resamples, *table.shape[2:]))
+    return means
+
+
+def interval(f, *scores, resamples=2000, seed=0):
+    """Interval of f(mean of scores[0], mean of scores[1], ...).
+
+    scores: arrays (seeds, problems, ...), paired. f works elementwise on the means, so that it can
+    be given all resamples at once, e.g. `lambda x, base: x - base`.
+    """
+    means = resampled_means(*scores, resamples=resamples, seed=seed)
+    value = f(*[np.asarray(s, dtype=np.float64).mean((0, 1)) for s in scores])
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(f(*means), [tail, 1 - tail], axis=0)
+    return Interval(value, low, high)
+
+
+def wilson(successes, n):
+    """Wilson interval of the proportion successes / n (numbers or arrays)."""
+    low, high = proportion_confint(successes, n, alpha=1 - LEVEL, method="wilson")
+    return Interval(np.asarray(successes) / n, low, high)
+
+
+def mean_interval(scores, resamples=2000, seed=0):
+    """Mean of scores in [0, 1] with its interval: (seeds, problems, ...) -> Interval of (...).
+
+    Where every score is 0, or every score is 1, all resamples are equal and the bootstrap would
+    claim certainty; there the Wilson interval stands in, with the number of problems as n: seeds
+    and samples answer the same problems, so counting them too would claim more than was seen.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    value, low, high = interval(lambda m: m, scores, resamples=resamples, seed=seed)
+    flat = (scores.min((0, 1)) == scores.max((0, 1))) & np.isin(value, (0.0, 1.0))
+    problems = scores.shape[1]
+    fallback = wilson(np.round(value * problems), problems)
+    return Interval(
+        value, np.where(flat, fallback.low, low), np.where(flat, fallback.high, high)
+    )
+
+
+def pass_curve(correct, ks, resamples=2000, seed=0):
+    """pass@k with intervals: correct (seeds, problems, samples) bool -> Interval of (len(ks),)."""
+    return mean_interval(per_problem(correct, ks), resamples=resamples, seed=seed)
+
+
+def difference(x, base, resamples=2000, seed=0):
+    """Paired interval of mean(x) - mean(base); both (seeds, problems, ...)."""
+    return interval(lambda x, base: x - base, x, base, resamples=resamples, seed=seed)
+
+
+def gap_recovered(x, base, thinking, resamples=2000, seed=0):
+    """Share of the gap between base and thinking model that x recovers, paired.
+
+    x, base, thinking: scores (seeds, problems). Returns Interval of floats, or None where the gap
+    itself is not above 0 in at least 97.5 % of the resamples: a share of it has no meaning then.
+    """
+    tail = (1 - LEVEL) / 2
+    got, low, high = resampled_means(x, base, thinking, resamples=resamples, seed=seed)
+    gap = high - low
+    if np.quantile(gap, tail) <= 0:
+        return None
+    share = (got - low)[gap > 0] / gap[gap > 0]
+    value = (np.mean(x) - np.mean(base)) / (np.mean(thinking) - np.mean(base))
+    return Interval(float(value), *map(float, np.quantile(share, [tail, 1 - tail])))
+
+
+def cross_at(ks, a, b):
+    """The k at which curves a overtake curves b, linear in log k between grid points.
+
+    ks: (K,) ascending; a, b: (..., K). Returns (...): ks[0] where a is not below b at the start
+    already, inf where a stays below b to the end.
+    """
+    log_k = np.log(np.asarray(ks, dtype=np.float64))
+    lead = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    ahead = lead >= 0
+    after = ahead.argmax(-1)
+    before = np.maximum(after - 1, 0)
+    lead_before = np.take_along_axis(lead, before[..., None], -1)[..., 0]
+    lead_after = np.take_along_axis(lead, after[..., None], -1)[..., 0]
+    rise = np.where(after > 0, lead_after - lead_before, 1.0)
+    part = np.where(after > 0, -lead_before / np.where(rise > 0, rise, 1.0), 0.0)
+    k = np.exp(log_k[before] + part * (log_k[after] - log_k[before]))
+    return np.where(ahead.any(-1), k, np.inf)
+
+
+def crossing(ks, a, b, resamples=2000, seed=0):
+    """The k at which pass@k of a (the base) overtakes that of b (the thinking model).
+
+    a, b: correct (seeds, problems, samples) bool with the same seeds and problems; their numbers
+    of samples may differ. Returns a Crossing. k is None where a is ahead from the start or never;
+    an end of the interval is None where it lies beyond the last k measured, and low is ks[0] where
+    it lies below the first.
+    """
+    scores = per_problem(a, ks), per_problem(b, ks)
+    drawn = cross_at(ks, *resampled_means(*scores, resamples=resamples, seed=seed))
+    point = float(cross_at(ks, *[s.mean((0, 1)) for s in scores]))
+    if scores[0][..., 0].mean() >= scores[1][..., 0].mean():
+        point = np.inf
+    tail = (1 - LEVEL) / 2
+    ends = np.quantile(drawn, [tail, 1 - tail], method="nearest")
+    k, low, high = [float(v) if np.isfinite(v) else None for v in (point, *ends)]
+    return Crossing(k, low, high, float((np.isfinite(drawn) & (drawn > ks[0])).mean()))
+
+
+def four_cells(base_solved, thinking_solved):
+    """How many problems are solved by both models, one or neither (two bool arrays, one shape)."""
+    base, thinking = np.asarray(base_solved, bool), np.asarray(thinking_solved, bool)
+    if base.shape != thinking.shape:
+        raise ValueError(
+            f"base_solved has shape {base.shape} and thinking_solved {thinking.shape}: they differ"
+        )
+    return {
+        "both": int((base & thinking).sum()),
+        "base_only": int((base & ~thinking).sum()),
+        "thinking_only": int((~base & thinking).sum()),
+        "neither": int((~base & ~thinking).sum()),
+    }

@@ -1,0 +1,166 @@
+import itertools
+import math
+import time
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+from statsmodels.stats.proportion import proportion_confint
+
+from locksmith import stats
+
+
+def test_pass_at_k_equals_counting_every_subset():
+    for n in range(1, 8):
+        for c in range(n + 1):
+            row = [1] * c + [0] * (n - c)
+            for k in range(1, n + 1):
+                subsets = list(itertools.combinations(row, k))
+                counted = sum(any(s) for s in subsets) / len(subsets)
+                assert stats.pass_at_k(n, c, k) == pytest.approx(counted, abs=1e-12)
+
+
+def test_pass_at_k_equals_the_closed_form_at_large_n():
+    for n, c, k in [(256, 1, 256), (256, 3, 64), (4096, 5, 512), (4096, 4090, 7), (256, 0, 9)]:
+        exact = 1 - math.comb(n - c, k) / math.comb(n, k)
+        assert stats.pass_at_k(n, c, k) == pytest.approx(exact, abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    "n, c, k, names", [(4, 1, 5, "k is 5"), (4, 5, 1, "c is"), (4, 1, 0, "k is 0")]
+)
+def test_pass_at_k_rejects_impossible_counts(n, c, k, names):
+    with pytest.raises(ValueError, match=names):
+        stats.pass_at_k(n, c, k)
+
+
+def table(seeds=3, problems=60, samples=16, seed=0, lift=0.0):
+    rng = np.random.default_rng(seed)
+    skill = np.clip(rng.beta(0.5, 1.5, (1, problems, 1)) + lift, 0, 1)
+    return rng.random((seeds, problems, samples)) < skill
+
+
+def test_interval_agrees_with_scipy_for_one_seed():
+    correct = table(seeds=1)
+    ks = [1, 4, 16]
+    ours = stats.pass_curve(correct, ks, resamples=20000)
+    scores = stats.per_problem(correct, ks)[0]
+    theirs = scipy_stats.bootstrap(
+        (scores,), np.mean, axis=0, method="percentile", n_resamples=20000, rng=1
+    ).confidence_interval
+    width = theirs.high - theirs.low
+    assert np.allclose(ours.value, scores.mean(0))
+    assert np.all(np.abs(ours.low - theirs.low) < 0.06 * width)
+    assert np.all(np.abs(ours.high - theirs.high) < 0.06 * width)
+
+
+def test_paired_difference_agrees_with_scipy_and_is_narrower_than_unpaired():
+    a, b = table(seeds=1, seed=1), table(seeds=1, seed=1, lift=0.1)
+    x, y = a.mean(-1), b.mean(-1)
+    ours = stats.difference(y, x, resamples=20000)
+    theirs = scipy_stats.bootstrap(
+        (y[0], x[0]), lambda y, x, axis: (y - x).mean(axis), paired=True, method="percentile",
+        n_resamples=20000, rng=1,
+    ).confidence_interval  # fmt: skip
+    width = theirs.high - theirs.low
+    assert abs(ours.low - theirs.low) < 0.06 * width
+    assert abs(ours.high - theirs.high) < 0.06 * width
+    unpaired = stats.mean_interval(y).high - stats.mean_interval(y).low
+    assert width < 0.7 * unpaired
+
+
+def test_seeds_and_problems_are_both_resampled():
+    """Against a plain loop; with a seed effect the interval must widen, which the loop shows."""
+    rng = np.random.default_rng(3)
+    scores = rng.random((3, 40)) * 0.2 + np.array([[0.1], [0.4], [0.7]])
+    ours = stats.mean_interval(scores, resamples=20000)
+    drawn = []
+    for _ in range(20000):
+        seeds, problems = rng.integers(3, size=3), rng.integers(40, size=40)
+        drawn.append(scores[np.ix_(seeds, problems)].mean())
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert abs(ours.low - low) < 0.02 and abs(ours.high - high) < 0.02
+    only_problems = stats.mean_interval(scores.mean(0, keepdims=True))
+    assert ours.high - ours.low > 3 * (only_problems.high - only_problems.low)
+
+
+@pytest.mark.parametrize("constant", [0, 1])
+def test_all_equal_falls_back_to_wilson(constant):
+    correct = np.full((3, 50, 8), bool(constant))
+    found = stats.pass_curve(correct, [1, 8])
+    low, high = proportion_confint(50 * constant, 50, method="wilson")
+    assert np.allclose(found.value, constant)
+    assert np.allclose(found.low, low) and np.allclose(found.high, high)
+    assert np.all(found.high - found.low > 0.05)
+
+
+def test_interval_covers_the_truth():
+    """Nominal 95 %: over 300 data sets of one seed the truth lies inside in 90 to 99 %."""
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(300):
+        found = stats.mean_interval(rng.beta(2, 5, (1, 80)), resamples=500)
+        inside += found.low <= 2 / 7 <= found.high
+    assert 0.90 < inside / 300 < 0.99
+
+
+def test_gap_recovered_is_a_paired_ratio():
+    base, thinking = table(seed=1).mean(-1), table(seed=1, lift=0.4).mean(-1)
+    halfway = (base + thinking) / 2
+    found = stats.gap_recovered(halfway, base, thinking)
+    assert found.value == pytest.approx(0.5)
+    assert found.low == pytest.approx(0.5) and found.high == pytest.approx(0.5)
+    assert stats.gap_recovered(thinking, base, thinking).value == pytest.approx(1)
+    assert stats.gap_recovered(base, thinking, thinking) is None
+    assert stats.gap_recovered(base, thinking, base) is None
+
+
+def test_crossing_of_known_curves():
+    ks = [1, 2, 4, 8, 16]
+    assert stats.cross_at(ks, [0.1, 0.2, 0.4, 0.6, 0.7], [0.3] * 5) == pytest.approx(2**1.5)
+    assert stats.cross_at(ks, [0.1] * 5, [0.3] * 5) == np.inf
+    assert stats.cross_at(ks, [0.4] * 5, [0.3] * 5) == 1
+
+
+def test_crossing_with_interval():
+    """Base: every problem solved at rate 0.1. Thinking: 70 % always solved, the rest never.
+
+    1 - 0.9^k = 0.7 at k = 11.4.
+    """
+    rng = np.random.default_rng(0)
+    base = rng.random((3, 200, 64)) < 0.1
+    thinking = np.broadcast_to((rng.random((1, 200, 1)) < 0.7), (3, 200, 64))
+    ks = [1, 2, 4, 6, 8, 10, 12, 14, 16, 24, 32, 64]
+    found = stats.crossing(ks, base, thinking)
+    assert found.low < math.log(0.3) / math.log(0.9) < found.high
+    assert found.low <= found.k <= found.high and found.high - found.low < 8
+    assert found.share == 1
+    never = stats.crossing([1, 2, 4], base, thinking)
+    assert never.k is None and never.high is None and never.share == 0
+    assert stats.crossing(ks, thinking, base).k is None
+
+
+def test_four_cells():
+    base = np.array([1, 1, 0, 0, 0, 1], bool)
+    thinking = np.array([1, 0, 1, 0, 0, 1], bool)
+    assert stats.four_cells(base, thinking) == {
+        "both": 2, "base_only": 1, "thinking_only": 1, "neither": 2,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="thinking_solved"):
+        stats.four_cells(base, thinking[:3])
+
+
+def test_unpaired_shapes_are_rejected():
+    with pytest.raises(ValueError, match="share"):
+        stats.difference(np.zeros((3, 5)), np.zeros((3, 6)))
+    with pytest.raises(ValueError, match="seeds, problems, samples"):
+        stats.pass_curve(np.zeros((3, 5)), [1])
+
+
+def test_full_size_is_quick():
+    """3 seeds x 200 problems x 256 samples, the size of chapter 2: 0.1 s on an idle core."""
+    correct = table(3, 200, 256)
+    began = time.perf_counter()
+    stats.pass_curve(correct, [2**i for i in range(9)])
+    stats.crossing([2**i for i in range(9)], correct, table(3, 200, 256, seed=5))
+    assert time.perf_counter() - began < 5
