@@ -1,0 +1,59 @@
+# `make book` and `make test` are the two commands of the README; the rest is for working on the book.
+PYTHON ?= python3
+VENV ?= .venv
+# PyTorch's CPU builds, so that a machine without NVIDIA GPU does not fetch gigabytes of CUDA.
+# Override with TORCH_INDEX= (empty) to take whatever the default package index offers.
+TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,--extra-index-url https://download.pytorch.org/whl/cpu)
+
+export PATH := $(abspath $(VENV)/bin):$(PATH)
+export DVC_NO_ANALYTICS := 1
+PIP := $(VENV)/bin/python -m pip install -q --disable-pip-version-check
+TORCH := $(shell grep ^torch== constraints.txt)
+STAMP := $(VENV)/.installed
+OPEN_STAMP := $(VENV)/.installed-open
+
+.PHONY: book test lab open facts lint clean
+
+book: $(STAMP)  ## the rendered book, from versioned data, checkpoints and results
+	dvc pull -q
+	dvc repro
+	python -m locksmith.book build
+
+test: $(STAMP)  ## every test, the smoke profile through the whole pipeline included
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal
+
+lab: $(STAMP)  ## every lab result from zero: problems, pre-training, RL, chapters
+	python -m locksmith.params check
+	python -m locksmith.corpus --profile lab
+	dvc repro -f
+
+open: $(OPEN_STAMP)  ## the chapters on real weights (shows the licence terms, then fetches them)
+	dvc repro open/dvc.yaml
+
+facts: $(STAMP)  ## results/facts.csv from the JSON in results/
+	python -m locksmith.results facts
+
+lint: $(STAMP)
+	ruff check lib tests
+
+clean:  ## what a build leaves; never results, checkpoints or data
+	rm -rf build .pytest_cache .ruff_cache lib/locksmith.egg-info
+	find lib tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; $(PYTHON) is not. Try make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch goes first and alone: only it may come from the CPU index, and an index out of reach costs seconds.
+$(STAMP): $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "Installing into $(VENV) (a few minutes the first time) ..."
+	@$(PIP) --retries 1 --timeout 15 --no-deps $(TORCH_INDEX) $(TORCH) 2>&1 | grep -v ^WARNING; \
+	  $(VENV)/bin/python -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("torch"))' || \
+	  echo "torch did not come from that index; going on with the default one"
+	@$(PIP) -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(OPEN_STAMP): $(STAMP)
+	@$(PIP) -c constraints.txt -e ".[dev,open]"
+	@touch $@

@@ -1,0 +1,180 @@
+"""params.yaml: one mapping per profile, checked against the names, types and ranges of SCHEMA.
+
+    profile: lab            # the profile that `dvc repro` runs
+    lab: {seeds: [0, 1, 2], model: {...}, families: {...}, ..., chapters: {"02": {...}}}
+
+A profile states a section completely or leaves it out: one that trains nothing has no `pretrain`,
+and names in `checkpoints` the profile whose checkpoints it reads. `python -m locksmith.params check`
+checks every profile. A new parameter is a line in SCHEMA and a line in params.yaml.
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+import yaml
+
+PROFILES = ("smoke", "lab", "open", "colab", "paper")
+
+# What is allowed: "int 1.." (with bounds, both inclusive, either may be left out), "float 0..1",
+# "bool", "text", "a|b" (one of these words); "list of ..." for a list of at least one such value.
+_DIALS = {
+    "facts": "float 0..1",
+    "reviews": "float 0..1",
+    "persistence": "list of float 0..1",
+    "check": "list of float 0..1",
+    "backtrack": "float 0..1",
+    "largest_number": "int 2..99",
+}
+SCHEMA = {
+    "checkpoints": "|".join(PROFILES),
+    "seeds": "list of int 0..",
+    "problems": {"train": "int 1..", "validation": "int 1..", "test": "int 1.."},
+    "model": {
+        "width": "int 8..",
+        "layers": "int 1..",
+        "heads": "int 1..",
+        "mlp": "int 8..",
+        "context": "int 32..",
+    },
+    "families": {
+        "countdown": {
+            **_DIALS,
+            "expressions": "int 1..",
+            "insight": "float 0..1",
+            "longest": "int 16..",
+        },
+        "chain": {
+            **_DIALS,
+            "largest_start": "int 1..99",
+            "depths": "list of int 1..9",
+            "depth": "int 1..9",
+            "slip": "float 0..1",
+            "check_steps": "float 0..1",
+        },
+    },
+    "pretrain": {
+        "tokens": "int 1..",
+        "batch": "int 1..",
+        "lr": "float 0..1",
+        "warmup": "float 0..1",
+        "kept": "int 0..",
+    },
+    "rl": {
+        "steps": "int 1..",
+        "problems": "int 1..",
+        "samples": "int 2..",
+        "lr": "float 0..1",
+        "max_new_tokens": "int 1..",
+    },
+    "chapters": {
+        "00": {},
+        "02": {},
+        "verdict": {},
+    },
+}
+
+
+class BadInput(ValueError):
+    """Input that cannot be used; the message is one sentence for the person who gave it."""
+
+
+def load(profile=None, path="params.yaml"):
+    """The checked parameters of a profile (dict; default: the profile named in the file).
+
+    Adds "profile", and "checkpoints" (= profile) where the file names none.
+    Raises BadInput for an unknown profile, an unknown or missing name, a wrong type or range.
+    """
+    everything = _read(path)
+    profile = everything["profile"] if profile is None else profile
+    if profile not in PROFILES or profile not in everything:
+        known = ", ".join(p for p in PROFILES if p in everything)
+        raise BadInput(f"Unknown profile {profile!r}; {path} has {known}.")
+    values = everything[profile]
+    _check_section(profile, values, SCHEMA, complete=False)
+    return {"profile": profile, "checkpoints": profile, **values}
+
+
+def check_value(name, value, rule):
+    """Raises BadInput unless `value` obeys `rule`, a line of SCHEMA such as "list of float 0..1"."""
+    if rule.startswith("list of "):
+        if not isinstance(value, list) or not value:
+            raise BadInput(f"{name} is {value!r}; allowed is a {rule} with at least one entry.")
+        for i, entry in enumerate(value):
+            check_value(f"{name}[{i}]", entry, rule.removeprefix("list of "))
+        return
+    kind, _, bounds = rule.partition(" ")
+    if kind == "int":
+        fits = type(value) is int
+    elif kind == "float":
+        fits = type(value) in (int, float) and math.isfinite(value)
+    elif kind == "bool":
+        fits = type(value) is bool
+    elif kind == "text":
+        fits = type(value) is str
+    else:
+        fits = value in kind.split("|")
+    low, _, high = bounds.partition("..")
+    if not fits or (low and value < float(low)) or (high and value > float(high)):
+        raise BadInput(f"{name} is {value!r}; allowed is {rule.replace('|', ' or ')}.")
+
+
+def run(main):
+    """Runs a command line's `main`; BadInput ends it with its sentence and exit code 2."""
+    try:
+        sys.exit(main())
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _read(path):
+    try:
+        everything = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}); run from the book's root.") from None
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}" if where else ""
+        raise BadInput(f"{path} is not valid YAML{line}.") from None
+    if not isinstance(everything, dict) or "profile" not in everything:
+        raise BadInput(f"{path} has no `profile`, the name of the profile to run.")
+    for name in everything:
+        if name != "profile" and name not in PROFILES:
+            raise BadInput(f"{path} has an unknown entry {name!r}; allowed are profile, "
+                           f"{', '.join(PROFILES)}.")
+    return everything
+
+
+def _check_section(name, values, schema, complete=True):
+    if not isinstance(values, dict):
+        raise BadInput(f"{name} is {values!r}; allowed is a mapping with {', '.join(schema)}.")
+    for key, value in values.items():
+        if key not in schema:
+            raise BadInput(f"{name} has an unknown parameter {key!r}; "
+                           f"allowed are {', '.join(schema) or 'none'}.")
+        if isinstance(schema[key], dict):
+            # Families and chapters may be left out one by one; any other section is complete.
+            _check_section(f"{name}.{key}", value, schema[key], key not in ("families", "chapters"))
+        else:
+            check_value(f"{name}.{key}", value, schema[key])
+    missing = [key for key in schema if key not in values]
+    if complete and missing:
+        raise BadInput(f"{name} lacks {', '.join(missing)}.")
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m locksmith.params", description="Checks params.yaml.")
+    parser.add_argument("what", choices=["check"])
+    parser.parse_args()
+    everything = _read("params.yaml")
+    load()
+    for profile in PROFILES:
+        if profile in everything:
+            load(profile)
+    print(f"params.yaml is valid; profile: {everything['profile']}")
+
+
+if __name__ == "__main__":
+    run(main)
