@@ -1,7 +1,7 @@
 """params.yaml: one mapping per profile, checked against the names, types and ranges of SCHEMA.
 
     profile: lab            # the profile that `dvc repro` runs
-    lab: {seeds: [0, 1, 2], model: {...}, families: {...}, ..., chapters: {"02": {...}}}
+    lab: {seeds: [0, 1, 2], model: {...}, families: {...}, ..., chapters: {ch02: {...}}}
 
 A profile states a section completely or leaves it out: one that trains nothing has no `pretrain`,
 and names in `checkpoints` the profile whose checkpoints it reads. `python -m locksmith.params check`
@@ -32,7 +32,7 @@ SCHEMA = {
     "seeds": "list of int 0..",
     "problems": {"train": "int 1..", "validation": "int 1..", "test": "int 1.."},
     "model": {
-        "width": "int 8..",
+        "hidden": "int 8..",
         "layers": "int 1..",
         "heads": "int 1..",
         "mlp": "int 8..",
@@ -56,10 +56,12 @@ SCHEMA = {
     },
     "pretrain": {
         "tokens": "int 1..",
-        "batch": "int 1..",
-        "lr": "float 0..1",
-        "warmup": "float 0..1",
-        "kept": "int 0..",
+        "micro_tokens": "int 32..",
+        "micro_batches": "int 1..",
+        "muon_lr": "float 0..1",
+        "adam_lr": "float 0..1",
+        "weight_decay": "float 0..1",
+        "checkpoints": "int 0..",
     },
     "rl": {
         "steps": "int 1..",
@@ -69,8 +71,8 @@ SCHEMA = {
         "max_new_tokens": "int 1..",
     },
     "chapters": {
-        "00": {},
-        "02": {},
+        "ch00": {},
+        "ch02": {},
         "verdict": {},
     },
 }
@@ -87,13 +89,26 @@ def load(profile=None, path="params.yaml"):
     Raises BadInput for an unknown profile, an unknown or missing name, a wrong type or range.
     """
     everything = _read(path)
-    profile = everything["profile"] if profile is None else profile
+    profile = profile or everything["profile"]
     if profile not in PROFILES or profile not in everything:
         known = ", ".join(p for p in PROFILES if p in everything)
         raise BadInput(f"Unknown profile {profile!r}; {path} has {known}.")
     values = everything[profile]
     _check_section(profile, values, SCHEMA, complete=False)
     return {"profile": profile, "checkpoints": profile, **values}
+
+
+def default(path="params.yaml"):
+    """The profile named in params.yaml, which `dvc repro` runs."""
+    return _read(path)["profile"]
+
+
+def chapter_key(chapter):
+    """The name of a chapter's parameters in params.yaml: "02" -> "ch02", "verdict" -> "verdict".
+
+    DVC's -S takes no name that starts with a digit.
+    """
+    return f"ch{chapter}" if chapter[:1].isdigit() else chapter
 
 
 def check_value(name, value, rule):

@@ -1,0 +1,97 @@
+"""Colab: each chapter's first code cell, and what it calls to make a bare runtime ready.
+
+The repository's address stands in _config.yml alone. After changing it in a fork,
+`python -m locksmith.colab` writes it into every chapter.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from locksmith import params
+
+# The runtime's own torch, numpy and pandas stay: pyproject.toml asks for ranges, no constraints.
+CELL = '''\
+# Makes a bare Colab runtime ready for this chapter; anywhere else it costs nothing.
+import os
+import subprocess
+import sys
+
+if "google.colab" in sys.modules:
+    address = "{address}"
+    if not os.path.exists("book"):
+        address = os.environ.get("LOCKSMITH_REPO", address)
+        subprocess.run(["git", "clone", "-q", "-b", "{branch}", address, "book"], check=True)
+    os.chdir("book")
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", "."], check=True)
+    sys.path.insert(0, os.path.abspath("lib"))
+    from locksmith import colab
+
+    colab.prepare("{chapter}")
+elif os.path.basename(os.getcwd()) == "chapters":
+    os.chdir("..")'''
+
+
+def cell(chapter, config="_config.yml"):
+    """Source of the first code cell of a chapter (its file name without .ipynb)."""
+    repository = yaml.safe_load(Path(config).read_text())["repository"]
+    return CELL.format(address=repository["url"], branch=repository["branch"], chapter=chapter)
+
+
+def prepare(chapter):
+    """Brings the checkpoints and data that a chapter reads from the DVC remote, no others."""
+    targets = needs(chapter)
+    if targets:
+        dvc = [sys.executable, "-m", "dvc", "pull", "-q", *targets]
+        subprocess.run(dvc, check=True)
+
+
+def needs(chapter, pipeline="dvc.yaml"):
+    """Paths under checkpoints/ and data/ that a chapter's stage depends on, in the lab profile."""
+    stages = yaml.safe_load(Path(pipeline).read_text())["stages"]
+    for stage in stages.values():
+        deps = stage.get("deps", [])
+        if f"chapters/{chapter}.ipynb" in deps:
+            paths = [d.replace("${profile}", "lab") for d in deps]
+            return [p for p in paths if p.startswith(("checkpoints/", "data/"))]
+    raise params.BadInput(f"{pipeline} has no stage for chapter {chapter!r}.")
+
+
+def adapt(variables, chapter):
+    """On a Colab runtime without GPU, puts the `colab` profile's values into a chapter's variables.
+
+    variables: the notebook's globals(). Only the page's own profile is swapped: a reader who chose
+    another keeps it.
+    """
+    if "google.colab" not in sys.modules or variables["profile"] != "lab" or profile() == "lab":
+        return
+    chosen = params.load("colab")["chapters"].get(params.chapter_key(chapter), {})
+    variables.update(chosen, profile="colab")
+    print(f"No GPU here: profile colab, {chosen}. The page was made with profile lab.")
+
+
+def profile():
+    """The profile that a Colab runtime carries: "lab" (the page's own) on a GPU, else "colab"."""
+    import torch
+
+    return "lab" if torch.cuda.is_available() else "colab"
+
+
+def main():
+    import nbformat
+
+    for path in sorted(Path("chapters").glob("*.ipynb")):
+        nb = nbformat.read(path, as_version=4)
+        tagged = [c for c in nb.cells if "colab" in c.metadata.get("tags", [])]
+        if len(tagged) != 1:
+            raise params.BadInput(f"{path} has {len(tagged)} cells tagged colab; allowed is one.")
+        if tagged[0].source != cell(path.stem):
+            tagged[0].source = cell(path.stem)
+            nbformat.write(nb, path)
+            print(f"{path}: first cell written")
+
+
+if __name__ == "__main__":
+    params.run(main)

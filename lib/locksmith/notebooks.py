@@ -1,0 +1,176 @@
+"""Chapters: executing one into build/notebooks/<profile>/, and checking them as they stand in git.
+
+papermill passes misspelt names and wrong types on in silence, and its output differs from run to
+run. So parameters are checked first against params.yaml and the chapter's parameters cell, and the
+executed copy is normalised (no times, paths or random ids; the injected cell hidden) before it takes
+its name: the same run gives the same bytes, and a failed one leaves nothing.
+"""
+
+import argparse
+import ast
+import logging
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+
+from locksmith import colab, params
+
+LONGEST_CELL = 25
+
+
+class ChapterFailed(RuntimeError):
+    """A cell raised; the message says which and what, in one sentence."""
+
+
+def run(notebook, profile):
+    """Executes a chapter under a profile's parameters and returns the path of the executed copy.
+
+    Raises BadInput for parameters the chapter does not have or cannot take, ChapterFailed if a
+    cell raises. Either leaves neither an executed copy nor results of this chapter.
+    """
+    notebook = Path(notebook)
+    values = parameters(notebook, profile)
+    output = Path("build/notebooks") / profile / notebook.name
+    partial = output.with_name(f".partial.{notebook.name}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    _remove_results(notebook, profile)
+    output.unlink(missing_ok=True)
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # it prints what a cell raised twice
+    done = False
+    try:
+        papermill.execute_notebook(
+            notebook, partial, values, kernel_name="python3", progress_bar=False
+        )
+        executed = nbformat.read(partial, as_version=4)
+        sys.stderr.write(_normalise(executed))
+        nbformat.write(executed, partial)
+        partial.replace(output)
+        done = True
+    except papermill.PapermillExecutionError as error:
+        what = " ".join(f"{error.ename}: {error.evalue}".split())
+        raise ChapterFailed(f"{notebook} failed in cell {error.cell_index}: {what}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+        if not done:
+            _remove_results(notebook, profile)
+    return output
+
+
+def number(notebook):
+    """What results call a chapter: chapters/02_base_model_sampling.ipynb -> "02"."""
+    return Path(notebook).stem.split("_")[0]
+
+
+def parameters(notebook, profile):
+    """Checked parameters of a chapter under a profile: {"profile": ..., name: value, ...}."""
+    defaults = _defaults(_read(notebook), notebook)
+    key = params.chapter_key(number(notebook))
+    chapters = params.load(profile).get("chapters", {})
+    if key not in chapters:
+        raise params.BadInput(f"Profile {profile} has no parameters for {notebook} ({profile}.chapters.{key}).")
+    values = {"profile": profile, **chapters[key]}
+    for name, value in values.items():
+        if name not in defaults:
+            raise params.BadInput(f"{notebook} has no parameter {name!r}; it has {', '.join(defaults)}.")
+        default = defaults[name]
+        number_for_float = type(default) is float and type(value) is int
+        if default is not None and type(value) is not type(default) and not number_for_float:
+            raise params.BadInput(f"Parameter {name} of {notebook} is {value!r}; "
+                                  f"allowed is a value of type {type(default).__name__}.")
+    return values
+
+
+def complaints(notebook):
+    """What is wrong with a chapter as it stands in git: a list of sentences, empty if nothing is."""
+    nb = _read(notebook)
+    code = [(i, c) for i, c in enumerate(nb.cells) if c.cell_type == "code"]
+    found = []
+    for i, cell in code:
+        if cell.outputs or cell.execution_count is not None:
+            found.append(f"{notebook}: cell {i} carries outputs (nbstripout {notebook} removes them).")
+        if len(cell.source.splitlines()) > LONGEST_CELL:
+            found.append(f"{notebook}: cell {i} has more than {LONGEST_CELL} lines.")
+    first = code[0][1] if code else None
+    if first is None or first.source != colab.cell(Path(notebook).stem):
+        found.append(f"{notebook}: the first code cell is not Colab's (python -m locksmith.colab writes it).")
+    try:
+        defaults = _defaults(nb, notebook)
+        page = parameters(notebook, "lab")
+    except params.BadInput as error:
+        return [*found, str(error)]
+    for name, value in page.items():
+        if defaults[name] != value:
+            found.append(f"{notebook}: {name} defaults to {defaults[name]!r}, the page was made with {value!r}.")
+    return found
+
+
+def _read(notebook):
+    try:
+        return nbformat.read(notebook, as_version=4)
+    except OSError as error:
+        raise params.BadInput(f"{notebook} cannot be read ({error.strerror}).") from None
+    except (ValueError, nbformat.reader.NotJSONError):
+        raise params.BadInput(f"{notebook} is not a notebook.") from None
+
+
+def _defaults(nb, notebook):
+    """{name: value} of the parameters cell, which holds one literal assignment a line."""
+    cells = [c for c in nb.cells if "parameters" in c.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise params.BadInput(f"{notebook} has {len(cells)} cells tagged parameters; allowed is one.")
+    try:
+        return {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(cells[0].source).body}
+    except (SyntaxError, ValueError, AttributeError):
+        raise params.BadInput(f"The parameters cell of {notebook} may hold nothing but `name = literal`.") from None
+
+
+def _normalise(nb):
+    """Takes out what differs between two runs of the same notebook; returns what it put on stderr."""
+    chatter = []
+    nb.metadata.pop("papermill", None)
+    nb.metadata.get("language_info", {}).pop("version", None)
+    for i, cell in enumerate(nb.cells):
+        cell.id = f"cell-{i}"
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        tags = cell.metadata.get("tags", [])
+        if "injected-parameters" in tags:
+            cell.metadata["tags"] = [*tags, "remove-cell"]
+        if cell.cell_type == "code":
+            # Warnings name files by process number; they belong on the terminal, not on the page.
+            noise = [o for o in cell.outputs if o.get("name") == "stderr"]
+            chatter += [o.text for o in noise]
+            cell.outputs = [o for o in cell.outputs if o not in noise]
+    return "".join(chatter)
+
+
+def _remove_results(notebook, profile):
+    folder = Path("results") / profile
+    (folder / f"{number(notebook)}.json").unlink(missing_ok=True)
+    for figure in (folder / "figures").glob(f"{number(notebook)}_*"):
+        figure.unlink()
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m locksmith.notebooks", description="Runs or checks chapters.")
+    commands = parser.add_subparsers(dest="what", required=True)
+    one = commands.add_parser("run", help=run.__doc__.splitlines()[0])
+    one.add_argument("notebook")
+    one.add_argument("--profile", required=True)
+    commands.add_parser("check", help="Checks chapters/ as they stand.")
+    args = parser.parse_args()
+    if args.what == "check":
+        found = [line for notebook in sorted(Path("chapters").glob("*.ipynb")) for line in complaints(notebook)]
+        print("\n".join(found) or "chapters/ is clean")
+        return int(bool(found))
+    try:
+        print(run(args.notebook, args.profile))
+    except ChapterFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    params.run(main)

@@ -1,0 +1,181 @@
+"""results/: what every number of the book is read from, small JSON files kept in git.
+
+    results/<profile>/<chapter>.json         facts, what they came from, curves and counts ("extra")
+    results/<profile>/train/<family>_*.json  the same for a trained model
+    results/facts.csv                        every fact of every file, one row each
+    results/metrics.json                     values alone, for `dvc metrics show` and `diff`
+
+No file holds a time, a host or an absolute path: the same run writes the same bytes.
+"""
+
+import argparse
+import csv
+import hashlib
+import importlib.metadata
+import io
+import json
+import math
+import platform
+from pathlib import Path
+
+from locksmith import params
+
+ROOT = Path("results")
+FACT = ("family", "model", "quantity", "value", "low", "high", "n_problems", "n_samples", "seeds")
+PACKAGES = ("torch", "transformers", "numpy", "scipy")
+
+
+def write(profile, chapter, facts, *, extra=None, checkpoints=()):
+    """Writes results/<profile>/<chapter>.json, whole or not at all, and returns its path.
+
+    facts: dicts with the keys of FACT; value a finite number, low and high its interval or both
+        None, n_problems and n_samples counts or None, seeds a list of int. A (family, model,
+        quantity) stands once.
+    extra: anything JSON can hold: curves, tables, counts.
+    checkpoints: model folders the numbers came from; their weights' SHA-256 are recorded.
+    Raises BadInput for a fact that is not as above, or NaN or infinity anywhere.
+    """
+    seen = set()
+    for fact in facts:
+        _check(fact)
+        name = (fact["family"], fact["model"], fact["quantity"])
+        if name in seen:
+            raise params.BadInput(f"Fact {' / '.join(name)} stands twice in chapter {chapter}.")
+        seen.add(name)
+    record = {
+        "profile": profile,
+        "chapter": chapter,
+        "provenance": provenance(profile, chapter, checkpoints),
+        "facts": [{key: _plain(fact[key]) for key in FACT} for fact in facts],
+        "extra": _plain(extra or {}),
+    }
+    path = ROOT / profile / f"{chapter}.json"
+    try:
+        text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False)
+    except ValueError:
+        raise params.BadInput(f"{path} would hold NaN or infinity in `extra`.") from None
+    save(path, text + "\n")
+    return path
+
+
+def read(profile, chapter):
+    """The record `write` made. Raises BadInput where the file is missing or not whole."""
+    return _load(ROOT / profile / f"{chapter}.json")
+
+
+def provenance(profile, chapter, checkpoints=()):
+    """What a number came from: parameters, hash of claims.yml, checkpoint hashes, versions."""
+    values = params.load(profile)
+    chapters = values.pop("chapters", {})
+    values["chapter"] = chapters.get(params.chapter_key(chapter), {})
+    claims = Path("claims.yml")
+    return {
+        "parameters": values,
+        "seeds": values["seeds"],
+        "claims_sha256": sha256(claims) if claims.exists() else None,
+        "checkpoints": {Path(d).as_posix(): _weights_hash(Path(d)) for d in sorted(map(str, checkpoints))},
+        "versions": {"python": ".".join(platform.python_version_tuple()[:2]),
+                     **{name: importlib.metadata.version(name) for name in PACKAGES}},
+    }
+
+
+def facts():
+    """Rewrites results/facts.csv and results/metrics.json from every JSON, and returns the rows.
+
+    A row is a dict: profile, chapter, the keys of FACT (seeds joined by spaces), source.
+    """
+    rows, metrics = [], {}
+    for path in files():
+        record = _load(path)
+        branch = metrics.setdefault(record["profile"], {}).setdefault(record["chapter"], {})
+        for fact in record["facts"]:
+            rows.append({"profile": record["profile"], "chapter": record["chapter"], **fact,
+                         "seeds": " ".join(map(str, fact["seeds"])), "source": path.as_posix()})
+            model = branch.setdefault(fact["family"], {}).setdefault(fact["model"], {})
+            model[fact["quantity"]] = fact["value"]
+    rows.sort(key=lambda row: [row[key] for key in ("profile", "chapter", "family", "model", "quantity")])
+    table = io.StringIO()
+    writer = csv.DictWriter(table, ["profile", "chapter", *FACT, "source"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    save(ROOT / "facts.csv", table.getvalue())
+    save(ROOT / "metrics.json", json.dumps(metrics, indent=1, sort_keys=True) + "\n")
+    return rows
+
+
+def files():
+    """Paths of all records, sorted."""
+    return sorted([*ROOT.glob("*/*.json"), *ROOT.glob("*/train/*.json")])
+
+
+def save(path, text):
+    """Writes a text file whole or not at all: a temporary file beside it, then a rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256(path):
+    """Hex SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _weights_hash(folder):
+    weights = folder / "model.safetensors"
+    if not weights.exists():
+        raise params.BadInput(f"Checkpoint {folder} has no model.safetensors; `dvc pull` brings it.")
+    return sha256(weights)
+
+
+def _load(path):
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise params.BadInput(f"{path} does not exist; `dvc repro` makes it.") from None
+    except ValueError:
+        raise params.BadInput(f"{path} is not whole (not valid JSON); delete it and run `dvc repro`.") from None
+    lacking = {"profile", "chapter", "provenance", "facts", "extra"} - set(record)
+    if lacking:
+        raise params.BadInput(f"{path} lacks {', '.join(sorted(lacking))}; delete it and run `dvc repro`.")
+    return record
+
+
+def _check(fact):
+    name = "Fact " + " / ".join(str(fact.get(key)) for key in ("family", "model", "quantity"))
+    unknown, missing = set(fact) - set(FACT), set(FACT) - set(fact)
+    if unknown:
+        raise params.BadInput(f"{name} has unknown keys {', '.join(sorted(unknown))}; allowed are {', '.join(FACT)}.")
+    if missing:
+        raise params.BadInput(f"{name} lacks {', '.join(sorted(missing))}.")
+    for key in ("value", "low", "high", "n_problems", "n_samples"):
+        value = fact[key]
+        if value is None and key != "value":
+            continue
+        if isinstance(value, bool) or not hasattr(value, "__float__") or not math.isfinite(value):
+            raise params.BadInput(f"{name}: {key} is {value!r}; allowed is a finite number.")
+
+
+def _plain(value):
+    """NumPy scalars and arrays, tuples and mappings as plain Python values."""
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return _plain(value.tolist()) if hasattr(value, "tolist") else value
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m locksmith.results", description=facts.__doc__)
+    parser.add_argument("what", choices=["facts"])
+    parser.parse_args()
+    print(f"results/facts.csv: {len(facts())} rows")
+
+
+if __name__ == "__main__":
+    params.run(main)
