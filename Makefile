@@ -15,6 +15,7 @@ OPEN_STAMP := $(VENV)/.installed-open
 .PHONY: book test lab open facts lint clean
 
 book: $(STAMP)  ## the rendered book, from versioned data, checkpoints and results
+	python -m locksmith.params check
 	dvc pull -q
 	dvc repro
 	python -m locksmith.book build
@@ -29,6 +30,8 @@ lab: $(STAMP)  ## every lab result from zero: problems, pre-training, RL, chapte
 
 open: $(OPEN_STAMP)  ## the chapters on real weights (shows the licence terms, then fetches them)
 	dvc repro open/dvc.yaml
+	dvc repro -f -s facts
+	dvc repro -s verdict
 
 facts: $(STAMP)  ## results/facts.csv from the JSON in results/
 	python -m locksmith.results facts
