@@ -1,0 +1,176 @@
+"""The rendered book: assembles pages, executed chapters and results, and runs Jupyter Book on them.
+
+    python -m locksmith.book build [--profile lab]
+
+Every page stands in the assembled folder (build/asm) at the path it has in the repository, because
+the Colab button is made from that path. Executed chapters come from build/notebooks/<profile>/; the
+book itself never executes anything. Numbers reach the prose as substitutions, from results/facts.csv:
+
+    {{ "%.2f" | format(this.ch02.countdown.base["pass@1"].value) }}      the profile being built
+    {{ res.open.ch02.basic_arithmetic.base["pass@1"].text }}             any profile; value [low, high]
+
+An undefined name is a warning, and any warning fails the build. The module is also a Sphinx
+extension that writes maths as MathML, so that no page needs a script from elsewhere.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from latex2mathml.converter import convert
+
+from locksmith import claims, params
+
+PAGES = ("_config.yml", "_toc.yml", "references.bib", "claims.yml")
+HEADINGS = {"lab": "In the lab", "open": "On real weights", "smoke": "Smoke test"}
+
+
+class BookError(params.BadInput):
+    """The book cannot be built; the message is one sentence for the reader."""
+
+
+# ------------------------------------------------------------------------------------------------
+# Assembling
+
+
+def assemble(profile, root=".", out="build/asm"):
+    """Lay out the book's sources for `profile` in the folder `out` (emptied first); returns it."""
+    root, out = Path(root), Path(out)
+    toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
+    chapters = [entry["file"] for entry in toc["chapters"]]
+    executed = root / "build" / "notebooks" / profile
+    missing = [c for c in chapters if not (executed / f"{Path(c).name}.ipynb").exists()]
+    if missing:
+        raise BookError(f"{', '.join(missing)} not executed for profile {profile!r} "
+                        f"(no notebook in {executed}); run `dvc repro` first.")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    for name in (*PAGES, f"{toc['root']}.md"):
+        shutil.copy(root / name, out / name)
+    shutil.copytree(root / "_static", out / "_static")
+    for chapter in chapters:
+        target = out / f"{chapter}.ipynb"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        notebook = json.loads((executed / target.name).read_text(encoding="utf-8"))
+        target.write_text(json.dumps(with_alt_texts(notebook), indent=1), encoding="utf-8")
+    for file in [root / "results" / "facts.csv", *root.glob("results/*/figures/*.png")]:
+        if file.exists():
+            target = out / file.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+    config = yaml.safe_load((out / "_config.yml").read_text(encoding="utf-8"))
+    config.setdefault("parse", {})["myst_substitutions"] = substitutions(profile, root)
+    (out / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    return out
+
+
+def with_alt_texts(notebook):
+    """Move a figure's alt text from its output, where Jupyter keeps it, to where MyST-NB reads it."""
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            alt = output.get("metadata", {}).get("image/png", {}).get("alt")
+            if alt:
+                cell["metadata"].setdefault("mystnb", {})["image"] = {"alt": alt}
+    return notebook
+
+
+def substitutions(profile, root="."):
+    """What pages may write between double braces: profile, this, res and verdict_table."""
+    rows = claims.facts(Path(root) / "results" / "facts.csv")
+    res = {}
+    for row in rows:
+        chapters = res.setdefault(row["profile"], {})
+        families = chapters.setdefault(params.chapter_key(row["chapter"]), {})
+        models = families.setdefault(row["family"], {})
+        fact = {name: row[name] for name in ("value", "low", "high", "n_problems", "seeds")}
+        fact["text"] = interval(row)
+        models.setdefault(row["model"], {})[row["quantity"]] = fact
+    shown = {name: HEADINGS.get(name, name) for name in dict.fromkeys((profile, "open"))}
+    book = claims.load(Path(root) / "claims.yml")
+    judged = claims.verdicts(book, rows, claims.stale(rows, root), list(shown))
+    return {"profile": profile, "this": res.get(profile, {}), "res": res,
+            "verdict_table": claims.summary(book, judged, shown)}
+
+
+def interval(row):
+    """A fact as text: the value, and its 95 % interval where it has one."""
+    if row["low"] is None or row["high"] is None:
+        return f"{row['value']:.3g}"
+    return f"{row['value']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"
+
+
+# ------------------------------------------------------------------------------------------------
+# Building
+
+
+def build(profile, root="."):
+    """Build the HTML book for `profile`; returns the path of its first page. Warnings are errors."""
+    root = Path(root)
+    asm = assemble(profile, root, root / "build" / "asm")
+    site = root / "build" / "site"
+    shutil.rmtree(site, ignore_errors=True)
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build",
+               str(asm), "--path-output", str(site), "-W", "-n", "--keep-going", "-q"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    html = site / "_build" / "html"
+    warnings = [line for line in done.stderr.splitlines() if "WARNING" in line or "ERROR" in line]
+    if done.returncode or warnings or not (html / "index.html").exists():
+        raise BookError("Jupyter Book failed:\n" + "\n".join(warnings or [done.stdout, done.stderr]))
+    book = root / "build" / "book"
+    shutil.rmtree(book, ignore_errors=True)
+    shutil.move(html, book)
+    (book / ".nojekyll").touch()  # GitHub Pages would drop _static otherwise
+    return book / "index.html"
+
+
+# ------------------------------------------------------------------------------------------------
+# Maths without a script: a Sphinx extension
+
+
+def mathml(latex, display):
+    """LaTeX -> a <math> element. ValueError on LaTeX that the converter would pass through raw."""
+    element = convert(latex, display=display)
+    if "&</mi>" in element or "\\" in element:
+        raise ValueError(f"MathML has no translation for all of {latex!r}; write it more simply.")
+    return element
+
+
+def _visit(display):
+    def visit(translator, node):
+        from docutils.nodes import SkipNode
+        try:
+            element = mathml(node.astext().strip(), display)
+        except ValueError as error:
+            from sphinx.util import logging
+            logging.getLogger(__name__).warning(str(error), location=node)
+            element = translator.encode(node.astext())
+        if display == "block":
+            element = f'<div class="math-display">{element}</div>\n'
+        translator.body.append(element)
+        raise SkipNode
+    return visit
+
+
+def setup(app):
+    """Sphinx calls this when _config.yml names `locksmith.book` among its extensions."""
+    app.add_html_math_renderer("mathml", (_visit("inline"), None), (_visit("block"), None))
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+# ------------------------------------------------------------------------------------------------
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m locksmith.book", description="Build the book.")
+    parser.add_argument("command", choices=["build"])
+    parser.add_argument("--profile", help="default: the one named in params.yaml")
+    options = parser.parse_args()
+    print(build(params.load(options.profile)["profile"]).resolve())
+
+
+if __name__ == "__main__":
+    params.run(main)

@@ -1,0 +1,72 @@
+"""One look for every figure: style, a fixed colour and line per model, and a file with its alt text.
+
+A figure says what was measured with unit on its axes, n and the interval in its title or legend.
+Colours come from seaborn's colour-blind palette and differ in line style too, so that the figures
+can be read in grey. Saved PNGs are opaque (they must stand on a dark page) and the same figure
+gives the same bytes.
+"""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import seaborn as sns
+from IPython.display import Image
+
+DPI = 200
+PALETTE = sns.color_palette("colorblind")
+GREY = (0.45, 0.45, 0.45)
+# model -> (colour, line style); a model keeps both through the whole book.
+LOOKS = {
+    "base": (PALETTE[0], "-"),
+    "thinking": (PALETTE[3], "-"),
+    "guess": (GREY, ":"),
+    "entropy-matched thinking": (PALETTE[1], "--"),
+    "greedy": (PALETTE[7], "-"),
+    "low_temperature": (PALETTE[9], "--"),
+    "majority": (PALETTE[2], "-."),
+    "best_of_n": (PALETTE[8], "--"),
+    "cot_decoding": (PALETTE[4], "-."),
+    "power_sampling": (PALETTE[1], "-"),
+    "thinking traces": (PALETTE[3], "-"),
+    "shuffled traces": (GREY, "--"),
+    "corrupted traces": (PALETTE[5], ":"),
+}
+
+
+def look(model):
+    """Keyword arguments (color, linestyle) for `model`; KeyError for one without a look."""
+    if model not in LOOKS:
+        raise KeyError(f"No look for model {model!r}; those that have one: {', '.join(LOOKS)}.")
+    return dict(zip(("color", "linestyle"), LOOKS[model]))
+
+
+def figure(columns=1, width=7.2, height=3.8, **options):
+    """A styled figure of `columns` axes side by side, in inches; returns (figure, axes)."""
+    sns.set_theme(style="whitegrid", rc={
+        "figure.facecolor": "white", "axes.titlesize": 11, "axes.labelsize": 10,
+        "axes.titlelocation": "left", "legend.frameon": False, "legend.fontsize": 9,
+        "xtick.labelsize": 9, "ytick.labelsize": 9, "lines.linewidth": 1.8,
+    })
+    return plt.subplots(1, columns, figsize=(width, height), layout="constrained", **options)
+
+
+def band(axes, x, value, low, high, model, label=None):
+    """A curve with its interval as a band; x, value, low, high are sequences of one length."""
+    axes.plot(x, value, label=label or model.replace("_", " "), **look(model))
+    axes.fill_between(x, low, high, color=look(model)["color"], alpha=0.18, linewidth=0)
+
+
+def save(fig, path, alt):
+    """Write `fig` to `path` as PNG with its alt text inside, close it, and return it for display.
+
+    The alt text (str, what a reader who cannot see the figure needs: axes, models, outcome) is kept
+    in the file's Description and in the output's metadata, from which the book takes it.
+    """
+    if len(alt.split()) < 5:
+        raise ValueError(f"alt must describe the figure in at least five words, it is {alt!r}.")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    # Without matplotlib's own Software entry the bytes do not depend on its version number.
+    fig.savefig(path, dpi=DPI, facecolor="white", metadata={"Software": None, "Description": alt})
+    width = round(fig.get_figwidth() * 100)
+    plt.close(fig)
+    return Image(filename=str(path), width=width, alt=alt)

@@ -1,0 +1,297 @@
+"""claims.py: rules parsed and judged against brute force, verdicts against every outcome there is."""
+
+import itertools
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from locksmith import claims
+
+ROOT = Path(__file__).parents[1]
+INTERVALS = [(low, high) for low in range(4) for high in range(low, 4)]
+
+
+def lookup_in(table):
+    return lambda term: table[term["model"], term["quantity"]]
+
+
+def part(rule, kind="core"):
+    return {"id": "p", "kind": kind, "says": "s", "rule": rule, "parsed": claims.parse(rule, "02")}
+
+
+# ---- one part
+
+
+@pytest.mark.parametrize("sign", ["<", "<=", ">", ">="])
+@pytest.mark.parametrize("factor, plus", [(1, 0), (2, 0), (0.5, 0), (1, 1), (1, -1)])
+def test_outcome_is_what_all_points_of_the_two_intervals_say(sign, factor, plus):
+    left_end, right_end = ("low", "high") if ">" in sign else ("high", "low")
+    change = f" {'+' if plus > 0 else '-'} {abs(plus)}" if plus else ""
+    rule = f"a.x.{left_end} {sign} {factor} * b.y@4.{right_end}{change}"
+    compare = {"<": lambda x, y: x < y, "<=": lambda x, y: x <= y,
+               ">": lambda x, y: x > y, ">=": lambda x, y: x >= y}[sign]
+    for a, b in itertools.product(INTERVALS, INTERVALS):
+        points = [compare(x, factor * y + plus)
+                  for x in range(a[0], a[1] + 1) for y in range(b[0], b[1] + 1)]
+        expected = "holds" if all(points) else "undecided" if any(points) else "refuted"
+        outcome, _ = claims.judge_part(part(rule), lookup_in({("a", "x"): a, ("b", "y@4"): b}))
+        assert outcome == expected, (rule, a, b)
+
+
+def test_number_on_either_side_and_the_sentence_shows_the_ends_used():
+    table = lookup_in({("a", "x"): (0.2, 0.4)})
+    assert claims.judge_part(part("a.x.high < 0.5"), table) == ("holds", "0.4 < 0.5")
+    outcome, sentence = claims.judge_part(part("0.3 <= a.x.low"), table)
+    assert outcome == "undecided" and "not 0.3 <= 0.2" in sentence and "0.3 <= 0.4" in sentence
+    assert claims.judge_part(part("a.x.low > 0.4"), table)[0] == "refuted"
+
+
+def test_parse_reads_every_piece_of_a_term():
+    left, sign, right = claims.parse("02:base vs thinking.cell_x.low\n  >= 0.5 * b-c.pass@64.high - 0.05", "00")
+    assert (left["chapter"], left["model"], left["quantity"]) == ("02", "base vs thinking", "cell_x")
+    assert (right["chapter"], right["model"], right["quantity"]) == ("00", "b-c", "pass@64")
+    assert (sign, right["factor"], right["plus"], left["factor"], left["plus"]) == (">=", 0.5, -0.05, 1, 0)
+
+
+@pytest.mark.parametrize("rule, said", [
+    ("a.x.low", "must hold one of"),
+    ("a.x.low > b.x.high > 0", "must hold one of"),
+    ("a.x.low == 1", "must hold one of"),
+    ("a.x.high > 1", "only .low is unfavourable"),
+    ("a.x.high < b.x.high", "only .low is unfavourable"),
+    ("a.x.value > 1", "neither a number nor"),
+    ("a.x.low > -1 * b.x.high", "neither a number nor"),
+    ("__import__('os').getcwd() > 1", "neither a number nor"),
+    ("1 > 0.5", "at least one side must be a fact"),
+])
+def test_a_rule_of_another_form_is_refused_in_one_sentence(rule, said):
+    with pytest.raises(claims.ClaimsError, match=re.escape(said)) as caught:
+        claims.parse(rule, "02")
+    assert "\n" not in str(caught.value)
+
+
+# ---- one claim
+
+
+def test_every_combination_of_outcomes_has_the_verdict_of_the_text():
+    kinds = ["control", "control", "core", "core", "strong", "strong"]
+    for outcomes in itertools.product(claims.MARKS, repeat=len(kinds)):
+        word, reason = claims.verdict(list(zip(kinds, outcomes, strict=True)))
+        control, core, strong = outcomes[:2], outcomes[2:4], outcomes[4:]
+        assert (word == "supported") == (set(outcomes) == {"holds"})
+        if set(control) != {"holds"}:
+            assert word == "not testable here"
+        elif "refuted" in core:
+            assert word == "not supported"
+        elif set(core) != {"holds"}:
+            assert word == "not testable here"
+        else:
+            assert word == ("supported" if set(strong) == {"holds"} else "partly")
+        assert reason
+
+
+@pytest.mark.parametrize("found, word", [
+    (["supported", "supported"], "supported"),
+    (["supported", "not supported"], "partly"),
+    (["supported", "not testable here"], "partly"),
+    (["partly", "supported"], "partly"),
+    (["not supported", "not testable here"], "not supported"),
+    (["not testable here", "not tested yet"], "not testable here"),
+    (["not tested yet", "not tested yet"], "not tested yet"),
+])
+def test_a_claim_that_holds_in_one_family_is_an_anecdote(found, word):
+    assert claims.overall(found) == word
+
+
+# ---- the book's own claims
+
+
+def book():
+    return claims.load(ROOT / "claims.yml")
+
+
+def deciding(parsed, wanted):
+    """Facts {(model, quantity): (low, high)} from a coarse grid that give the part this outcome."""
+    names = {(t["model"], t["quantity"]) for t in (parsed[0], parsed[2]) if isinstance(t, dict)}
+    for ends in itertools.product([(0, 0), (0.5, 0.5), (1, 1), (1e6, 1e6)], repeat=len(names)):
+        table = dict(zip(sorted(names), ends, strict=True))
+        if claims.judge_part({"parsed": parsed}, lookup_in(table))[0] == wanted:
+            return table
+    return None
+
+
+def rows_where_all_holds(seeds=3, n_problems=500):
+    """A facts table in which every part of every claim of the lab holds."""
+    values = {}
+
+    def put(chapter, model, quantity, value):
+        values[chapter, model, quantity] = value
+    for claim in book()["claims"]:
+        for p in claim["parts"]:
+            for term in p["parsed"]:
+                if isinstance(term, dict):
+                    put(term["chapter"], term["model"], term["quantity"], 0.0)
+    high = [("00", "base", "valid_attempts", 0.95), ("00", "base", "honest_checks", 0.99),
+            ("00", "thinking", "valid_attempts", 0.95), ("00", "thinking", "attempts", 6.0),
+            ("00", "base", "attempts", 1.0), ("02", "base", "pass@1", 0.2),
+            ("02", "thinking", "pass@1", 0.7), ("02", "base", "pass@64", 0.9),
+            ("02", "base", "pass@256", 0.97), ("02", "base", "trace_pass@256", 0.95),
+            ("02", "thinking", "trace_pass@1", 0.6), ("02", "thinking", "trace_pass@256", 0.96),
+            ("02", "thinking traces", "thinking_trace_logprob_per_token", -0.3),
+            ("02", "shuffled traces", "thinking_trace_logprob_per_token", -2.0),
+            ("02", "corrupted traces", "thinking_trace_logprob_per_token", -0.9),
+            ("02", "base vs thinking", "behaviour_sequence_matches", 0.8),
+            ("02", "thinking traces", "expected_base_samples", 900.0),
+            ("02", "power_sampling", "gap_recovered", 0.8), ("01", "hybrid", "gap_recovered", 0.9),
+            ("01", "hybrid", "steered_share", 0.1),
+            ("01", "thinking decides base executes", "gap_recovered", 1.1),
+            ("03", "critiques", "gap_recovered", 0.95), ("04", "base", "probe_auroc", 0.9),
+            ("04", "base vs thinking", "cosine", 0.9),
+            ("04", "base vector in thinking", "behaviour_slope", 0.4),
+            ("05", "vector RL", "gap_recovered", 0.9), ("05", "cognitive tools", "gap_recovered", 0.7)]
+    for chapter, model, quantity, value in high:
+        assert (chapter, model, quantity) in values, (chapter, model, quantity)
+        put(chapter, model, quantity, value)
+    return [{"profile": "lab", "chapter": chapter, "family": family, "model": model,
+             "quantity": quantity, "value": value, "low": value - 0.004, "high": value + 0.004,
+             "n_problems": n_problems, "n_samples": 256, "seeds": seeds}
+            for (chapter, model, quantity), value in values.items()
+            for family in ("countdown", "chain")]
+
+
+def test_every_rule_can_hold_and_can_be_refuted():
+    for claim in book()["claims"]:
+        for p in claim["parts"]:
+            for wanted in ("holds", "refuted"):
+                assert deciding(p["parsed"], wanted), (claim["id"], p["id"], wanted)
+
+
+def test_all_parts_holding_supports_every_claim_and_one_broken_part_never_does():
+    rows = rows_where_all_holds()
+    judged = claims.verdicts(book(), rows)
+    assert {r["verdict"] for r in judged} == {"supported"}
+    for claim in book()["claims"]:
+        for p in claim["parts"]:
+            bad = deciding(p["parsed"], "refuted")
+            chapters = {(t["model"], t["quantity"]): t["chapter"] for t in p["parsed"]
+                        if isinstance(t, dict)}
+            broken = [{**r, **dict(zip(("low", "high"), bad[name], strict=True))}
+                      if (name := (r["model"], r["quantity"])) in bad
+                      and chapters[name] == r["chapter"] else r for r in rows]
+            found = {r["verdict"] for r in claims.verdicts(book(), broken)
+                     if r["claim"] == claim["id"]}
+            assert "supported" not in found, (claim["id"], p["id"])
+            if p["kind"] == "control":
+                assert found == {"not testable here"}, (claim["id"], p["id"])
+
+
+def test_missing_facts_few_seeds_and_few_problems_cannot_support_anything():
+    rows = rows_where_all_holds()
+    for r in rows:
+        fewer = [other for other in rows if other is not r]
+        for judged in claims.verdicts(book(), fewer):
+            reads = any(isinstance(t, dict) and (t["chapter"], t["model"], t["quantity"])
+                        == (r["chapter"], r["model"], r["quantity"])
+                        for c in book()["claims"] if c["id"] == judged["claim"]
+                        for p in c["parts"] for t in p["parsed"])
+            if judged["family"] == r["family"] and reads:
+                assert judged["verdict"] != "supported"
+    for few in (rows_where_all_holds(seeds=2), rows_where_all_holds(n_problems=99)):
+        judged = claims.verdicts(book(), few)
+        assert {r["verdict"] for r in judged} == {"not testable here"}
+        assert "are needed" in judged[0]["parts"][0]["numbers"]
+
+
+def test_a_chapter_without_results_is_not_tested_yet():
+    rows = [r for r in rows_where_all_holds() if r["chapter"] in ("00", "02")]
+    words = {(r["claim"], r["verdict"]) for r in claims.verdicts(book(), rows)}
+    assert ("base-already-samples", "supported") in words
+    assert ("pretraining-acquires", "partly") in words  # the twin has not been run
+    assert {("hybrid-steering", "not tested yet"), ("one-problem", "not tested yet"),
+            ("vectors-before-rl", "not tested yet"), ("cheaper-keys", "not tested yet")} <= words
+    assert claims.verdicts(book(), []) == []
+
+
+def test_families_of_their_own_are_judged_but_not_for_want_of_the_labs():
+    rows = [{**r, "profile": "open", "family": "gsm"} for r in rows_where_all_holds()
+            if r["family"] == "chain" and r["model"] in ("base", "guess")]
+    judged = [r for r in claims.verdicts(book(), rows) if r["claim"] == "base-already-samples"]
+    assert [(r["family"], r["verdict"]) for r in judged] == [("gsm", "not testable here")]
+
+
+def test_results_under_another_hash_are_stale(tmp_path):
+    (tmp_path / "claims.yml").write_bytes((ROOT / "claims.yml").read_bytes())
+    now = claims.sha256(tmp_path / "claims.yml")
+    for chapter, made_under in (("00", now), ("02", "0" * 64)):
+        file = tmp_path / "results" / "lab" / f"{chapter}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"provenance": {"claims_sha256": made_under}}))
+    rows = [r for r in rows_where_all_holds() if r["chapter"] in ("00", "02", "05")]
+    old = claims.stale(rows, tmp_path)
+    assert old == {("lab", "02"), ("lab", "05")}  # 05 has no file at all
+    judged = claims.verdicts(book(), rows, old)
+    assert {tuple(r["stale"]) for r in judged if r["claim"] == "base-already-samples"} == {("02",)}
+    table = claims.summary(book(), judged, {"lab": "Lab"})
+    assert "**supported** (stale)" in table
+    (tmp_path / "claims.yml").write_text("changed")
+    assert ("lab", "00") in claims.stale(rows, tmp_path)
+
+
+def test_facts_reads_what_results_writes(tmp_path, monkeypatch):
+    from locksmith import results
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    fact = dict(family="chain", model="base", quantity="pass@1", n_samples=4)
+    results.write("smoke", "02", [
+        fact | dict(value=0.25, low=0.125, high=0.5, n_problems=16, seeds=[0, 1]),
+        fact | dict(quantity="crossing_k", value=32, low=None, high=None, n_problems=None, seeds=[0]),
+    ])
+    results.facts()
+    crossing, first = claims.facts(tmp_path / "facts.csv")
+    assert (first["value"], first["low"], first["high"], first["n_problems"], first["seeds"]) == (
+        0.25, 0.125, 0.5, 16, 2)
+    assert (crossing["value"], crossing["low"], crossing["seeds"]) == (32.0, None, 1)
+    # The hash that results record is the one verdicts compare with.
+    record = json.loads((tmp_path / "smoke" / "02.json").read_text())
+    assert record["provenance"]["claims_sha256"] == claims.sha256(ROOT / "claims.yml")
+
+
+def test_a_section_shows_every_figure_part_and_number():
+    rows = [r for r in rows_where_all_holds() if r["chapter"] == "02"]
+    judged = claims.verdicts(book(), rows)
+    claim = next(c for c in book()["claims"] if c["id"] == "base-already-samples")
+    text = " ".join(claims.section(claim, judged).split())
+    for p in claim["parts"]:
+        assert p["says"] in text and " ".join(p["rule"].split()) in text
+    for figure in claim["published"]:
+        assert " ".join(figure["figure"].split()) in text and figure["version"] in text
+    assert text.count("Reported by a third party, not checked.") == 1
+    assert "lab, chain: supported" in text and "0.966 >= 0.704" in text
+
+
+def test_published_sources_are_in_the_bibliography():
+    entries = set(re.findall(r"^@\w+\{([^,]+),", (ROOT / "references.bib").read_text(), re.M))
+    for claim in book()["claims"]:
+        assert {figure["source"] for figure in claim["published"]} <= entries
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda b: b["claims"][0].pop("mind"), "missing or unknown fields: mind"),
+    (lambda b: b["claims"][1]["parts"][0].update(kind="vital"), "kind"),
+    (lambda b: b["claims"][1]["published"][0].update(status="sure"), "must be verified or reported"),
+    (lambda b: b["claims"][1]["published"][0].pop("version"), "needs figure, source, version"),
+    (lambda b: b["claims"][1].update(id=b["claims"][0]["id"]), "ids must differ"),
+    (lambda b: b["claims"][1].update(parts=b["claims"][1]["parts"][-1:]), "at least one control"),
+    (lambda b: b.pop("needs"), "exactly two entries"),
+])
+def test_a_broken_file_is_refused_in_one_sentence(tmp_path, change, said):
+    content = yaml.safe_load((ROOT / "claims.yml").read_text())
+    change(content)
+    file = tmp_path / "claims.yml"
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(claims.ClaimsError, match=said) as caught:
+        claims.load(file)
+    assert "\n" not in str(caught.value)
