@@ -61,7 +61,7 @@ def test_paired_difference_agrees_with_scipy_and_is_narrower_than_unpaired():
     theirs = scipy_stats.bootstrap(
         (y[0], x[0]), lambda y, x, axis: (y - x).mean(axis), paired=True, method="percentile",
         n_resamples=20000, rng=1,
-    ).confidence_interval  # fmt: skip
+    ).confidence_interval
     width = theirs.high - theirs.low
     assert abs(ours.low - theirs.low) < 0.06 * width
     assert abs(ours.high - theirs.high) < 0.06 * width
@@ -145,7 +145,7 @@ def test_four_cells():
     thinking = np.array([1, 0, 1, 0, 0, 1], bool)
     assert stats.four_cells(base, thinking) == {
         "both": 2, "base_only": 1, "thinking_only": 1, "neither": 2,
-    }  # fmt: skip
+    }
     with pytest.raises(ValueError, match="thinking_solved"):
         stats.four_cells(base, thinking[:3])
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.special import gammaln
-from statsmodels.stats.proportion import proportion_confint
+from scipy.stats import binomtest
 
 LEVEL = 0.95
 
@@ -61,7 +61,7 @@ def pass_at_k(n, c, k):
 
 
 def per_problem(correct, ks):
-    """pass@k of every seed and problem: (seeds, problems, samples) bool -> (seeds, problems, ks)."""
+    """pass@k of each seed and problem: (seeds, problems, samples) bool -> (seeds, problems, ks)."""
     correct = np.asarray(correct)
     if correct.ndim != 3:
         raise ValueError(
@@ -110,9 +110,9 @@ def interval(f, *scores, resamples=2000, seed=0):
 
 
 def wilson(successes, n):
-    """Wilson interval of the proportion successes / n (numbers or arrays)."""
-    low, high = proportion_confint(successes, n, alpha=1 - LEVEL, method="wilson")
-    return Interval(np.asarray(successes) / n, low, high)
+    """Wilson interval of the proportion successes / n (two integers)."""
+    low, high = binomtest(int(successes), int(n)).proportion_ci(LEVEL, method="wilson")
+    return Interval(successes / n, low, high)
 
 
 def mean_interval(scores, resamples=2000, seed=0):
@@ -124,12 +124,10 @@ def mean_interval(scores, resamples=2000, seed=0):
     """
     scores = np.asarray(scores, dtype=np.float64)
     value, low, high = interval(lambda m: m, scores, resamples=resamples, seed=seed)
-    flat = (scores.min((0, 1)) == scores.max((0, 1))) & np.isin(value, (0.0, 1.0))
-    problems = scores.shape[1]
-    fallback = wilson(np.round(value * problems), problems)
-    return Interval(
-        value, np.where(flat, fallback.low, low), np.where(flat, fallback.high, high)
-    )
+    lowest, highest, problems = scores.min((0, 1)), scores.max((0, 1)), scores.shape[1]
+    low = np.where(lowest == 1, wilson(problems, problems).low, low)
+    high = np.where(highest == 0, wilson(0, problems).high, high)
+    return Interval(value, low, high)
 
 
 def pass_curve(correct, ks, resamples=2000, seed=0):
