@@ -115,7 +115,7 @@ def check_value(name, value, rule):
     """Raises BadInput unless `value` obeys `rule`, a line of SCHEMA such as "list of float 0..1"."""
     if rule.startswith("list of "):
         if not isinstance(value, list) or not value:
-            raise BadInput(f"{name} is {value!r}; allowed is a {rule} with at least one entry.")
+            raise BadInput(f"{name} is {value!r}; allowed is {_words(rule)}, at least one.")
         for i, entry in enumerate(value):
             check_value(f"{name}[{i}]", entry, rule.removeprefix("list of "))
         return
@@ -132,7 +132,17 @@ def check_value(name, value, rule):
         fits = value in kind.split("|")
     low, _, high = bounds.partition("..")
     if not fits or (low and value < float(low)) or (high and value > float(high)):
-        raise BadInput(f"{name} is {value!r}; allowed is {rule.replace('|', ' or ')}.")
+        raise BadInput(f"{name} is {value!r}; allowed is {_words(rule)}.")
+
+
+def _words(rule):
+    """A rule for people: "list of int 1.." -> "a list of int, each at least 1"."""
+    kind, each = (rule.removeprefix("list of "), ", each") if rule.startswith("list of") else (rule, "")
+    kind, _, bounds = kind.partition(" ")
+    low, _, high = bounds.partition("..")
+    limits = [f"at least {low}"] * bool(low) + [f"at most {high}"] * bool(high)
+    start = "a list of " if each else ""
+    return f"{start}{kind.replace('|', ' or ')}{each} {' and '.join(limits)}".rstrip()
 
 
 def run(main):
@@ -184,7 +194,8 @@ def main():
     parser.add_argument("what", choices=["check"])
     parser.parse_args()
     everything = _read("params.yaml")
-    load()
+    if load()["profile"] == "open":
+        raise BadInput("profile is 'open', which `make open` runs; `dvc repro` runs the others.")
     for profile in PROFILES:
         if profile in everything:
             load(profile)

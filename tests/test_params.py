@@ -1,0 +1,116 @@
+"""params.yaml and its checks: each wrong input gives one sentence that names it and what is allowed."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from locksmith import params
+
+FILE = Path(params.__file__).parents[2] / "params.yaml"
+
+
+@pytest.fixture
+def changed(tmp_path):
+    """Writes params.yaml with one value replaced (path of names) and returns the file."""
+
+    def change(*names, value):
+        values = copy.deepcopy(yaml.safe_load(FILE.read_text()))
+        place = values
+        for name in names[:-1]:
+            place = place[name]
+        place[names[-1]] = value
+        path = tmp_path / "params.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return change
+
+
+def test_every_profile_is_valid():
+    for profile in params.PROFILES:
+        assert params.load(profile, FILE)["profile"] == profile
+
+
+def test_default_profile_is_the_books():
+    assert params.load(None, FILE) == params.load("lab", FILE)
+
+
+def test_checkpoints_default_to_the_profiles_own():
+    assert params.load("lab", FILE)["checkpoints"] == "lab"
+    assert params.load("colab", FILE)["checkpoints"] == "lab"
+
+
+def test_unknown_profile_names_the_known_ones():
+    with pytest.raises(params.BadInput, match="'labb'.*smoke, lab, open, colab, paper"):
+        params.load("labb", FILE)
+
+
+@pytest.mark.parametrize("names, value, sentence", [
+    (["lab", "rl", "stepz"], 3, "lab.rl has an unknown parameter 'stepz'; allowed are .*steps"),
+    (["lab", "sedes"], [0], "lab has an unknown parameter 'sedes'; allowed are .*seeds"),
+    (["lab", "families", "contdown"], {}, "unknown parameter 'contdown'; allowed are countdown, chain"),
+    (["lba"], {}, "unknown entry 'lba'"),
+    (["lab", "rl", "steps"], "many", "lab.rl.steps is 'many'; allowed is int at least 1"),
+    (["lab", "rl", "steps"], 2.0, "lab.rl.steps is 2.0"),
+    (["lab", "rl", "steps"], True, "lab.rl.steps is True"),
+    (["lab", "rl", "steps"], 0, "lab.rl.steps is 0; allowed is int at least 1"),
+    (["lab", "families", "chain", "facts"], 1.01, "lab.families.chain.facts is 1.01; .*at least 0 and at most 1"),
+    (["lab", "families", "chain", "facts"], float("nan"), "lab.families.chain.facts is nan"),
+    (["lab", "seeds"], [], "lab.seeds is .*at least one"),
+    (["lab", "seeds"], [0, -1], r"lab.seeds\[1\] is -1"),
+    (["lab", "seeds"], 3, "lab.seeds is 3; allowed is a list of int, each at least 0"),
+    (["lab", "rl"], None, "lab.rl is None; allowed is a mapping"),
+    (["lab", "checkpoints"], "elsewhere", "lab.checkpoints is 'elsewhere'; allowed is smoke or lab"),
+])
+def test_wrong_values_are_named(changed, names, value, sentence):
+    with pytest.raises(params.BadInput, match=sentence) as raised:
+        path = changed(*names, value=value)
+        params.load("lab", path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_parameter_is_named(changed):
+    values = yaml.safe_load(FILE.read_text())["lab"]["rl"]
+    first = next(iter(values))
+    path = changed("lab", "rl", value={k: v for k, v in values.items() if k != first})
+    with pytest.raises(params.BadInput, match=f"lab.rl lacks {first}"):
+        params.load("lab", path)
+
+
+def test_broken_yaml_is_one_sentence(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("profile: lab\nlab: {seeds: [0\n")
+    with pytest.raises(params.BadInput, match="not valid YAML"):
+        params.load("lab", path)
+    with pytest.raises(params.BadInput, match="cannot be read"):
+        params.load("lab", tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("rule, good, bad", [
+    ("int ..9", [-5, 9], [10, 1.0]),
+    ("float 0..", [0, 3.5], [-0.1, float("inf"), "1"]),
+    ("bool", [True, False], [1, "true"]),
+    ("text", [""], [None, 3]),
+    ("list of int 1..", [[1], [2, 3]], [[], [0], [1.0], 1]),
+])
+def test_rules(rule, good, bad):
+    for value in good:
+        params.check_value("x", value, rule)
+    for value in bad:
+        with pytest.raises(params.BadInput):
+            params.check_value("x", value, rule)
+
+
+def test_command_line(changed):
+    def check(folder):
+        return subprocess.run([sys.executable, "-m", "locksmith.params", "check"], cwd=folder,
+                              capture_output=True, text=True, check=False)
+
+    assert check(FILE.parent).returncode == 0
+    done = check(changed("smoke", "rl", "steps", value="1e-3").parent)
+    assert done.returncode == 2
+    assert done.stderr == "error: smoke.rl.steps is '1e-3'; allowed is int at least 1.\n"
