@@ -10,11 +10,17 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-PINS = {canonicalize_name(name): version for name, version in
-        re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)}
+PINS = {
+    canonicalize_name(name): version
+    for name, version in re.findall(
+        r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M
+    )
+}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-WANTED = [Requirement(line) for line in
-          [*PROJECT["dependencies"], *sum(PROJECT["optional-dependencies"].values(), [])]]
+WANTED = [
+    Requirement(line)
+    for line in [*PROJECT["dependencies"], *sum(PROJECT["optional-dependencies"].values(), [])]
+]
 
 
 def test_every_requirement_is_pinned_within_its_range():

@@ -1,4 +1,4 @@
-"""params.yaml and its checks: each wrong input gives one sentence that names it and what is allowed."""
+"""params.yaml and its checks: wrong input gives one sentence naming it and what is allowed."""
 
 import copy
 import subprocess
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from locksmith import params
 
 FILE = Path(params.__file__).parents[2] / "params.yaml"
@@ -49,23 +48,38 @@ def test_unknown_profile_names_the_known_ones():
         params.load("labb", FILE)
 
 
-@pytest.mark.parametrize("names, value, sentence", [
-    (["lab", "rl", "stepz"], 3, "lab.rl has an unknown parameter 'stepz'; allowed are .*steps"),
-    (["lab", "sedes"], [0], "lab has an unknown parameter 'sedes'; allowed are .*seeds"),
-    (["lab", "families", "contdown"], {}, "unknown parameter 'contdown'; allowed are countdown, chain"),
-    (["lba"], {}, "unknown entry 'lba'"),
-    (["lab", "rl", "steps"], "many", "lab.rl.steps is 'many'; allowed is int at least 1"),
-    (["lab", "rl", "steps"], 2.0, "lab.rl.steps is 2.0"),
-    (["lab", "rl", "steps"], True, "lab.rl.steps is True"),
-    (["lab", "rl", "steps"], 0, "lab.rl.steps is 0; allowed is int at least 1"),
-    (["lab", "families", "chain", "facts"], 1.01, "lab.families.chain.facts is 1.01; .*at least 0 and at most 1"),
-    (["lab", "families", "chain", "facts"], float("nan"), "lab.families.chain.facts is nan"),
-    (["lab", "seeds"], [], "lab.seeds is .*at least one"),
-    (["lab", "seeds"], [0, -1], r"lab.seeds\[1\] is -1"),
-    (["lab", "seeds"], 3, "lab.seeds is 3; allowed is a list of int, each at least 0"),
-    (["lab", "rl"], None, "lab.rl is None; allowed is a mapping"),
-    (["lab", "checkpoints"], "elsewhere", "lab.checkpoints is 'elsewhere'; allowed is smoke or lab"),
-])
+@pytest.mark.parametrize(
+    "names, value, sentence",
+    [
+        (["lab", "rl", "stepz"], 3, "lab.rl has an unknown parameter 'stepz'; allowed are .*steps"),
+        (["lab", "sedes"], [0], "lab has an unknown parameter 'sedes'; allowed are .*seeds"),
+        (
+            ["lab", "families", "contdown"],
+            {},
+            "unknown parameter 'contdown'; allowed are countdown, chain",
+        ),
+        (["lba"], {}, "unknown entry 'lba'"),
+        (["lab", "rl", "steps"], "many", "lab.rl.steps is 'many'; allowed is int at least 1"),
+        (["lab", "rl", "steps"], 2.0, "lab.rl.steps is 2.0"),
+        (["lab", "rl", "steps"], True, "lab.rl.steps is True"),
+        (["lab", "rl", "steps"], 0, "lab.rl.steps is 0; allowed is int at least 1"),
+        (
+            ["lab", "families", "chain", "facts"],
+            1.01,
+            "lab.families.chain.facts is 1.01; .*at least 0 and at most 1",
+        ),
+        (["lab", "families", "chain", "facts"], float("nan"), "lab.families.chain.facts is nan"),
+        (["lab", "seeds"], [], "lab.seeds is .*at least one"),
+        (["lab", "seeds"], [0, -1], r"lab.seeds\[1\] is -1"),
+        (["lab", "seeds"], 3, "lab.seeds is 3; allowed is a list of int, each at least 0"),
+        (["lab", "rl"], None, "lab.rl is None; allowed is a mapping"),
+        (
+            ["lab", "checkpoints"],
+            "elsewhere",
+            "lab.checkpoints is 'elsewhere'; allowed is smoke or lab",
+        ),
+    ],
+)
 def test_wrong_values_are_named(changed, names, value, sentence):
     with pytest.raises(params.BadInput, match=sentence) as raised:
         path = changed(*names, value=value)
@@ -90,13 +104,16 @@ def test_broken_yaml_is_one_sentence(tmp_path):
         params.load("lab", tmp_path / "absent.yaml")
 
 
-@pytest.mark.parametrize("rule, good, bad", [
-    ("int ..9", [-5, 9], [10, 1.0]),
-    ("float 0..", [0, 3.5], [-0.1, float("inf"), "1"]),
-    ("bool", [True, False], [1, "true"]),
-    ("text", [""], [None, 3]),
-    ("list of int 1..", [[1], [2, 3]], [[], [0], [1.0], 1]),
-])
+@pytest.mark.parametrize(
+    "rule, good, bad",
+    [
+        ("int ..9", [-5, 9], [10, 1.0]),
+        ("float 0..", [0, 3.5], [-0.1, float("inf"), "1"]),
+        ("bool", [True, False], [1, "true"]),
+        ("text", [""], [None, 3]),
+        ("list of int 1..", [[1], [2, 3]], [[], [0], [1.0], 1]),
+    ],
+)
 def test_rules(rule, good, bad):
     for value in good:
         params.check_value("x", value, rule)
@@ -107,8 +124,13 @@ def test_rules(rule, good, bad):
 
 def test_command_line(changed):
     def check(folder):
-        return subprocess.run([sys.executable, "-m", "locksmith.params", "check"], cwd=folder,
-                              capture_output=True, text=True, check=False)
+        return subprocess.run(
+            [sys.executable, "-m", "locksmith.params", "check"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     assert check(FILE.parent).returncode == 0
     done = check(changed("smoke", "rl", "steps", value="1e-3").parent)

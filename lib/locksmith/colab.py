@@ -13,7 +13,7 @@ import yaml
 from locksmith import params
 
 # The runtime's own torch, numpy and pandas stay: pyproject.toml asks for ranges, no constraints.
-CELL = '''\
+CELL = """\
 # Makes a bare Colab runtime ready for this chapter; anywhere else it costs nothing.
 import os
 import subprocess
@@ -31,7 +31,7 @@ if "google.colab" in sys.modules:
 
     colab.prepare("{chapter}")
 elif os.path.basename(os.getcwd()) == "chapters":
-    os.chdir("..")'''
+    os.chdir("..")"""
 
 
 def cell(chapter, config="_config.yml"):

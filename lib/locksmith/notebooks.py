@@ -1,9 +1,9 @@
 """Chapters: executing one into build/notebooks/<profile>/, and checking them as they stand in git.
 
 papermill passes misspelt names and wrong types on in silence, and its output differs from run to
-run. So parameters are checked first against params.yaml and the chapter's parameters cell, and the
-executed copy is normalised (no times, paths or random ids; the injected cell hidden) before it takes
-its name: the same run gives the same bytes, and a failed one leaves nothing.
+run. So parameters are checked first, and the executed copy is normalised (no times, paths or random
+ids; the injected cell hidden) before it takes its name: the same run gives the same bytes, and a
+failed one leaves nothing.
 """
 
 import argparse
@@ -69,32 +69,42 @@ def parameters(notebook, profile):
     key = params.chapter_key(number(notebook))
     chapters = params.load(profile).get("chapters", {})
     if key not in chapters:
-        raise params.BadInput(f"Profile {profile} has no parameters for {notebook} ({profile}.chapters.{key}).")
+        raise params.BadInput(
+            f"Profile {profile} has no parameters for {notebook} ({profile}.chapters.{key})."
+        )
     values = {"profile": profile, **chapters[key]}
     for name, value in values.items():
         if name not in defaults:
-            raise params.BadInput(f"{notebook} has no parameter {name!r}; it has {', '.join(defaults)}.")
+            raise params.BadInput(
+                f"{notebook} has no parameter {name!r}; it has {', '.join(defaults)}."
+            )
         default = defaults[name]
         number_for_float = type(default) is float and type(value) is int
         if default is not None and type(value) is not type(default) and not number_for_float:
-            raise params.BadInput(f"Parameter {name} of {notebook} is {value!r}; "
-                                  f"allowed is a value of type {type(default).__name__}.")
+            raise params.BadInput(
+                f"Parameter {name} of {notebook} is {value!r}; "
+                f"allowed is a value of type {type(default).__name__}."
+            )
     return values
 
 
 def complaints(notebook):
-    """What is wrong with a chapter as it stands in git: a list of sentences, empty if nothing is."""
+    """What is wrong with a chapter as it stands in git: a list of sentences, or an empty one."""
     nb = _read(notebook)
     code = [(i, c) for i, c in enumerate(nb.cells) if c.cell_type == "code"]
     found = []
     for i, cell in code:
         if cell.outputs or cell.execution_count is not None:
-            found.append(f"{notebook}: cell {i} carries outputs (nbstripout {notebook} removes them).")
+            found.append(
+                f"{notebook}: cell {i} carries outputs (nbstripout {notebook} removes them)."
+            )
         if len(cell.source.splitlines()) > LONGEST_CELL:
             found.append(f"{notebook}: cell {i} has more than {LONGEST_CELL} lines.")
     first = code[0][1] if code else None
     if first is None or first.source != colab.cell(Path(notebook).stem):
-        found.append(f"{notebook}: the first code cell is not Colab's (python -m locksmith.colab writes it).")
+        found.append(
+            f"{notebook}: the first code cell is not Colab's (python -m locksmith.colab writes it)."
+        )
     try:
         defaults = _defaults(nb, notebook)
         page = parameters(notebook, "lab")
@@ -102,7 +112,10 @@ def complaints(notebook):
         return [*found, str(error)]
     for name, value in page.items():
         if defaults[name] != value:
-            found.append(f"{notebook}: {name} defaults to {defaults[name]!r}, the page was made with {value!r}.")
+            found.append(
+                f"{notebook}: {name} defaults to {defaults[name]!r}, "
+                f"the page was made with {value!r}."
+            )
     return found
 
 
@@ -119,15 +132,22 @@ def _defaults(nb, notebook):
     """{name: value} of the parameters cell, which holds one literal assignment a line."""
     cells = [c for c in nb.cells if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1:
-        raise params.BadInput(f"{notebook} has {len(cells)} cells tagged parameters; allowed is one.")
+        raise params.BadInput(
+            f"{notebook} has {len(cells)} cells tagged parameters; allowed is one."
+        )
     try:
-        return {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(cells[0].source).body}
+        return {
+            line.targets[0].id: ast.literal_eval(line.value)
+            for line in ast.parse(cells[0].source).body
+        }
     except (SyntaxError, ValueError, AttributeError):
-        raise params.BadInput(f"The parameters cell of {notebook} may hold nothing but `name = literal`.") from None
+        raise params.BadInput(
+            f"The parameters cell of {notebook} may hold nothing but `name = literal`."
+        ) from None
 
 
 def _normalise(nb):
-    """Takes out what differs between two runs of the same notebook; returns what it put on stderr."""
+    """Takes out what differs between two runs of a notebook; returns what it put on stderr."""
     chatter = []
     nb.metadata.pop("papermill", None)
     nb.metadata.get("language_info", {}).pop("version", None)
@@ -154,7 +174,9 @@ def _remove_results(notebook, profile):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m locksmith.notebooks", description="Runs or checks chapters.")
+    parser = argparse.ArgumentParser(
+        prog="python -m locksmith.notebooks", description="Runs or checks chapters."
+    )
     commands = parser.add_subparsers(dest="what", required=True)
     one = commands.add_parser("run", help=run.__doc__.splitlines()[0])
     one.add_argument("notebook")
@@ -162,7 +184,11 @@ def main():
     commands.add_parser("check", help="Checks chapters/ as they stand.")
     args = parser.parse_args()
     if args.what == "check":
-        found = [line for notebook in sorted(Path("chapters").glob("*.ipynb")) for line in complaints(notebook)]
+        found = [
+            line
+            for notebook in sorted(Path("chapters").glob("*.ipynb"))
+            for line in complaints(notebook)
+        ]
         print("\n".join(found) or "chapters/ is clean")
         return int(bool(found))
     try:

@@ -4,8 +4,8 @@
     lab: {seeds: [0, 1, 2], model: {...}, families: {...}, ..., chapters: {ch02: {...}}}
 
 A profile states a section completely or leaves it out: one that trains nothing has no `pretrain`,
-and names in `checkpoints` the profile whose checkpoints it reads. `python -m locksmith.params check`
-checks every profile. A new parameter is a line in SCHEMA and a line in params.yaml.
+and names in `checkpoints` the profile whose checkpoints it reads. `python -m locksmith.params
+check` checks every profile. A new parameter is a line in SCHEMA and a line in params.yaml.
 """
 
 import argparse
@@ -69,6 +69,7 @@ SCHEMA = {
         "samples": "int 2..",
         "lr": "float 0..1",
         "max_new_tokens": "int 1..",
+        "micro_tokens": "int 32..",
     },
     "chapters": {
         "ch00": {},
@@ -112,7 +113,7 @@ def chapter_key(chapter):
 
 
 def check_value(name, value, rule):
-    """Raises BadInput unless `value` obeys `rule`, a line of SCHEMA such as "list of float 0..1"."""
+    """Raises BadInput unless `value` obeys `rule`, a line of SCHEMA ("list of float 0..1")."""
     if rule.startswith("list of "):
         if not isinstance(value, list) or not value:
             raise BadInput(f"{name} is {value!r}; allowed is {_words(rule)}, at least one.")
@@ -137,7 +138,9 @@ def check_value(name, value, rule):
 
 def _words(rule):
     """A rule for people: "list of int 1.." -> "a list of int, each at least 1"."""
-    kind, each = (rule.removeprefix("list of "), ", each") if rule.startswith("list of") else (rule, "")
+    kind, each = (
+        (rule.removeprefix("list of "), ", each") if rule.startswith("list of") else (rule, "")
+    )
     kind, _, bounds = kind.partition(" ")
     low, _, high = bounds.partition("..")
     limits = [f"at least {low}"] * bool(low) + [f"at most {high}"] * bool(high)
@@ -158,7 +161,9 @@ def _read(path):
     try:
         everything = yaml.safe_load(Path(path).read_text())
     except OSError as error:
-        raise BadInput(f"{path} cannot be read ({error.strerror}); run from the book's root.") from None
+        raise BadInput(
+            f"{path} cannot be read ({error.strerror}); run from the book's root."
+        ) from None
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where else ""
@@ -167,8 +172,9 @@ def _read(path):
         raise BadInput(f"{path} has no `profile`, the name of the profile to run.")
     for name in everything:
         if name != "profile" and name not in PROFILES:
-            raise BadInput(f"{path} has an unknown entry {name!r}; allowed are profile, "
-                           f"{', '.join(PROFILES)}.")
+            raise BadInput(
+                f"{path} has an unknown entry {name!r}; allowed are profile, {', '.join(PROFILES)}."
+            )
     return everything
 
 
@@ -177,8 +183,10 @@ def _check_section(name, values, schema, complete=True):
         raise BadInput(f"{name} is {values!r}; allowed is a mapping with {', '.join(schema)}.")
     for key, value in values.items():
         if key not in schema:
-            raise BadInput(f"{name} has an unknown parameter {key!r}; "
-                           f"allowed are {', '.join(schema) or 'none'}.")
+            raise BadInput(
+                f"{name} has an unknown parameter {key!r}; "
+                f"allowed are {', '.join(schema) or 'none'}."
+            )
         if isinstance(schema[key], dict):
             # Families and chapters may be left out one by one; any other section is complete.
             _check_section(f"{name}.{key}", value, schema[key], key not in ("families", "chapters"))
@@ -190,7 +198,9 @@ def _check_section(name, values, schema, complete=True):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m locksmith.params", description="Checks params.yaml.")
+    parser = argparse.ArgumentParser(
+        prog="python -m locksmith.params", description="Checks params.yaml."
+    )
     parser.add_argument("what", choices=["check"])
     parser.parse_args()
     everything = _read("params.yaml")

@@ -73,9 +73,13 @@ def provenance(profile, chapter, checkpoints=()):
         "parameters": values,
         "seeds": values["seeds"],
         "claims_sha256": sha256(claims) if claims.exists() else None,
-        "checkpoints": {Path(d).as_posix(): _weights_hash(Path(d)) for d in sorted(map(str, checkpoints))},
-        "versions": {"python": ".".join(platform.python_version_tuple()[:2]),
-                     **{name: importlib.metadata.version(name) for name in PACKAGES}},
+        "checkpoints": {
+            Path(d).as_posix(): _weights_hash(Path(d)) for d in sorted(map(str, checkpoints))
+        },
+        "versions": {
+            "python": ".".join(platform.python_version_tuple()[:2]),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
     }
 
 
@@ -89,11 +93,20 @@ def facts():
         record = _load(path)
         branch = metrics.setdefault(record["profile"], {}).setdefault(record["chapter"], {})
         for fact in record["facts"]:
-            rows.append({"profile": record["profile"], "chapter": record["chapter"], **fact,
-                         "seeds": " ".join(map(str, fact["seeds"])), "source": path.as_posix()})
+            rows.append(
+                {
+                    "profile": record["profile"],
+                    "chapter": record["chapter"],
+                    **fact,
+                    "seeds": " ".join(map(str, fact["seeds"])),
+                    "source": path.as_posix(),
+                }
+            )
             model = branch.setdefault(fact["family"], {}).setdefault(fact["model"], {})
             model[fact["quantity"]] = fact["value"]
-    rows.sort(key=lambda row: [row[key] for key in ("profile", "chapter", "family", "model", "quantity")])
+    rows.sort(
+        key=lambda row: [row[key] for key in ("profile", "chapter", "family", "model", "quantity")]
+    )
     table = io.StringIO()
     writer = csv.DictWriter(table, ["profile", "chapter", *FACT, "source"], lineterminator="\n")
     writer.writeheader()
@@ -129,7 +142,9 @@ def sha256(path):
 def _weights_hash(folder):
     weights = folder / "model.safetensors"
     if not weights.exists():
-        raise params.BadInput(f"Checkpoint {folder} has no model.safetensors; `dvc pull` brings it.")
+        raise params.BadInput(
+            f"Checkpoint {folder} has no model.safetensors; `dvc pull` brings it."
+        )
     return sha256(weights)
 
 
@@ -139,10 +154,14 @@ def _load(path):
     except FileNotFoundError:
         raise params.BadInput(f"{path} does not exist; `dvc repro` makes it.") from None
     except ValueError:
-        raise params.BadInput(f"{path} is not whole (not valid JSON); delete it and run `dvc repro`.") from None
+        raise params.BadInput(
+            f"{path} is not whole (not valid JSON); delete it and run `dvc repro`."
+        ) from None
     lacking = {"profile", "chapter", "provenance", "facts", "extra"} - set(record)
     if lacking:
-        raise params.BadInput(f"{path} lacks {', '.join(sorted(lacking))}; delete it and run `dvc repro`.")
+        raise params.BadInput(
+            f"{path} lacks {', '.join(sorted(lacking))}; delete it and run `dvc repro`."
+        )
     return record
 
 
@@ -150,7 +169,9 @@ def _check(fact):
     name = "Fact " + " / ".join(str(fact.get(key)) for key in ("family", "model", "quantity"))
     unknown, missing = set(fact) - set(FACT), set(FACT) - set(fact)
     if unknown:
-        raise params.BadInput(f"{name} has unknown keys {', '.join(sorted(unknown))}; allowed are {', '.join(FACT)}.")
+        raise params.BadInput(
+            f"{name} has unknown keys {', '.join(sorted(unknown))}; allowed are {', '.join(FACT)}."
+        )
     if missing:
         raise params.BadInput(f"{name} lacks {', '.join(sorted(missing))}.")
     for key in ("value", "low", "high", "n_problems", "n_samples"):

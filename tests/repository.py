@@ -1,0 +1,47 @@
+"""A copy of this repository as a clone would be, for tests that run the pipeline or clone it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def copy(target):
+    """Copies what git tracks (and would track) into target and commits it there on branch main."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.splitlines()
+    for name in listed:
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target / name)
+    for command in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-q", "-m", "copy"]):
+        git(target, *command)
+    return target
+
+
+def git(folder, *command):
+    """Runs git there as a nobody, so that no configuration of the machine is needed."""
+    nobody = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    return subprocess.run(
+        ["git", *nobody, *command], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout
+
+
+def environment(folder):
+    """Variables under which `python` and `dvc` are those of this run, locksmith the copy's."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {
+        **os.environ,
+        "PATH": path,
+        "PYTHONPATH": str(folder / "lib"),
+        "OMP_NUM_THREADS": "1",
+        "DVC_NO_ANALYTICS": "1",
+    }

@@ -1,0 +1,132 @@
+"""Each chapter's first cell, run as on a bare Colab: a stand-in google.colab, a local clone."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import types
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from locksmith import colab, params
+from repository import ROOT, copy
+
+CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
+
+
+def first_cell(chapter):
+    return next(c for c in nbformat.read(chapter, as_version=4).cells if c.cell_type == "code")
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=[c.stem for c in CHAPTERS])
+def test_address_is_the_configurations(chapter):
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]
+    cell = first_cell(chapter)
+    assert {"colab", "hide-input"} <= set(cell.metadata.tags)
+    assert f'"{config["url"]}"' in cell.source and f'"-b", "{config["branch"]}"' in cell.source
+    assert cell.source == colab.cell(chapter.stem, ROOT / "_config.yml")
+
+
+def test_nothing_happens_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("ran a command"))
+    exec(first_cell(CHAPTERS[0]).source, {})
+    assert Path.cwd() == tmp_path
+    (tmp_path / "chapters").mkdir()
+    monkeypatch.chdir(tmp_path / "chapters")
+    exec(first_cell(CHAPTERS[0]).source, {})
+    assert Path.cwd() == tmp_path  # local Jupyter starts in chapters/, papermill in the root
+
+
+def test_a_forks_address_reaches_every_chapter(tmp_path, monkeypatch):
+    book = copy(tmp_path)
+    monkeypatch.chdir(book)
+    config = (book / "_config.yml").read_text()
+    old = yaml.safe_load(config)["repository"]["url"]
+    (book / "_config.yml").write_text(config.replace(old, "https://example.org/fork"))
+    colab.main()
+    for chapter in (book / "chapters").glob("*.ipynb"):
+        assert 'address = "https://example.org/fork"' in first_cell(chapter).source
+    once = [p.read_bytes() for p in sorted(book.glob("chapters/*.ipynb"))]
+    colab.main()
+    assert [p.read_bytes() for p in sorted(book.glob("chapters/*.ipynb"))] == once
+
+
+def test_a_chapter_needs_what_its_stage_reads(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert colab.needs("verdict") == []
+    assert set(colab.needs("02_base_model_sampling")) >= {
+        "checkpoints/lab/countdown/base",
+        "checkpoints/lab/chain/rl",
+    }
+    with pytest.raises(params.BadInput, match="no stage for chapter '99_absent'"):
+        colab.needs("99_absent")
+
+
+def test_profile_follows_the_hardware(monkeypatch, capsys):
+    import torch
+
+    monkeypatch.chdir(ROOT)
+    page = {"profile": "lab"}
+    colab.adapt(page, "02")
+    assert page == {"profile": "lab"}  # not on Colab
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    colab.adapt(page, "02")
+    assert page == {"profile": "lab"}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    mine = {"profile": "paper"}
+    colab.adapt(mine, "02")
+    assert mine == {"profile": "paper"}  # chosen by the reader
+    colab.adapt(page, "02")
+    assert page == {**params.load("colab")["chapters"]["ch02"], "profile": "colab"}
+    assert "profile colab" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=[c.stem for c in CHAPTERS])
+def test_cell_makes_a_bare_runtime_ready(chapter, tmp_path):
+    """A new environment with torch and the rest preinstalled, but not locksmith."""
+    if not (ROOT / "dvc.lock").exists() and chapter.stem != "verdict":
+        pytest.skip("no versioned checkpoints yet")
+    (tmp_path / "origin").mkdir()
+    origin = copy(tmp_path / "origin")
+    runtime, content = tmp_path / "runtime", tmp_path / "content"
+    subprocess.run([sys.executable, "-m", "venv", runtime], check=True)
+    python = runtime / "bin" / "python"
+    site = next(runtime.glob("lib/python*/site-packages"))
+    (site / "preinstalled.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    (site / "google").mkdir()
+    (site / "google" / "colab.py").touch()
+    content.mkdir()
+    script = "\n".join(
+        [
+            "import google.colab, torch",
+            "before = torch.__version__, torch.__file__",
+            first_cell(chapter).source,
+            "import importlib.metadata, locksmith",
+            "from pathlib import Path",
+            "assert (torch.__version__, torch.__file__) == before",
+            "assert Path(locksmith.__file__).is_relative_to(Path.cwd()), locksmith.__file__",
+            "assert Path.cwd().name == 'book'",
+            "print(*sorted(str(p) for p in Path('checkpoints').glob('*/*/*')))",
+        ]
+    )
+    variables = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    done = subprocess.run(
+        [python, "-c", script],
+        cwd=content,
+        capture_output=True,
+        text=True,
+        env={**variables, "LOCKSMITH_REPO": str(origin)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    wanted = [
+        n for n in colab.needs(chapter.stem, ROOT / "dvc.yaml") if n.startswith("checkpoints")
+    ]
+    assert done.stdout.split() == sorted(wanted)
+    # Nothing that the runtime had was installed again.
+    installed = {p.name.split("-")[0] for p in site.glob("*.dist-info")}
+    assert installed == {"pip", "setuptools", "locksmith"} or installed == {"pip", "locksmith"}

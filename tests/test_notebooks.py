@@ -1,0 +1,190 @@
+"""Chapters as git has them; their runner: strict parameters, same bytes, nothing half-written."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from locksmith import notebooks, params
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+ROOT = Path(__file__).resolve().parents[1]
+CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
+OUTPUT = Path("build/notebooks/smoke/02_toy.ipynb")
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """A book of one toy chapter; returns a function that writes it and its parameters."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(params.SCHEMA["chapters"], "ch02", {"n": "int 1..", "share": "float 0..1"})
+    (tmp_path / "chapters").mkdir()
+
+    def write(*code, values=None, cell='profile = "lab"\nn = 3\nshare = 0.5'):
+        values = {"n": 4, "share": 1} if values is None else values
+        entry = {"seeds": [0], "chapters": {"ch02": values}}
+        Path("params.yaml").write_text(yaml.safe_dump({"profile": "smoke", "smoke": entry}))
+        cells = [
+            new_markdown_cell("# Toy"),
+            new_code_cell(cell, metadata={"tags": ["parameters"]}),
+            *map(new_code_cell, code),
+        ]
+        nb = new_notebook(cells=cells)
+        nb.metadata["kernelspec"] = {
+            "name": "python3",
+            "display_name": "Python 3",
+            "language": "python",
+        }
+        nbformat.write(nb, "chapters/02_toy.ipynb")
+        return Path("chapters/02_toy.ipynb")
+
+    return write
+
+
+WRITES = (
+    "from pathlib import Path\nPath('results/smoke/figures').mkdir(parents=True, exist_ok=True)\n"
+    "Path('results/smoke/02.json').write_text('{}')\n"
+    "Path('results/smoke/figures/02_a.png').write_text('x')\n"
+    "Path('results/smoke/figures/00_b.png').write_text('x');"
+)
+
+
+def test_run_gives_the_profiles_values_and_the_same_bytes_again(toy):
+    chapter = toy("import warnings; warnings.warn('mind the gap')\nprint(profile, n, share)")
+    source = chapter.read_bytes()
+    assert notebooks.run(chapter, "smoke") == OUTPUT
+    first = OUTPUT.read_bytes()
+    nb = nbformat.read(OUTPUT, as_version=4)
+    assert "".join(o.text for o in nb.cells[-1].outputs) == "smoke 4 1\n"
+    injected = [c for c in nb.cells if "injected-parameters" in c.metadata.get("tags", [])]
+    assert len(injected) == 1 and "remove-cell" in injected[0].metadata["tags"]
+    notebooks.run(chapter, "smoke")
+    assert OUTPUT.read_bytes() == first
+    assert chapter.read_bytes() == source
+    assert str(Path.cwd()) not in first.decode() and "UserWarning" not in first.decode()
+    assert [p.name for p in OUTPUT.parent.iterdir()] == [OUTPUT.name]
+
+
+def test_a_failing_cell_leaves_nothing_of_this_chapter(toy):
+    chapter = toy("print(1)")
+    notebooks.run(chapter, "smoke")
+    chapter = toy(WRITES, "raise KeyError('no such\\nmodel')")
+    with pytest.raises(
+        notebooks.ChapterFailed, match="02_toy.ipynb failed in cell 4: KeyError: .no such"
+    ):
+        notebooks.run(chapter, "smoke")
+    left = {
+        p.as_posix()
+        for p in [*Path("build").rglob("*"), *Path("results").rglob("*")]
+        if p.is_file()
+    }
+    assert left == {"results/smoke/figures/00_b.png"}
+
+
+@pytest.mark.parametrize(
+    "values, cell, sentence",
+    [
+        ({"n": 4, "share": 1, "m": 2}, None, "unknown parameter 'm'"),
+        ({"n": "4", "share": 1}, None, "smoke.chapters.ch02.n is '4'; allowed is int at least 1"),
+        ({"n": 0, "share": 1}, None, "smoke.chapters.ch02.n is 0"),
+        ({"n": 4, "share": 1.5}, None, "share is 1.5"),
+        ({"n": 4}, None, "lacks share"),
+        (
+            {"n": 4, "share": 1},
+            'profile = "lab"\nshare = 0.5',
+            "has no parameter 'n'; it has profile, share",
+        ),
+        (
+            {"n": 4, "share": 1},
+            'profile = "lab"\nn = "3"\nshare = 0.5',
+            "n of .* is 4; .* type str",
+        ),
+        ({"n": 4, "share": 1}, "import os\nn = 3", "may hold nothing but"),
+    ],
+)
+def test_wrong_parameters_stop_before_a_cell_runs(toy, values, cell, sentence):
+    chapter = toy(WRITES, values=values, **({"cell": cell} if cell else {}))
+    with pytest.raises(params.BadInput, match=sentence) as raised:
+        notebooks.run(chapter, "smoke")
+    assert "\n" not in str(raised.value)
+    assert not Path("build").exists() and not Path("results").exists()
+
+
+def test_command_line_says_it_in_one_sentence(toy):
+    toy("1 / 0")
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "locksmith.notebooks", "run", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    done = run("chapters/02_toy.ipynb", "--profile", "smok")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: Unknown profile 'smok'; params.yaml has smoke.\n",
+    )
+    done = run("chapters/03_absent.ipynb", "--profile", "smoke")
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "error: chapters/03_absent.ipynb cannot be read (No such file or directory).\n"
+    )
+    Path("chapters/02_toy.ipynb").write_text('{"cells": [')
+    done = run("chapters/02_toy.ipynb", "--profile", "smoke")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: chapters/02_toy.ipynb is not a notebook.\n",
+    )
+
+
+def test_a_killed_run_leaves_no_executed_copy(toy):
+    chapter = toy(
+        "from pathlib import Path\nPath('started').touch()\nimport time; time.sleep(60)", values={}
+    )
+    params_file = Path("params.yaml")
+    params_file.write_text(params_file.read_text().replace("ch02", "ch00"))
+    chapter = chapter.rename("chapters/00_toy.ipynb")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "locksmith.notebooks", "run", str(chapter), "--profile", "smoke"],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(600):
+            if Path("started").exists() or process.poll() is not None:
+                break
+            time.sleep(0.1)
+    finally:
+        process.kill()
+        process.wait()
+    assert Path("started").exists()
+    assert not list(Path("build/notebooks/smoke").glob("[!.]*"))
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=[c.stem for c in CHAPTERS])
+def test_chapters_stand_clean(chapter, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert notebooks.complaints(chapter.relative_to(ROOT)) == []
+
+
+def test_complaints_find_what_is_wrong(toy, monkeypatch):
+    chapter = toy("\n".join(["x = 1"] * 26))
+    Path("_config.yml").write_text("repository: {url: https://example.org/book, branch: main}")
+    nb = nbformat.read(chapter, as_version=4)
+    nb.cells[1].execution_count = 1
+    nbformat.write(nb, chapter)
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    Path("params.yaml").write_text(yaml.safe_dump({**values, "lab": values["smoke"]}))
+    found = " ".join(notebooks.complaints(chapter))
+    for sentence in (
+        "cell 1 carries outputs",
+        "cell 2 has more than 25 lines",
+        "first code cell is not Colab's",
+        "n defaults to 3, the page was made with 4",
+    ):
+        assert sentence in found

@@ -1,0 +1,174 @@
+"""results/: whole files, refused NaN, provenance that can be recomputed, one tidy table."""
+
+import csv
+import hashlib
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from locksmith import params, results
+
+ROOT = Path(__file__).resolve().parents[1]
+FACT = {
+    "family": "chain",
+    "model": "base",
+    "quantity": "pass@1",
+    "value": 0.25,
+    "low": 0.2,
+    "high": 0.3,
+    "n_problems": 10,
+    "n_samples": 4,
+    "seeds": [0, 1],
+}
+
+
+@pytest.fixture
+def book(tmp_path, monkeypatch):
+    """An empty book: parameters and claims, no results."""
+    for name in ("params.yaml", "claims.yml"):
+        shutil.copy(ROOT / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_what_is_written_is_read(book):
+    extra = {"curve": [{"k": 1, "value": np.float32(0.5)}], "counts": np.arange(3)}
+    path = results.write("smoke", "02", [{**FACT, "value": np.float64(0.25)}], extra=extra)
+    record = results.read("smoke", "02")
+    assert path == Path("results/smoke/02.json")
+    assert record["facts"] == [FACT]
+    assert record["extra"] == {"curve": [{"k": 1, "value": 0.5}], "counts": [0, 1, 2]}
+
+
+def test_provenance_is_what_it_says(book):
+    weights = book / "checkpoints/smoke/chain/base/seed0/model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"weights")
+    folder = weights.parent.relative_to(book)
+    results.write("smoke", "02", [FACT], checkpoints=[folder])
+    made = results.read("smoke", "02")["provenance"]
+    assert made["claims_sha256"] == hashlib.sha256((ROOT / "claims.yml").read_bytes()).hexdigest()
+    assert made["checkpoints"] == {str(folder): hashlib.sha256(b"weights").hexdigest()}
+    assert made["parameters"]["rl"] == params.load("smoke")["rl"]
+    assert made["parameters"]["chapter"] == params.load("smoke")["chapters"]["ch02"]
+    assert made["seeds"] == params.load("smoke")["seeds"]
+    assert set(made["versions"]) == {"python", "torch", "transformers", "numpy", "scipy"}
+
+
+def test_same_run_same_bytes_and_nothing_of_the_machine(book):
+    first = results.write("smoke", "02", [FACT], extra={"b": 1, "a": 2}).read_bytes()
+    assert results.write("smoke", "02", [FACT], extra={"b": 1, "a": 2}).read_bytes() == first
+    assert str(book) not in first.decode()
+
+
+def test_missing_weights_are_named(book):
+    (book / "empty").mkdir()
+    with pytest.raises(params.BadInput, match="empty has no model.safetensors"):
+        results.write("smoke", "02", [FACT], checkpoints=["empty"])
+    assert not (book / "results/smoke/02.json").exists()
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"value": math.nan}, "chain / base / pass@1: value is nan"),
+        ({"high": np.inf}, "high is .*inf"),
+        ({"value": None}, "value is None"),
+        ({"value": "0.3"}, "value is '0.3'"),
+        ({"colour": "red"}, "unknown keys colour; allowed are family"),
+    ],
+)
+def test_bad_facts_are_refused_and_the_old_file_stays(book, change, sentence):
+    old = results.write("smoke", "02", [FACT]).read_bytes()
+    with pytest.raises(params.BadInput, match=sentence):
+        results.write("smoke", "02", [{**FACT, **change}])
+    assert (book / "results/smoke/02.json").read_bytes() == old
+    assert [p.name for p in (book / "results/smoke").iterdir()] == ["02.json"]
+
+
+def test_missing_keys_duplicates_and_nan_in_extra_are_refused(book):
+    with pytest.raises(params.BadInput, match="lacks seeds"):
+        results.write("smoke", "02", [{k: v for k, v in FACT.items() if k != "seeds"}])
+    with pytest.raises(params.BadInput, match="chain / base / pass@1 stands twice"):
+        results.write("smoke", "02", [FACT, {**FACT, "value": 0.5}])
+    with pytest.raises(params.BadInput, match="NaN or infinity in `extra`"):
+        results.write("smoke", "02", [FACT], extra={"curve": [0.1, math.nan]})
+    assert not list(book.glob("results/**/*.*"))
+
+
+def test_a_file_that_is_not_whole_is_named(book):
+    with pytest.raises(params.BadInput, match="results/smoke/02.json does not exist"):
+        results.read("smoke", "02")
+    path = results.write("smoke", "02", [FACT])
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(params.BadInput, match="02.json is not whole .* delete it and run"):
+        results.read("smoke", "02")
+    with pytest.raises(params.BadInput, match="02.json is not whole"):
+        results.facts()
+    path.write_text("{}")
+    with pytest.raises(params.BadInput, match="02.json lacks"):
+        results.read("smoke", "02")
+
+
+def test_a_write_that_dies_leaves_the_old_file(book, monkeypatch):
+    old = results.write("smoke", "02", [FACT]).read_bytes()
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        results.write("smoke", "02", [{**FACT, "value": 0.5}])
+    assert (book / "results/smoke/02.json").read_bytes() == old
+    assert [p.name for p in (book / "results/smoke").iterdir()] == ["02.json"]
+
+
+def test_facts_table(book):
+    results.write(
+        "smoke", "02", [FACT, {**FACT, "quantity": "backtracks", "low": None, "high": None}]
+    )
+    results.write("smoke", "00", [{**FACT, "model": "thinking", "value": 1 / 3}])
+    results.write("smoke", "train/chain_base", [])
+    rows = results.facts()
+    with open("results/facts.csv", newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0]) == [
+        "profile",
+        "chapter",
+        "family",
+        "model",
+        "quantity",
+        "value",
+        "low",
+        "high",
+        "n_problems",
+        "n_samples",
+        "seeds",
+        "source",
+    ]
+    assert [(r["chapter"], r["model"], r["quantity"]) for r in table] == [
+        ("00", "thinking", "pass@1"),
+        ("02", "base", "backtracks"),
+        ("02", "base", "pass@1"),
+    ]
+    assert float(table[0]["value"]) == 1 / 3 == rows[0]["value"]
+    assert table[1]["low"] == "" and table[2]["seeds"] == "0 1"
+    assert table[0]["source"] == "results/smoke/00.json"
+    metrics = json.loads(Path("results/metrics.json").read_text())
+    assert metrics["smoke"]["02"]["chain"]["base"] == {"backtracks": 0.25, "pass@1": 0.25}
+    before = Path("results/facts.csv").read_bytes()
+    results.facts()
+    assert Path("results/facts.csv").read_bytes() == before
+
+
+def test_the_committed_table_is_that_of_the_committed_results(tmp_path, monkeypatch):
+    committed = ROOT / "results/facts.csv"
+    if not committed.exists():
+        pytest.skip("no results yet")
+    shutil.copytree(ROOT / "results", tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    results.facts()
+    assert (tmp_path / "results/facts.csv").read_text() == committed.read_text()
