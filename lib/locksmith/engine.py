@@ -24,6 +24,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from locksmith.device import check_memory
 
+# Looking whether rows are finished makes a GPU wait, so there it is not done at every token.
+LOOK_EVERY = {"cpu": 1}
+
 
 @dataclass
 class Rollouts:
@@ -164,9 +167,12 @@ class _Fused(_Runner):
             torch.cat([b.mlp.gate_proj.weight, b.mlp.up_proj.weight]),
             b.mlp.down_proj.weight.t()) for b in body.layers]
         shape = (n_rows, self.kv_heads, n_columns, self.d)
-        self.cache = [(self.embed.new_zeros(shape), self.embed.new_zeros(shape))
+        self.cache = [(self.embed.new_empty(shape), self.embed.new_empty(shape))
                       for _ in self.layers]
-        self.rope = body.rotary_emb(self.embed, torch.arange(n_columns, device=self.embed.device))
+        cos, sin = body.rotary_emb(self.embed, torch.arange(n_columns, device=self.embed.device))
+        # The rotation's minus sign stands in the table, once, and not in every layer of every step.
+        sign = torch.arange(self.d, device=sin.device) < self.d // 2
+        self.rope = cos, torch.where(sign, -sin, sin)
 
     @staticmethod
     def fits(model):
@@ -201,7 +207,7 @@ class _Fused(_Runner):
             x = F.linear(F.rms_norm(h, (dims,), g1, self.eps), w_qkv).view(rows, q, -1, self.d)
             a = x[:, :, :n_rot]
             left, right = a.chunk(2, -1)
-            a = a * cos + torch.cat([-right, left], -1) * sin
+            a = a * cos + torch.cat([right, left], -1) * sin
             keys, values = self.cache[i]
             keys[:rows, :, t:end] = a[:, :, self.heads:].transpose(1, 2)
             values[:rows, :, t:end] = x[:, :, n_rot:].transpose(1, 2)
@@ -228,7 +234,7 @@ class _InPlace(CacheLayerMixin):
 
     def lazy_initialization(self, keys, values):
         self.keys, self.values = (
-            x.new_zeros(self.n_rows, x.shape[1], self.n_columns, x.shape[3])
+            x.new_empty(self.n_rows, x.shape[1], self.n_columns, x.shape[3])
             for x in (keys, values))
         self.is_initialized = True
 
@@ -415,7 +421,7 @@ class _Batch:
 
 
 def _decode(batch, model, keys, samples, max_new, stop, temperature, top_p, seed):
-    """Run one batch to its end: tokens (R, max_new), filled up with a stop token, and logprobs."""
+    """Run one batch to its end: tokens and logprobs (R, max_new), lengths and stopped (R,)."""
     n, shared = len(batch.owner), len(batch.ids) < len(batch.owner)
     u = uniforms(seed, keys[:, None], samples[:, None],
                  batch.prompt_lengths.cpu()[:, None] + torch.arange(max_new)) if temperature else None
@@ -429,11 +435,10 @@ def _decode(batch, model, keys, samples, max_new, stop, temperature, top_p, seed
             logits = logits[batch.owner]
         batch.fan_out(runner)
         is_stop = torch.zeros(logits.shape[1], dtype=torch.bool, device=batch.device)
-        is_stop[list(stop)] = True
-        tokens = torch.full((n, max_new), min(stop), device=batch.device)
+        is_stop[sorted(stop)] = True
+        tokens = batch.ids.new_zeros(n, max_new)
         logprobs = torch.zeros(n, max_new, device=batch.device)
-        # Looking whether rows are finished makes a GPU wait, so it is not done at every token there.
-        every = 1 if batch.device.type == "cpu" else 8
+        every = LOOK_EVERY.get(batch.device.type, 8)
         for step in range(max_new):
             token, logprob = _draw(logits, None if u is None else u[batch.live, step],
                                    temperature, top_p)
@@ -450,7 +455,10 @@ def _decode(batch, model, keys, samples, max_new, stop, temperature, top_p, seed
             logits = batch.forward(runner, batch.token[:, None], batch.width + step)
     finally:
         runner.close()
-    return tokens, logprobs
+    # Rows may have run past their stop; what was never drawn lies behind one, or is none.
+    hit = is_stop[tokens] & (torch.arange(max_new, device=batch.device) <= step)
+    stopped = hit.any(1)
+    return tokens, logprobs, torch.where(stopped, hit.int().argmax(1) + 1, max_new), stopped
 
 
 @torch.no_grad()
@@ -458,7 +466,8 @@ def sample(model, prompts, n=1, *, max_new_tokens, stop, temperature=1.0, top_p=
            keys=None, batch_size=384, steer=None, read=None):
     """Draw n rollouts from each of `prompts` (lists of token ids); returns `Rollouts`.
 
-    stop: a token id or a set of them; a rollout ends with the first one. temperature 0 is greedy.
+    stop: a token id or a set of them; a rollout ends with the first one (or at the cap alone, for
+    an empty set). temperature 0 is greedy.
     keys: one integer a prompt that names it in the random numbers (default: its index), so that a
     problem keeps its rollouts whatever else is in the list. steer: a list of `Steer`. read: layers
     whose residual stream is returned (after steering). ValueError for prompts that do not fit the
@@ -483,13 +492,10 @@ def sample(model, prompts, n=1, *, max_new_tokens, stop, temperature=1.0, top_p=
             needed = [prompts[p] for p in (prompt[part] if own else prompt[part].unique())]
             batch = _Batch(needed, owner, int(part[0]), len(rows), max_new_tokens, steer, read,
                            model)
-            tokens, logprobs = _decode(batch, model, keys[part], number[part], max_new_tokens, stop,
+            tokens, logprobs, lengths, stopped = _decode(batch, model, keys[part], number[part], max_new_tokens, stop,
                                        temperature, top_p, seed)
-            hit = torch.isin(tokens, torch.tensor(sorted(stop), device=tokens.device))
-            inside = hit.cumsum(1) - hit.long() == 0
-            lengths = inside.sum(1)
-            steered = batch.check_steered(lengths)
-            parts.append([tokens, lengths, logprobs * inside, hit.any(1), steered,
+            inside = torch.arange(max_new_tokens, device=tokens.device) < lengths[:, None]
+            parts.append([tokens, lengths, logprobs * inside, stopped, batch.check_steered(lengths),
                           batch.steered_at & inside,
                           *(batch.reads[i] * inside[..., None] for i in read)])
     finally:
@@ -498,7 +504,7 @@ def sample(model, prompts, n=1, *, max_new_tokens, stop, temperature=1.0, top_p=
     longest = int(lengths.max())
     pad = model.config.get_text_config().pad_token_id
     outside = torch.arange(longest, device=tokens.device) >= lengths[:, None]
-    tokens = tokens[:, :longest].masked_fill(outside, min(stop) if pad is None else pad)
+    tokens = tokens[:, :longest].masked_fill(outside, min(stop, default=0) if pad is None else pad)
     return Rollouts(tokens, lengths, logprobs[:, :longest], stopped, prompt, number,
                     int(steered.sum()), steered_at[:, :longest] if steer else None,
                     {i: x[:, :longest] for i, x in zip(read, reads)})
@@ -512,7 +518,7 @@ def _check(model, prompts, n, max_new_tokens, stop, temperature, top_p, keys, st
             ("prompts", prompts, len(prompts) and all(prompts), "a list of non-empty lists of ids"),
             ("n", n, n >= 1, "at least 1"),
             ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
-            ("stop", stop, stop and all(0 <= x < text.vocab_size for x in stop),
+            ("stop", stop, all(0 <= x < text.vocab_size for x in stop),
              f"token ids from 0 to {text.vocab_size - 1}"),
             ("temperature", temperature, temperature >= 0, "0 (greedy) or more"),
             ("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1"),
