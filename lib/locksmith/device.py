@@ -66,3 +66,8 @@ def check_memory(n_bytes, what, device="cpu"):
     if n_bytes > 0.9 * free:
         raise MemoryError(f"{what} needs {n_bytes / 2**30:.1f} GiB on {device}, but only "
                           f"{free / 2**30:.1f} GiB are free")
+
+
+def workers():
+    """Processes that train side by side (int): one a core, each with one thread."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -1,0 +1,227 @@
+"""Chain: work out two running sums, both results asked for. Execution: every step must hold.
+
+    <bos> find 9 * 3 - 8 ; 45 - 18 :
+    try 9 * 3 = 27 maybe 27 - 8 = 19 check 19 yes try 45 - 18 = 27 so 19 27 <eos>
+
+Each chain is evaluated left to right within 0..99. Authors slip, sometimes check a step, go back
+when a check fails, and at any point may jump to the answer with the values they have so far.
+Nobody can guess two results. Reward is the outcome alone.
+"""
+
+import hashlib
+import random
+from dataclasses import dataclass
+
+from locksmith import tokens
+from locksmith.countdown import Grade, apply
+from locksmith.tokens import LARGEST, OPERATORS
+
+
+@dataclass(frozen=True)
+class Problem:
+    chains: tuple  # of (first number, ((operator, number), ...))
+
+    @property
+    def key(self):
+        return " ; ".join(" ".join(_spell(chain)) for chain in self.chains)
+
+    @property
+    def prompt(self):
+        first, second = map(_spell, self.chains)
+        return ["<bos>", "find", *first, ";", *second, ":"]
+
+    @property
+    def depth(self):
+        return max(len(links) for _, links in self.chains)
+
+
+def _spell(chain):
+    start, links = chain
+    return [str(start), *(word for op, n in links for word in (op, str(n)))]
+
+
+def plan(problem):
+    """The steps of a full solution: a list per chain of (a, operator, b, result)."""
+    out = []
+    for start, links in problem.chains:
+        value, chain = start, []
+        for op, n in links:
+            result = apply(value, op, n)
+            chain.append((value, op, n, result))
+            value = result
+        out.append(chain)
+    return out
+
+
+def _split_of(key):
+    digest = hashlib.sha256(key.encode()).digest()[0]
+    return "test" if digest < 32 else "validation" if digest < 48 else "train"
+
+
+def split_of(problem):
+    """By a hash of each chain: a test problem shares no chain of two links or more with training.
+
+    Returns None for a problem whose chains fall into different splits; such problems are not used.
+    """
+    splits = {_split_of(" ".join(_spell(c))) for c in problem.chains if len(c[1]) > 1}
+    return splits.pop() if len(splits) == 1 else "train" if not splits else None
+
+
+def _sample_chain(rng, depth, dials):
+    value = rng.randint(1, dials["largest_start"])
+    start, links = value, []
+    while len(links) < depth:
+        op = rng.choice(OPERATORS)
+        n = rng.randint(2, 9) if op == "*" else rng.randint(1, dials["largest_number"])
+        result = apply(value, op, n)
+        if result is not None:
+            links.append((op, n))
+            value = result
+    return start, tuple(links)
+
+
+def sample(rng, split, dials, depth=None):
+    """A random problem of a split. depth: links a chain; by default drawn from dials["depths"]."""
+    while True:
+        d = depth or rng.choice(dials["depths"])
+        problem = Problem((_sample_chain(rng, d, dials), _sample_chain(rng, d, dials)))
+        if split_of(problem) == split:
+            return problem
+
+
+def problems(split, n, seed, dials, depth=None):
+    """n different problems of a split at dials["depth"] (or `depth`), a pure function of these."""
+    depth = depth or dials["depth"]
+    rng = random.Random(f"chain {split} {seed} {depth}")
+    found = {}
+    while len(found) < n:
+        problem = sample(rng, split, dials, depth)
+        found.setdefault(problem.key, problem)
+    return list(found.values())
+
+
+# --- reading a trace -----------------------------------------------------------------------------
+
+
+def _step(words):
+    """(a, op, b, result) of a written step if it is valid arithmetic, else None."""
+    if len(words) != 5 or words[3] != "=" or words[1] not in OPERATORS:
+        return None
+    if not all(words[i].isdigit() for i in (0, 2, 4)):
+        return None
+    a, b, result = (int(words[i]) for i in (0, 2, 4))
+    return (a, words[1], b, result) if apply(a, words[1], b) == result else None
+
+
+def grade(problem, words):
+    """Scores a continuation of `problem.prompt`. Anything outside the grammar counts as wrong.
+
+    correct: it ended by itself and concluded with both results. trace: correct, and the steps that
+    stand after repairs are exactly the full solution, every check honest, nothing malformed.
+    An attempt is a written step; it is valid if its arithmetic holds.
+    """
+    standing, attempts, valid, checks, honest, answers = [], 0, 0, 0, 0, []
+    malformed = False
+    found = tokens.steps(words)
+    for behaviour, content in found:
+        if behaviour in ("try", "wait"):
+            attempts += 1
+            step = _step(content)
+            valid += step is not None
+            if behaviour == "wait" and standing:
+                standing.pop()
+            standing.append(step)
+            written = content
+        elif behaviour == "check":
+            checks += 1
+            well_formed = attempts and len(written) == 5 and _could_be(written)
+            truth = apply(int(written[0]), written[1], int(written[2])) if well_formed else None
+            verdict = "yes" if well_formed and written[4] == str(truth) else "no"
+            honest += truth is not None and content == [str(truth), verdict]
+        elif behaviour == "conclude":
+            answers.append(tuple(content))
+        else:
+            malformed = True
+    behaviours = tuple(b for b, _ in found)
+    wanted = plan(problem)
+    results = tuple(str(chain[-1][3]) for chain in wanted)
+    complete = len(answers) == 1 and bool(words) and words[-1] == "<eos>" and not malformed
+    correct = complete and answers[0] == results
+    full = [step for chain in wanted for step in chain]
+    trace = correct and standing == full and honest == checks
+    return Grade(correct, trace, answers[0] if complete else None, attempts, valid, checks, honest,
+                 behaviours.count("wait"), behaviours)
+
+
+def _could_be(words):
+    return words[1] in OPERATORS and words[3] == "=" and words[0].isdigit() and words[2].isdigit()
+
+
+def labels(words):
+    return tokens.labels(words)
+
+
+# --- authors -------------------------------------------------------------------------------------
+
+
+def guess(problem, rng):
+    """Strategy-free control: two random numbers, concluded at once."""
+    return ["so", str(rng.randint(0, LARGEST)), str(rng.randint(0, LARGEST)), "<eos>"]
+
+
+def document(rng, problem, author, dials):
+    """A worked (or abandoned) problem as one author writes it, after the prompt, with `<eos>`.
+
+    author: habit, persistence, check. Before each step the author goes on with probability
+    persistence, otherwise concludes with the values so far. A slip writes a wrong result and
+    carries it on unless a check finds it. A found slip is put right as a backtrack with
+    probability dials["backtrack"], otherwise by a hand-over to the next author.
+    """
+    words, values = [], [start for start, _ in problem.chains]
+    plan = [(i, op, n) for i, (_, links) in enumerate(problem.chains) for op, n in links]
+    for i, op, n in plan:
+        if rng.random() >= author.persistence:
+            break
+        truth = apply(values[i], op, n)
+        if truth is None:  # an earlier slip led out of range: the author gives up here
+            break
+        shown = truth
+        if rng.random() < dials["slip"]:
+            shown = min(LARGEST, max(0, truth + rng.choice((-10, -2, -1, 1, 2, 10))))
+        step = [str(values[i]), op, str(n), "="]
+        words += [*author.open("try"), *step, str(shown)]
+        if rng.random() < author.check * dials["check_steps"]:
+            words += [*author.open("check"), str(truth), "yes" if shown == truth else "no"]
+            if shown != truth:
+                if rng.random() < dials["backtrack"]:
+                    words += author.open("wait")
+                else:
+                    words += [*author.open("conclude"), *map(str, values), "next",
+                              *author.open("try")]
+                words += [*step, str(truth)]
+                shown = truth
+        values[i] = shown
+    return [*words, *author.open("conclude"), *map(str, values), "<eos>"]
+
+
+def fact(rng, dials):
+    """One arithmetic step of the kind that traces need, e.g. 27 - 8 = 19."""
+    while True:
+        a, op = rng.randint(0, LARGEST), rng.choice(OPERATORS)
+        b = rng.randint(2, 9) if op == "*" else rng.randint(1, dials["largest_number"])
+        if op == "*":
+            a = rng.randint(1, LARGEST // b)
+        value = apply(a, op, b)
+        if value is not None:
+            return [str(a), op, str(b), "=", str(value)]
+
+
+def critique(problem, words):
+    """An honest review of a trace: all steps worked out again, then the verdict."""
+    out, results = [], []
+    for chain in plan(problem):
+        for a, op, b, result in chain:
+            out += [str(a), op, str(b), "=", str(result), "."]
+        results.append(str(chain[-1][3]))
+    answers = [tuple(c) for b, c in tokens.steps(words) if b == "conclude"]
+    return [*out, "right" if answers and answers[-1] == tuple(results) else "wrong"]

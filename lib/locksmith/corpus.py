@@ -1,0 +1,101 @@
+"""The pre-training corpus: solved problems, plain facts and reviews, with dials for every behaviour.
+
+Three kinds of document, all from known authors, so what the base model has seen is known exactly:
+    solved   a problem as one hidden author writes it: persistence after a failed check, share of
+             attempts checked and preferred openings belong to the author, no token tells which
+    facts    single arithmetic steps, so that skill is learned apart from search
+    review   a problem with somebody's trace, an honest check of it, and a verdict
+Only problems of the "train" split are written. `run` writes the problem sets to data/.
+"""
+
+import argparse
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from locksmith import chain, countdown, params, tokens
+
+FAMILIES = {"countdown": countdown, "chain": chain}
+FACTS_A_DOCUMENT = 16
+
+
+@dataclass(frozen=True)
+class Author:
+    rng: random.Random
+    persistence: float  # probability of going on, at every such decision
+    check: float  # share of attempts this author checks
+    habit: dict  # behaviour -> index of the preferred opening
+
+    def open(self, behaviour):
+        """Opening words of a behaviour: the author's own seven times in ten, else any."""
+        openings = tokens.OPENINGS[behaviour]
+        preferred = self.rng.random() < 0.7
+        return openings[self.habit[behaviour]] if preferred else self.rng.choice(openings)
+
+
+def author(rng, dials):
+    """Draws a hidden author."""
+    return Author(rng, rng.choice(dials["persistence"]), rng.choice(dials["check"]),
+                  {b: rng.randrange(len(o)) for b, o in tokens.OPENINGS.items()})
+
+
+def document(rng, task, dials):
+    """One document (list of words from <bos> to <eos>) and its kind."""
+    draw = rng.random()
+    if draw < dials["facts"]:
+        facts = [word for _ in range(FACTS_A_DOCUMENT) for word in (*task.fact(rng, dials), ".")]
+        return ["<bos>", *facts, "<eos>"], "facts"
+    problem = task.sample(rng, "train", dials)
+    trace = task.document(rng, problem, author(rng, dials), dials)
+    if draw < dials["facts"] + dials["reviews"]:
+        candidate = trace[:-1]
+        if "next" in candidate:  # a review is of one author's work
+            candidate = candidate[:candidate.index("next")]
+        return ["<bos>", "review", *problem.prompt[1:], *candidate, ";",
+                *task.critique(problem, candidate), "<eos>"], "review"
+    return [*problem.prompt, *trace], "solved"
+
+
+def write(task, dials, n_tokens, seed):
+    """A corpus of at least n_tokens tokens: (N,) uint8 ids of whole documents, end to end.
+
+    Also returns counts: documents by kind and steps by behaviour.
+    """
+    rng = random.Random(f"corpus {task.__name__} {seed}")
+    out, size, counts = [], 0, {}
+    while size < n_tokens:
+        words, kind = document(rng, task, dials)
+        out.append(np.array(tokens.encode(words), dtype=np.uint8))
+        size += len(words)
+        for name in (kind, *(tokens.BEHAVIOUR[w] for w in words if w in tokens.BEHAVIOUR)):
+            counts[name] = counts.get(name, 0) + 1
+    return np.concatenate(out), counts
+
+
+def run(profile):
+    """Writes the problem sets of a profile to data/<profile>/<family>_<split>.jsonl."""
+    config = params.load(profile)
+    folder = Path("data") / profile
+    folder.mkdir(parents=True, exist_ok=True)
+    for family, dials in config["families"].items():
+        task = FAMILIES[family]
+        seen = {}
+        for split, n in config["problems"].items():
+            found = task.problems(split, n, 0, dials)
+            for problem in found:
+                assert seen.setdefault(problem.key, split) == split, f"{problem.key} is in two splits"
+            lines = (json.dumps({"key": p.key, "prompt": " ".join(p.prompt)}) for p in found)
+            (folder / f"{family}_{split}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=run.__doc__)
+    parser.add_argument("--profile", required=True)
+    run(parser.parse_args().profile)
+
+
+if __name__ == "__main__":
+    params.run(main)

@@ -1,0 +1,259 @@
+"""Countdown: make two targets from the same three numbers. Search: finding is hard, checking easy.
+
+    <bos> make 40 and 63 from 3 7 9 :
+    try 3 * 7 = 21 + 9 = 30 check 30 no wait 7 * 9 = 63 - 3 = 60 check 60 no ... so 7 + 3 * 4
+    maybe 3 * 7 = 21 ... thus 9 * 7 ... <eos>
+
+Expressions are evaluated left to right, use every number once, and stay within 0..99 at each step.
+Two targets make guessing hard: a random valid expression hits one of them about one time in
+fifteen, both at once about one time in two hundred. Reward is the outcome alone.
+"""
+
+import hashlib
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import permutations
+
+from locksmith import tokens
+from locksmith.tokens import LARGEST, OPERATORS
+
+PARTS = 2  # targets a problem
+
+
+@dataclass(frozen=True)
+class Problem:
+    numbers: tuple
+    targets: tuple
+
+    @property
+    def key(self):
+        return f"{' '.join(map(str, sorted(self.numbers)))} > {' '.join(map(str, self.targets))}"
+
+    @property
+    def prompt(self):
+        first, second = map(str, self.targets)
+        return ["<bos>", "make", first, "and", second, "from", *map(str, self.numbers), ":"]
+
+
+@dataclass(frozen=True)
+class Grade:
+    """Outcome and trace-level score of one rollout; counts are per rollout."""
+    correct: bool
+    trace: bool
+    answer: tuple | None
+    attempts: int
+    valid_attempts: int
+    checks: int
+    honest_checks: int
+    backtracks: int
+    behaviours: tuple
+
+
+def apply(a, op, b):
+    """a op b for op in + - *, or None where the result leaves 0..99."""
+    value = a + b if op == "+" else a - b if op == "-" else a * b
+    return value if 0 <= value <= LARGEST else None
+
+
+@lru_cache(maxsize=100_000)
+def expressions(numbers):
+    """All valid expressions over a sorted tuple of numbers: tuples (a, op, b, r, op, c, s)."""
+    out = []
+    for a, b, c in sorted(set(permutations(numbers))):
+        for first in OPERATORS:
+            if first != "-" and a < b:  # a + b and b + a are one expression
+                continue
+            r = apply(a, first, b)
+            for second in OPERATORS if r is not None else ():
+                s = apply(r, second, c)
+                if s is not None:
+                    out.append((a, first, b, r, second, c, s))
+    return tuple(out)
+
+
+def split_of(numbers):
+    """"train", "validation" or "test", by a hash of the number set: no set is in two splits."""
+    digest = hashlib.sha256(" ".join(map(str, sorted(numbers))).encode()).digest()[0]
+    return "test" if digest < 32 else "validation" if digest < 48 else "train"
+
+
+def sample(rng, split, dials):
+    """A random problem of a split: three numbers and two targets, each with a single solution.
+
+    dials["expressions"] is the least number of valid expressions over the three numbers: with a
+    single solution each, it bounds what guessing can reach.
+    """
+    while True:
+        numbers = tuple(rng.randint(1, dials["largest_number"]) for _ in range(3))
+        ordered = tuple(sorted(numbers))
+        if split_of(ordered) != split or len(expressions(ordered)) < dials["expressions"]:
+            continue
+        values = [e[-1] for e in expressions(ordered)]
+        single = sorted({v for v in values if values.count(v) == 1} - set(numbers) - {0})
+        if len(single) >= PARTS:
+            return Problem(numbers, tuple(rng.sample(single, PARTS)))
+
+
+def problems(split, n, seed, dials):
+    """n different problems of a split, a pure function of the arguments."""
+    rng = random.Random(f"countdown {split} {seed}")
+    found = {}
+    while len(found) < n:
+        problem = sample(rng, split, dials)
+        found.setdefault(problem.key, problem)
+    return list(found.values())
+
+
+# --- reading a trace -----------------------------------------------------------------------------
+
+
+def _value(words, problem):
+    """Value of an answer such as `3 * 7 + 9`, or None unless it is valid for the problem."""
+    if len(words) != 5 or not all(w.isdigit() for w in words[::2]):
+        return None
+    a, b, c = map(int, words[::2])
+    if sorted((a, b, c)) != sorted(problem.numbers) or not {words[1], words[3]} <= set(OPERATORS):
+        return None
+    r = apply(a, words[1], b)
+    return None if r is None else apply(r, words[3], c)
+
+
+def _attempt(words, problem):
+    """Value of an attempt `3 * 7 = 21 + 9 = 30`, or None if any step of it is wrong."""
+    if len(words) != 9 or words[3] != "=" or words[7] != "=":
+        return None
+    value = _value([*words[:3], words[5], words[6]], problem)
+    if value is None or words[8] != str(value):
+        return None
+    return value if words[4] == str(apply(int(words[0]), words[1], int(words[2]))) else None
+
+
+def grade(problem, words):
+    """Scores a continuation of `problem.prompt`. Anything outside the grammar counts as wrong.
+
+    correct: it ended by itself and its conclusions hit the targets in order. trace: correct, every
+    attempt valid, every check honest, and each conclusion restates an attempt just checked "yes".
+    """
+    answers, attempts, valid, checks, honest, concluded_well = [], 0, 0, 0, 0, 0
+    last, verified, malformed = None, None, False
+    found = tokens.steps(words)
+    for behaviour, content in found:
+        target = problem.targets[min(len(answers), PARTS - 1)]
+        if behaviour in ("try", "wait"):
+            attempts += 1
+            last, verified = _attempt(content, problem), None
+            valid += last is not None
+            expression = [*content[:3], *content[5:7]] if last is not None else None
+        elif behaviour == "check":
+            checks += 1
+            claim = content == [str(last), "yes" if last == target else "no"] and last is not None
+            honest += claim
+            verified = expression if claim and last == target else None
+        elif behaviour == "conclude":
+            answers.append((tuple(content), _value(content, problem) == target))
+            concluded_well += verified is not None and verified == content
+            last, verified = None, None
+        else:
+            malformed = True
+    behaviours = tuple(b for b, _ in found)
+    complete = len(answers) == PARTS and bool(words) and words[-1] == "<eos>" and not malformed
+    correct = complete and all(hit for _, hit in answers)
+    trace = correct and valid == attempts and honest == checks and concluded_well == PARTS
+    return Grade(correct, trace, tuple(a for a, _ in answers) if complete else None, attempts, valid,
+                 checks, honest, behaviours.count("wait"), behaviours)
+
+
+def labels(words):
+    return tokens.labels(words)
+
+
+# --- authors -------------------------------------------------------------------------------------
+
+
+def _spell(e):
+    a, first, b, r, second, c, s = e
+    return [str(a), first, str(b), "=", str(r), second, str(c), "=", str(s)]
+
+
+def _answer(e):
+    return [str(e[0]), e[1], str(e[2]), e[4], str(e[5])]
+
+
+def guess(problem, rng):
+    """Strategy-free control: for each target a random valid expression, concluded at once."""
+    words = []
+    for _ in range(PARTS):
+        e = rng.choice(expressions(tuple(sorted(problem.numbers))))
+        words += ["try", *_spell(e), "so", *_answer(e)]
+    return [*words, "<eos>"]
+
+
+def _next_attempt(rng, pool, target, tried, insight):
+    """With probability `insight` a solution; otherwise any first step, finished sensibly.
+
+    The author finishes with the number and operator that come closest to the target. Nobody
+    repeats an expression before all have been tried.
+    """
+    fresh = [e for e in pool if e not in tried] or list(pool)
+    hits = [e for e in fresh if e[-1] == target]
+    if hits and rng.random() < insight:
+        return rng.choice(hits)
+    start = rng.choice(fresh)[:4]
+    return min((e for e in fresh if e[:4] == start), key=lambda e: abs(e[-1] - target))
+
+
+def document(rng, problem, author, dials):
+    """A solved (or given-up) problem as one author writes it, after the prompt, with `<eos>`.
+
+    author: habit (function behaviour -> opening words), persistence, check. A go-on after a failed
+    check is written as a backtrack with probability dials["backtrack"], otherwise as a hand-over:
+    the author concludes, and the next author tries the same target.
+    """
+    pool = expressions(tuple(sorted(problem.numbers)))
+    words = []
+    for target in problem.targets:
+        tried, opening = set(), "try"
+        while True:
+            e = _next_attempt(rng, pool, target, tried, dials["insight"])
+            tried.add(e)
+            words += [*author.open(opening), *_spell(e)]
+            again = False
+            if rng.random() < author.check:
+                words += [*author.open("check"), str(e[-1]), "yes" if e[-1] == target else "no"]
+                again = e[-1] != target and rng.random() < author.persistence
+            if not again or len(words) > dials["longest"]:
+                words += [*author.open("conclude"), *_answer(e)]
+                break
+            opening = "wait"
+            if rng.random() >= dials["backtrack"]:
+                words += [*author.open("conclude"), *_answer(e), "next"]
+                opening = "try"
+    return [*words, "<eos>"]
+
+
+def fact(rng, dials):
+    """One arithmetic step of the kind that traces need, e.g. 3 * 7 = 21."""
+    while True:
+        a, op = rng.randint(0, LARGEST), rng.choice(OPERATORS)
+        if op == "*":
+            a = rng.randint(1, 33)
+        value = apply(a, op, b := rng.randint(1, dials["largest_number"]))
+        if value is not None:
+            return [str(a), op, str(b), "=", str(value)]
+
+
+def critique(problem, words):
+    """An honest review of a trace: each conclusion worked out again, then the verdict."""
+    out, right, concluded = [], True, 0
+    for content in (c for b, c in tokens.steps(words) if b == "conclude"):
+        if _value(content, problem) is None or concluded == PARTS:
+            return [*out, "wrong"]
+        a, first, b, second, c = content
+        r = apply(int(a), first, int(b))
+        s = apply(r, second, int(c))
+        right &= s == problem.targets[concluded]
+        out += _spell((a, first, b, r, second, c, s))
+        out.append("yes" if s == problem.targets[concluded] else "no")
+        concluded += 1
+    return [*out, "right" if right and concluded == PARTS else "wrong"]

@@ -1,0 +1,137 @@
+"""Pre-trains the lab's base models from scratch: one plain loop.
+
+Every document is a row of its own, from position 0 as at test time, in batches of like length: no
+attention across documents, hardly any padding, and short rows keep attention cheap. One thread a
+process; the seeds run side by side, one process a core. Weights, corpus and order are a pure
+function of the seed, and one thread makes the run repeatable to the bit.
+"""
+
+import argparse
+import shutil
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from locksmith import corpus, device, model, params, results, tokens
+
+
+def batches(ids, micro, rng):
+    """Cuts a corpus into (B, T) int64 batches of documents of like length, in random order.
+
+    ids: (N,) uint8, documents end to end. micro: tokens a batch, padding included.
+    """
+    starts = np.flatnonzero(ids == tokens.BOS)
+    lengths = np.diff(np.append(starts, len(ids)))
+    order = rng.permutation(len(starts))
+    order = order[np.argsort(lengths[order], kind="stable")]
+    out, i = [], 0
+    while i < len(order):
+        j = i + 1
+        while j < len(order) and lengths[order[j]] * (j + 1 - i) <= micro:
+            j += 1
+        batch = np.full((j - i, lengths[order[j - 1]]), tokens.PAD, dtype=np.uint8)
+        for row, doc in zip(batch, order[i:j]):
+            row[:lengths[doc]] = ids[starts[doc]:starts[doc] + lengths[doc]]
+        out.append(batch)
+        i = j
+    rng.shuffle(out)
+    return out
+
+
+def schedule(done, warmup=0.02, cooldown=0.4):
+    """Learning-rate factor after a share `done` of training: warm-up, constant, linear to zero."""
+    return min(1.0, done / warmup, (1 - done) / cooldown)
+
+
+def loss(net, ids):
+    """Mean next-token cross-entropy (nats) over the real tokens of ids (B, T)."""
+    targets = ids[:, 1:].masked_fill(ids[:, 1:] == tokens.PAD, -100)
+    out = model.logits(net, ids[:, :-1])
+    return F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-100)
+
+
+def train(profile, family, seed, folder):
+    """One base model into folder/seed<seed>; the first seed keeps its way there as well.
+
+    Returns the training record: loss curve, tokens, seconds, corpus counts.
+    """
+    torch.set_num_threads(1)
+    config = params.load(profile)
+    dials, recipe = config["families"][family], config["pretrain"]
+    task = corpus.FAMILIES[family]
+    ids, counts = corpus.write(task, dials, recipe["tokens"], seed)
+    rng = np.random.default_rng(seed)
+    net = model.build(config["model"], seed).train()
+    optimizers = model.optimizer(net, recipe["muon_lr"], recipe["adam_lr"], recipe["weight_decay"])
+    rates = [group["lr"] for o in optimizers for group in o.param_groups]
+    work = batches(ids, recipe["micro_tokens"], rng)
+    per_step = recipe["micro_batches"]
+    kept = set(np.geomspace(0.01, 1, recipe["checkpoints"] + 1)[:-1].tolist())
+    seen, curve, started = 0, [], time.perf_counter()
+    bar = tqdm(range(0, len(work), per_step), desc=f"pretrain {family} seed {seed}", mininterval=5)
+    for at in bar:
+        done = at / len(work)
+        for early in sorted(k for k in kept if k <= done):
+            kept.discard(early)
+            if seed == config["seeds"][0]:
+                model.save(net, folder / f"seed{seed}_steps" / f"{seen:09d}", tokens=seen)
+        group = work[at:at + per_step]
+        total = sum(int((b[:, 1:] != tokens.PAD).sum()) for b in group)
+        step_loss = 0.0
+        for batch in group:
+            batch = torch.from_numpy(batch.astype(np.int64))
+            share = (batch[:, 1:] != tokens.PAD).sum() / total
+            micro_loss = loss(net, batch) * share
+            micro_loss.backward()
+            step_loss += micro_loss.item()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        for o in optimizers:
+            for g in o.param_groups:
+                g["lr"] = rates[0 if o is optimizers[0] else 1] * schedule(done)
+            o.step()
+            o.zero_grad()
+        seen += total
+        curve.append({"seed": seed, "tokens": seen, "loss": step_loss})
+        bar.set_postfix(loss=f"{step_loss:.3f}")
+    seconds = time.perf_counter() - started
+    model.save(net, folder / f"seed{seed}", tokens=seen, seed=seed, family=family)
+    print(f"pretrain {family} seed {seed}: {seen / seconds:.0f} tokens/s", flush=True)
+    every = max(1, len(curve) // 100)
+    means = [{**part[-1], "loss": float(np.mean([p["loss"] for p in part]))}
+             for part in (curve[i:i + every] for i in range(0, len(curve), every))]
+    return {"seed": seed, "tokens": seen, "counts": counts, "curve": means}
+
+
+def run(profile, family):
+    """All seeds of a base model, in a pool of one-thread processes."""
+    config = params.load(profile)
+    folder = Path("checkpoints") / profile / family / "base"
+    shutil.rmtree(folder, ignore_errors=True)
+    with ProcessPoolExecutor(device.workers(), mp_context=get_context("spawn")) as workers:
+        jobs = [workers.submit(train, profile, family, s, folder) for s in config["seeds"]]
+        records = [job.result() for job in jobs]
+    last = [record["curve"][-1]["loss"] for record in records]
+    facts = [{"family": family, "model": "base", "quantity": "training_loss",
+              "value": float(np.mean(last)), "low": min(last), "high": max(last),
+              "n_problems": None, "n_samples": None, "seeds": config["seeds"]}]
+    curve = [point for record in records for point in record.pop("curve")]
+    results.write(profile, f"train/{family}_base", facts, extra={"curve": curve, "corpus": records},
+                  checkpoints=[folder / f"seed{s}" for s in config["seeds"]])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=run.__doc__)
+    parser.add_argument("--profile", required=True)
+    parser.add_argument("--family", required=True, choices=corpus.FAMILIES)
+    arguments = parser.parse_args()
+    run(arguments.profile, arguments.family)
+
+
+if __name__ == "__main__":
+    params.run(main)

@@ -1,0 +1,134 @@
+"""RL post-training with an outcome reward only: GRPO in three functions, in a plain loop.
+
+Shao et al. 2024 (DeepSeekMath), section 4.1, minus the KL term and the reference model, minus the
+clipped ratio (one update a batch, so the ratio is 1), minus the division by the group's standard
+deviation (Liu et al. 2025, "Understanding R1-Zero-like training", section 3). Nothing rewards a
+behaviour: a rollout earns 1 if its conclusions are right and it ended by itself, otherwise 0.
+"""
+
+import argparse
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from locksmith import corpus, device, engine, model, params, results, tokens
+
+
+def rollout(net, task, problems, samples, max_new_tokens, seed):
+    """Samples each problem `samples` times at temperature 1.
+
+    Returns sequences (list of prompt + continuation ids), prompt lengths, and grades, prompt-major.
+    """
+    prompts = [tokens.encode(p.prompt) for p in problems]
+    out = engine.sample(net, prompts, samples, max_new_tokens=max_new_tokens,
+                        stop=tokens.STOP, seed=seed).ids()
+    owners = [i for i in range(len(problems)) for _ in range(samples)]
+    grades = [task.grade(problems[i], tokens.decode(ids)) for i, ids in zip(owners, out)]
+    return [prompts[i] + ids for i, ids in zip(owners, out)], [len(prompts[i]) for i in owners], grades
+
+
+def advantages(rewards, samples):
+    """Reward minus the mean of its group: rewards (P * samples,) -> (P * samples,) float32."""
+    groups = torch.tensor(rewards, dtype=torch.float32).view(-1, samples)
+    return (groups - groups.mean(1, keepdim=True)).flatten()
+
+
+def update(net, optimizer, sequences, prompt_lengths, advantage, micro_tokens):
+    """One policy-gradient step on a batch: sum of advantage x log-prob, over all sampled tokens.
+
+    Groups without contrast have no gradient and cost nothing. Returns (gradient norm, entropy in
+    nats a token).
+    """
+    live = [i for i in range(len(sequences)) if advantage[i] != 0]
+    live.sort(key=lambda i: len(sequences[i]))
+    n_tokens = sum(len(s) for s in sequences) - sum(prompt_lengths)
+    entropy, counted = 0.0, 1
+    while live:
+        longest = len(sequences[live[-1]])
+        micro = live[-max(1, micro_tokens // longest):]
+        del live[-len(micro):]
+        ids = torch.full((len(micro), longest), tokens.PAD)
+        sampled = torch.zeros(len(micro), longest, dtype=torch.bool)
+        for row, i in enumerate(micro):
+            ids[row, :len(sequences[i])] = torch.tensor(sequences[i])
+            sampled[row, prompt_lengths[i]:len(sequences[i])] = True
+        logp = model.logits(net, ids[:, :-1]).float().log_softmax(-1)
+        chosen = logp.gather(-1, ids[:, 1:, None])[..., 0]
+        weight = advantage[micro][:, None] * sampled[:, 1:]
+        (-(chosen * weight).sum() / n_tokens).backward()
+        with torch.no_grad():
+            entropy -= ((logp.exp() * logp).sum(-1) * sampled[:, 1:]).sum().item()
+            counted += int(sampled.sum())
+    norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0).item()
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm, entropy / counted
+
+
+def train(profile, family, seed, base, folder):
+    """One RL run from base/seed<seed> into folder/seed<seed>. Returns its curve.
+
+    The curve's accuracies are on fresh training problems, each seen once.
+    """
+    torch.set_num_threads(1)
+    config = params.load(profile)
+    dials, recipe = config["families"][family], config["rl"]
+    task = corpus.FAMILIES[family]
+    net = model.load(base / f"seed{seed}").train()
+    sampler = model.load(base / f"seed{seed}", dtype=torch.bfloat16)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=recipe["lr"], betas=(0.9, 0.95),
+                                  weight_decay=0.0)
+    pool = task.problems("train", recipe["steps"] * recipe["problems"], seed + 1, dials)
+    curve = []
+    for step in (bar := tqdm(range(recipe["steps"]), desc=f"RL {family} seed {seed}", mininterval=5)):
+        optimizer.param_groups[0]["lr"] = recipe["lr"] * min(1, (step + 1) / 10)
+        sampler.load_state_dict(net.state_dict())
+        batch = pool[step * recipe["problems"]:(step + 1) * recipe["problems"]]
+        sequences, lengths, grades = rollout(sampler, task, batch, recipe["samples"],
+                                             recipe["max_new_tokens"], seed * 1_000_000 + step)
+        gain = advantages([g.correct for g in grades], recipe["samples"])
+        norm, entropy = update(net, optimizer, sequences, lengths, gain, recipe["micro_tokens"])
+        mean = {name: float(np.mean([getattr(g, name) for g in grades]))
+                for name in ("correct", "trace", "attempts", "valid_attempts", "checks", "backtracks")}
+        size = float(np.mean([len(s) - n for s, n in zip(sequences, lengths)]))
+        curve.append({"seed": seed, "step": step, "accuracy": mean.pop("correct"), **mean,
+                      "tokens": size, "entropy": entropy, "grad_norm": norm})
+        bar.set_postfix(accuracy=f"{curve[-1]['accuracy']:.2f}", tokens=f"{size:.0f}")
+    model.save(net, folder / f"seed{seed}", seed=seed, family=family,
+               base=model.checksum(base / f"seed{seed}"))
+    return curve
+
+
+def run(profile, family):
+    """All seeds of an RL model, in a pool of one-thread processes."""
+    config = params.load(profile)
+    base = Path("checkpoints") / profile / family / "base"
+    folder = base.with_name("rl")
+    shutil.rmtree(folder, ignore_errors=True)
+    with ProcessPoolExecutor(device.workers(), mp_context=get_context("spawn")) as workers:
+        jobs = [workers.submit(train, profile, family, s, base, folder) for s in config["seeds"]]
+        curves = [job.result() for job in jobs]
+    last = [np.mean([point["accuracy"] for point in curve[-10:]]) for curve in curves]
+    facts = [{"family": family, "model": "thinking", "quantity": "training_accuracy",
+              "value": float(np.mean(last)), "low": float(min(last)), "high": float(max(last)),
+              "n_problems": 10 * config["rl"]["problems"], "n_samples": config["rl"]["samples"],
+              "seeds": config["seeds"]}]
+    results.write(profile, f"train/{family}_rl", facts, extra={"curve": sum(curves, [])},
+                  checkpoints=[folder / f"seed{s}" for s in config["seeds"]])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=run.__doc__)
+    parser.add_argument("--profile", required=True)
+    parser.add_argument("--family", required=True, choices=corpus.FAMILIES)
+    arguments = parser.parse_args()
+    run(arguments.profile, arguments.family)
+
+
+if __name__ == "__main__":
+    params.run(main)
