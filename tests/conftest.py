@@ -1,4 +1,4 @@
-"""What all tests share: one thread a process, and no GPU tests where there is no GPU."""
+"""What all tests share: one thread a process, no GPU tests without a GPU, the longest first."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: "test_pipeline" not in item.nodeid)
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

@@ -58,6 +58,18 @@ def test_provenance_is_what_it_says(book):
     assert set(made["versions"]) == {"python", "torch", "transformers", "numpy", "scipy"}
 
 
+def test_a_diff_shows_a_fact_a_line(book):
+    facts = [{**FACT, "quantity": f"pass@{k}"} for k in (1, 2, 4)]
+    extra = {
+        "nested": [{"name": "x" * 150, "rows": [[1, 2], [3, 4]]}] * 2,
+        "empty": {},
+        "text": "a,b",
+    }
+    text = results.write("smoke", "02", facts, extra=extra).read_text(encoding="utf-8")
+    assert json.loads(text)["extra"] == extra
+    assert sum('"quantity"' in line for line in text.splitlines()) == 3
+
+
 def test_same_run_same_bytes_and_nothing_of_the_machine(book):
     first = results.write("smoke", "02", [FACT], extra={"b": 1, "a": 2}).read_bytes()
     assert results.write("smoke", "02", [FACT], extra={"b": 1, "a": 2}).read_bytes() == first

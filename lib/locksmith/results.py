@@ -51,7 +51,7 @@ def write(profile, chapter, facts, *, extra=None, checkpoints=()):
     }
     path = ROOT / profile / f"{chapter}.json"
     try:
-        text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False)
+        text = _layout(record)
     except ValueError:
         raise params.BadInput(f"{path} would hold NaN or infinity in `extra`.") from None
     save(path, text + "\n")
@@ -180,6 +180,23 @@ def _check(fact):
             continue
         if isinstance(value, bool) or not hasattr(value, "__float__") or not math.isfinite(value):
             raise params.BadInput(f"{name}: {key} is {value!r}; allowed is a finite number.")
+
+
+def _layout(value, indent="\n"):
+    """JSON for diffs: what fits in 200 characters, or holds no further dict or list, is a line."""
+    line = json.dumps(value, allow_nan=False, ensure_ascii=False)
+    inner = value.values() if isinstance(value, dict) else value
+    flat = not isinstance(value, (dict, list)) or not any(
+        isinstance(v, (dict, list)) for v in inner
+    )
+    if len(line) <= 200 or flat:
+        return line
+    deeper = indent + " "
+    if isinstance(value, dict):
+        items = [f"{json.dumps(key)}: {_layout(entry, deeper)}" for key, entry in value.items()]
+    else:
+        items = [_layout(entry, deeper) for entry in value]
+    return line[0] + deeper + f",{deeper}".join(items) + indent + line[-1]
 
 
 def _plain(value):

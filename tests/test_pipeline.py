@@ -1,0 +1,265 @@
+"""The pipeline as a DVC user meets it: profile smoke through every stage into a rendered book."""
+
+import ast
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from repository import ROOT, copy, environment, git
+
+PLUMBING = {"params", "results", "notebooks", "colab"}  # checks and writes, computes nothing
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+OPEN = yaml.safe_load((ROOT / "open/dvc.yaml").read_text())["stages"]
+pytestmark = pytest.mark.xdist_group("pipeline")
+
+
+def imports(source):
+    """Modules of locksmith that a source text imports, functions' own imports included."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "locksmith":
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("locksmith."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {n.name.split(".")[1] for n in node.names if n.name.startswith("locksmith.")}
+    return found
+
+
+def used_modules(stage):
+    """The modules a stage runs through, followed from its command, less the plumbing."""
+    command = stage["cmd"].split()
+    if "locksmith.notebooks" in command:
+        notebook = nbformat.read(ROOT / command[4], as_version=4)
+        cells = [c for c in notebook.cells if c.cell_type == "code"]
+        todo = imports(
+            "\n".join(c.source for c in cells if "colab" not in c.metadata.get("tags", []))
+        )
+    else:
+        todo = {command[2].split(".")[1]}
+    seen = set()
+    while todo - seen:
+        module = (todo - seen).pop()
+        seen.add(module)
+        if module not in PLUMBING:
+            todo |= imports((ROOT / f"lib/locksmith/{module}.py").read_text())
+    return seen - PLUMBING
+
+
+@pytest.mark.parametrize("name", [n for n in STAGES if n != "facts"])
+def test_stages_depend_on_exactly_the_modules_they_use(name):
+    stage = STAGES[name].get("do", STAGES[name])
+    stated = {Path(d).stem for d in stage["deps"] if d.startswith("lib/locksmith/")}
+    assert stated == used_modules(stage)
+
+
+def test_the_colab_profile_is_not_a_stage_and_open_is_apart():
+    assert all("open" not in json.dumps(stage) for stage in STAGES.values())
+    assert all(stage["wdir"] == ".." and "open" in stage["cmd"] for stage in OPEN.values())
+
+
+# --- the smoke profile, end to end ------------------------------------------------------------
+
+
+class Book:
+    """A copy of the repository whose profile is smoke."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.variables = environment(folder)
+
+    def run(self, *command, code=0):
+        """Runs a command in the copy; returns stdout and stderr together."""
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.variables,
+            text=True,
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        assert code is None or done.returncode == code, done.stdout[-4000:]
+        return done.stdout
+
+    def edit(self, name, old, new):
+        path = self.folder / name
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
+    def status(self):
+        """What `dvc status` reports as changed: {stage: ...}."""
+        return json.loads(self.run("dvc", "status", "--json", "dvc.yaml", "data.dvc"))
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    book = Book(copy(tmp_path_factory.mktemp("book")))
+    book.edit("params.yaml", "profile: lab", "profile: smoke")
+    book.run("python", "-m", "locksmith.corpus", "--profile", "smoke")
+    book.run("dvc", "add", "-q", "data")
+    book.log = book.run("dvc", "repro")
+    book.page = book.run("python", "-m", "locksmith.book", "build").strip().splitlines()[-1]
+    git(book.folder, "add", "-A")
+    git(book.folder, "commit", "-q", "-m", "smoke")
+    return book
+
+
+def test_every_stage_runs_into_a_rendered_book(book):
+    for stage in (
+        "pretrain@countdown",
+        "pretrain@chain",
+        "rl@countdown",
+        "rl@chain",
+        "chapter-00",
+        "chapter-02",
+        "facts",
+        "verdict",
+    ):
+        assert f"Running stage '{stage}'" in book.log
+    page = Path(book.page)
+    assert page.name == "index.html" and page.is_file()
+    for chapter in (book.folder / "chapters").glob("*.ipynb"):
+        assert (page.parent / "chapters" / f"{chapter.stem}.html").is_file()
+    table = (book.folder / "results/facts.csv").read_text().splitlines()
+    assert {row.split(",")[1] for row in table if row.startswith("smoke,")} >= {"00", "02"}
+
+
+def test_nothing_is_left_to_do(book):
+    assert book.status() == {}
+    assert "Running stage" not in book.run("dvc", "repro")
+
+
+def test_metrics_plots_and_params_show(book):
+    metrics = json.loads(book.run("dvc", "metrics", "show", "--json"))[""]["data"]
+    assert "smoke" in metrics["results/metrics.json"]["data"]
+    plots = json.loads(book.run("dvc", "plots", "show", "--json"))["data"]
+    assert {"Pre-training loss", "Accuracy in RL"} <= set(plots)
+    assert any(name.endswith(".png") for name in plots)
+    book.edit("params.yaml", "steps: 2,", "steps: 3,")
+    difference = json.loads(book.run("dvc", "params", "diff", "--json"))
+    book.edit("params.yaml", "steps: 3,", "steps: 2,")
+    assert difference["params.yaml"]["smoke.rl.steps"] == {"old": 2, "new": 3, "diff": 1}
+
+
+def test_rerunning_gives_the_same_bytes(book):
+    lock = (book.folder / "dvc.lock").read_bytes()
+    book.run("dvc", "repro", "-f", "-s", "pretrain@chain", "rl@chain", "chapter-00", "chapter-02")
+    assert (book.folder / "dvc.lock").read_bytes() == lock
+    assert git(book.folder, "status", "--porcelain") == ""
+
+
+def test_only_what_depends_on_a_change_reruns(book):
+    def changed(name):
+        path = book.folder / name
+        before = path.read_bytes()
+        path.write_bytes(before + b"\n")
+        stages = set(book.status())
+        path.write_bytes(before)
+        return stages
+
+    assert changed("lib/locksmith/openweights.py") == set()
+    assert changed("lib/locksmith/notebooks.py") == set()
+    assert changed("lib/locksmith/decoding.py") == {"chapter-02"}
+    assert changed("claims.yml") == {"verdict"}
+    assert changed("lib/locksmith/rl.py") == {"rl@countdown", "rl@chain"}
+
+
+def test_a_clone_pulls_and_has_nothing_to_do(book, tmp_path):
+    book.run("dvc", "push", "-q")
+    git(book.folder, "add", "-f", ".dvcstore")
+    git(book.folder, "commit", "-q", "-m", "store")
+    git(tmp_path, "clone", "-q", str(book.folder), "clone")
+    clone = Book(tmp_path / "clone")
+    clone.run("dvc", "pull", "-q", "dvc.yaml", "data.dvc")
+    assert clone.status() == {}
+    assert "Running stage" not in clone.run("dvc", "repro")
+    assert git(clone.folder, "status", "--porcelain") == ""
+
+
+def test_a_killed_stage_is_taken_up_again(book):
+    """kill -9 while RL runs: the finished stages stay, the next repro goes on from there."""
+    try:
+        book.edit("params.yaml", "steps: 2,", "steps: 3,")
+        log = book.folder / "build" / "killed.log"
+        with log.open("w") as out:
+            process = subprocess.Popen(
+                ["dvc", "repro", "rl@chain"],
+                cwd=book.folder,
+                stdout=out,
+                env=book.variables,
+                stderr=out,
+                start_new_session=True,
+            )
+            for _ in range(1200):
+                if "Running stage 'rl@chain'" in log.read_text() or process.poll() is not None:
+                    break
+                time.sleep(0.05)
+            time.sleep(1)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        assert "Running stage 'rl@chain'" in log.read_text()
+        assert not list(book.folder.glob("results/**/.*.tmp"))
+        again = book.run("dvc", "repro", "rl@chain")
+        assert "Running stage 'rl@chain'" in again and "Running stage 'pretrain@chain'" not in again
+        assert (book.folder / "checkpoints/smoke/chain/rl/seed0/model.safetensors").is_file()
+    finally:
+        git(book.folder, "checkout", "-q", ".")
+        book.run("dvc", "checkout", "-q", "dvc.yaml", code=None)
+
+
+# --- bad input, as the command line meets it --------------------------------------------------
+
+
+def test_unknown_profile(book):
+    for module in ("pretrain", "rl"):
+        said = book.run(
+            "python", "-m", f"locksmith.{module}", "--profile", "smok", "--family", "chain", code=2
+        )
+        assert said.splitlines()[-1].startswith(
+            "error: Unknown profile 'smok'; params.yaml has smoke"
+        )
+    said = book.run(
+        "python", "-m", "locksmith.pretrain", "--profile", "smoke", "--family", "chian", code=2
+    )
+    assert "chian" in said and "countdown" in said and "Traceback" not in said
+
+
+def test_a_misspelt_parameter_stops_the_pipeline_before_a_stage_changes(book):
+    try:
+        book.edit("params.yaml", "steps: 2,", "stepz: 2,")
+        said = book.run("dvc", "repro", code=255)
+        assert "smoke.rl has an unknown parameter 'stepz'; allowed are steps" in said
+        assert "Traceback" not in said
+    finally:
+        git(book.folder, "checkout", "-q", ".")
+        book.run("dvc", "checkout", "-q", "dvc.yaml")
+
+
+@pytest.mark.parametrize("damage", ["corrupt", "missing"])
+def test_a_damaged_checkpoint_is_named(book, damage):
+    chapter = "chapters/02_base_model_sampling.ipynb"
+    weights = book.folder / "checkpoints/smoke/chain/rl/seed0/model.safetensors"
+    whole = weights.read_bytes()
+    weights.unlink()  # DVC may have linked it to its cache
+    if damage == "corrupt":
+        weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    try:
+        said = book.run(
+            "python", "-m", "locksmith.notebooks", "run", chapter, "--profile", "smoke", code=1
+        )
+        last = said.strip().splitlines()[-1]
+        assert last.startswith("error: ") and "model.safetensors" in last
+        assert not (book.folder / "results/smoke/02.json").exists()
+        assert not (book.folder / "build/notebooks/smoke/02_base_model_sampling.ipynb").exists()
+    finally:
+        git(book.folder, "checkout", "-q", ".")
+        book.run("dvc", "checkout", "-q", "--force", "dvc.yaml")
+    assert book.status() == {}
