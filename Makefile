@@ -10,7 +10,6 @@ export DVC_NO_ANALYTICS := 1
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 TORCH := $(shell grep ^torch== constraints.txt)
 STAMP := $(VENV)/.installed
-OPEN_STAMP := $(VENV)/.installed-open
 
 .PHONY: book test lab open facts lint clean
 
@@ -28,7 +27,9 @@ lab: $(STAMP)  ## every lab result from zero: problems, pre-training, RL, chapte
 	python -m locksmith.corpus --profile lab
 	dvc repro -f
 
-open: $(OPEN_STAMP)  ## the chapters on real weights (shows the licence terms, then fetches them)
+open: $(STAMP)  ## the chapters on real weights: shows their terms, and runs once you accept them
+	python -m locksmith.openweights $(if $(ACCEPT_TERMS),--accept-terms)
+	@[ -n "$(ACCEPT_TERMS)" ] || { echo "To accept the terms above: make open ACCEPT_TERMS=1"; exit 1; }
 	dvc repro open/dvc.yaml
 	dvc repro -f -s facts
 	dvc repro -s verdict
@@ -53,9 +54,5 @@ $(VENV)/bin/python:
 $(STAMP): $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "Installing into $(VENV), a few minutes the first time ..."
 	@$(PIP) --retries 1 --timeout 15 --no-deps $(TORCH_INDEX) $(TORCH) || true
-	@$(PIP) -c constraints.txt -e ".[dev]"
-	@touch $@
-
-$(OPEN_STAMP): $(STAMP)
 	@$(PIP) -c constraints.txt -e ".[dev,open]"
 	@touch $@
