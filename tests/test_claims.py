@@ -1,5 +1,6 @@
-"""claims.py: rules parsed and judged against brute force, verdicts against every outcome there is."""
+"""claims.py: rules judged against brute force, verdicts against every outcome there is."""
 
+import functools
 import itertools
 import json
 import re
@@ -7,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from locksmith import claims
 
 ROOT = Path(__file__).parents[1]
@@ -50,10 +50,13 @@ def test_number_on_either_side_and_the_sentence_shows_the_ends_used():
 
 
 def test_parse_reads_every_piece_of_a_term():
-    left, sign, right = claims.parse("02:base vs thinking.cell_x.low\n  >= 0.5 * b-c.pass@64.high - 0.05", "00")
-    assert (left["chapter"], left["model"], left["quantity"]) == ("02", "base vs thinking", "cell_x")
+    rule = "02:base vs thinking.cell_x.low\n  >= 0.5 * b-c.pass@64.high - 0.05"
+    left, sign, right = claims.parse(rule, "00")
+    assert [left[key] for key in ("chapter", "model", "quantity")] == [
+        "02", "base vs thinking", "cell_x"]
     assert (right["chapter"], right["model"], right["quantity"]) == ("00", "b-c", "pass@64")
-    assert (sign, right["factor"], right["plus"], left["factor"], left["plus"]) == (">=", 0.5, -0.05, 1, 0)
+    assert (sign, right["factor"], right["plus"]) == (">=", 0.5, -0.05)
+    assert (left["factor"], left["plus"]) == (1, 0)
 
 
 @pytest.mark.parametrize("rule, said", [
@@ -109,6 +112,7 @@ def test_a_claim_that_holds_in_one_family_is_an_anecdote(found, word):
 # ---- the book's own claims
 
 
+@functools.cache
 def book():
     return claims.load(ROOT / "claims.yml")
 
@@ -151,7 +155,8 @@ def rows_where_all_holds(seeds=3, n_problems=500):
             ("03", "critiques", "gap_recovered", 0.95), ("04", "base", "probe_auroc", 0.9),
             ("04", "base vs thinking", "cosine", 0.9),
             ("04", "base vector in thinking", "behaviour_slope", 0.4),
-            ("05", "vector RL", "gap_recovered", 0.9), ("05", "cognitive tools", "gap_recovered", 0.7)]
+            ("05", "vector RL", "gap_recovered", 0.9),
+            ("05", "cognitive tools", "gap_recovered", 0.7)]
     for chapter, model, quantity, value in high:
         assert (chapter, model, quantity) in values, (chapter, model, quantity)
         put(chapter, model, quantity, value)
@@ -190,15 +195,15 @@ def test_all_parts_holding_supports_every_claim_and_one_broken_part_never_does()
 
 def test_missing_facts_few_seeds_and_few_problems_cannot_support_anything():
     rows = rows_where_all_holds()
-    for r in rows:
-        fewer = [other for other in rows if other is not r]
-        for judged in claims.verdicts(book(), fewer):
-            reads = any(isinstance(t, dict) and (t["chapter"], t["model"], t["quantity"])
-                        == (r["chapter"], r["model"], r["quantity"])
-                        for c in book()["claims"] if c["id"] == judged["claim"]
-                        for p in c["parts"] for t in p["parsed"])
-            if judged["family"] == r["family"] and reads:
-                assert judged["verdict"] != "supported"
+    for claim in book()["claims"]:
+        reads = {(t["chapter"], t["model"], t["quantity"])
+                 for p in claim["parts"] for t in p["parsed"] if isinstance(t, dict)}
+        for fact in reads:
+            fewer = [r for r in rows if r["family"] != "chain"
+                     or (r["chapter"], r["model"], r["quantity"]) != fact]
+            judged = claims.verdicts({**book(), "claims": [claim]}, fewer)
+            words = {row["family"]: row["verdict"] for row in judged}
+            assert words["countdown"] == "supported" != words["chain"], fact
     for few in (rows_where_all_holds(seeds=2), rows_where_all_holds(n_problems=99)):
         judged = claims.verdicts(book(), few)
         assert {r["verdict"] for r in judged} == {"not testable here"}
@@ -247,7 +252,8 @@ def test_facts_reads_what_results_writes(tmp_path, monkeypatch):
     fact = dict(family="chain", model="base", quantity="pass@1", n_samples=4)
     results.write("smoke", "02", [
         fact | dict(value=0.25, low=0.125, high=0.5, n_problems=16, seeds=[0, 1]),
-        fact | dict(quantity="crossing_k", value=32, low=None, high=None, n_problems=None, seeds=[0]),
+        fact | dict(quantity="crossing_k", value=32, low=None, high=None, n_problems=None,
+                    seeds=[0]),
     ])
     results.facts()
     crossing, first = claims.facts(tmp_path / "facts.csv")
@@ -263,13 +269,15 @@ def test_a_section_shows_every_figure_part_and_number():
     rows = [r for r in rows_where_all_holds() if r["chapter"] == "02"]
     judged = claims.verdicts(book(), rows)
     claim = next(c for c in book()["claims"] if c["id"] == "base-already-samples")
-    text = " ".join(claims.section(claim, judged).split())
+    text = " ".join(claims.section(claim, judged, {"lab": "In the lab"}).split())
     for p in claim["parts"]:
         assert p["says"] in text and " ".join(p["rule"].split()) in text
     for figure in claim["published"]:
-        assert " ".join(figure["figure"].split()) in text and figure["version"] in text
-    assert text.count("Reported by a third party, not checked.") == 1
-    assert "lab, chain: supported" in text and "0.966 >= 0.704" in text
+        assert " ".join(figure["figure"].split()) in text and figure["where"] in text
+    assert text.count("reported by a third party, not checked") == 1
+    assert "In the lab: supported" in text and "chain: supported, every part holds" in text
+    assert "0.966 >= 0.704" in text
+    assert "[arXiv 2504.13837](https://arxiv.org/abs/2504.13837)" in text
 
 
 def test_published_sources_are_in_the_bibliography():
@@ -281,7 +289,7 @@ def test_published_sources_are_in_the_bibliography():
 @pytest.mark.parametrize("change, said", [
     (lambda b: b["claims"][0].pop("mind"), "missing or unknown fields: mind"),
     (lambda b: b["claims"][1]["parts"][0].update(kind="vital"), "kind"),
-    (lambda b: b["claims"][1]["published"][0].update(status="sure"), "must be verified or reported"),
+    (lambda b: b["claims"][1]["published"][0].update(status="sure"), "must be verified or rep"),
     (lambda b: b["claims"][1]["published"][0].pop("version"), "needs figure, source, version"),
     (lambda b: b["claims"][1].update(id=b["claims"][0]["id"]), "ids must differ"),
     (lambda b: b["claims"][1].update(parts=b["claims"][1]["parts"][-1:]), "at least one control"),

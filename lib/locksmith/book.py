@@ -2,12 +2,12 @@
 
     python -m locksmith.book build [--profile lab]
 
-Every page stands in the assembled folder (build/asm) at the path it has in the repository, because
-the Colab button is made from that path. Executed chapters come from build/notebooks/<profile>/; the
-book itself never executes anything. Numbers reach the prose as substitutions, from results/facts.csv:
+Every page stands in the assembled folder (build/asm) at the path it has in the repository, as the
+Colab button is made from that path. Executed chapters come from build/notebooks/<profile>/; the
+book itself executes nothing. Numbers reach the prose as substitutions, from results/facts.csv:
 
-    {{ "%.2f" | format(this.ch02.countdown.base["pass@1"].value) }}      the profile being built
-    {{ res.open.ch02.basic_arithmetic.base["pass@1"].text }}             any profile; value [low, high]
+    {{ "%.2f" | format(this.ch02.countdown.base["pass@1"].value) }}      this profile
+    {{ res.open.ch02.basic_arithmetic.base["pass@1"].text }}            value [low, high]
 
 An undefined name is a warning, and any warning fails the build. The module is also a Sphinx
 extension that writes maths as MathML, so that no page needs a script from elsewhere.
@@ -15,6 +15,7 @@ extension that writes maths as MathML, so that no page needs a script from elsew
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,6 @@ from latex2mathml.converter import convert
 from locksmith import claims, params
 
 PAGES = ("_config.yml", "_toc.yml", "references.bib", "claims.yml")
-HEADINGS = {"lab": "In the lab", "open": "On real weights", "smoke": "Smoke test"}
 
 
 class BookError(params.BadInput):
@@ -69,7 +69,7 @@ def assemble(profile, root=".", out="build/asm"):
 
 
 def with_alt_texts(notebook):
-    """Move a figure's alt text from its output, where Jupyter keeps it, to where MyST-NB reads it."""
+    """Move a figure's alt text from its output, as Jupyter has it, to where MyST-NB reads it."""
     for cell in notebook["cells"]:
         for output in cell.get("outputs", []):
             alt = output.get("metadata", {}).get("image/png", {}).get("alt")
@@ -89,7 +89,7 @@ def substitutions(profile, root="."):
         fact = {name: row[name] for name in ("value", "low", "high", "n_problems", "seeds")}
         fact["text"] = interval(row)
         models.setdefault(row["model"], {})[row["quantity"]] = fact
-    shown = {name: HEADINGS.get(name, name) for name in dict.fromkeys((profile, "open"))}
+    shown = claims.columns(profile)
     book = claims.load(Path(root) / "claims.yml")
     judged = claims.verdicts(book, rows, claims.stale(rows, root), list(shown))
     return {"profile": profile, "this": res.get(profile, {}), "res": res,
@@ -108,18 +108,20 @@ def interval(row):
 
 
 def build(profile, root="."):
-    """Build the HTML book for `profile`; returns the path of its first page. Warnings are errors."""
+    """Build the HTML book and return the path of its first page; warnings are errors."""
     root = Path(root)
     asm = assemble(profile, root, root / "build" / "asm")
     site = root / "build" / "site"
     shutil.rmtree(site, ignore_errors=True)
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build",
                str(asm), "--path-output", str(site), "-W", "-n", "--keep-going", "-q"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False,
+                          env={**os.environ, "NO_COLOR": "1"})
     html = site / "_build" / "html"
     warnings = [line for line in done.stderr.splitlines() if "WARNING" in line or "ERROR" in line]
     if done.returncode or warnings or not (html / "index.html").exists():
-        raise BookError("Jupyter Book failed:\n" + "\n".join(warnings or [done.stdout, done.stderr]))
+        said = warnings or [done.stdout, done.stderr]
+        raise BookError("Jupyter Book failed:\n" + "\n".join(said))
     book = root / "build" / "book"
     shutil.rmtree(book, ignore_errors=True)
     shutil.move(html, book)

@@ -82,8 +82,8 @@ def _check_claim(claim, path):
                               "reported.")
     for part in claim["parts"]:
         if set(part) != {"id", "kind", "says", "rule"} or part["kind"] not in KINDS:
-            raise ClaimsError(f"{where}: a part needs id, kind ({', '.join(KINDS)}), says and rule, "
-                              f"it is {part}.")
+            raise ClaimsError(f"{where}: a part needs id, kind ({', '.join(KINDS)}), says and "
+                              f"rule, it is {part}.")
         part["parsed"] = parse(part["rule"], claim["chapter"])
     if not {"control", "core"} <= {part["kind"] for part in claim["parts"]}:
         raise ClaimsError(f"{where} needs at least one control and one core part.")
@@ -102,7 +102,7 @@ def parse(rule, chapter):
     left, comparison, right = sides
     terms = [_term(text, rule, chapter) for text in (left, right)]
     unfavourable = ("low", "high") if comparison in (">", ">=") else ("high", "low")
-    for term, end in zip(terms, unfavourable):
+    for term, end in zip(terms, unfavourable, strict=True):
         if isinstance(term, dict) and term["end"] != end:
             raise ClaimsError(f"Rule {rule!r} takes .{term['end']} of {term['model']}."
                               f"{term['quantity']}; on that side only .{end} is unfavourable.")
@@ -191,15 +191,16 @@ def judge_part(part, lookup):
     else:
         as_written, favourable = (left_high, right_low), (left_low, right_high)
     numbers = f"{as_written[0]:.4g} {comparison} {as_written[1]:.4g}"
+    at_best = f"{favourable[0]:.4g} {comparison} {favourable[1]:.4g}"
     if compare(*as_written):
         return "holds", numbers
     if compare(*favourable):
-        return "undecided", f"not {numbers}, but {favourable[0]:.4g} {comparison} {favourable[1]:.4g}"
-    return "refuted", f"not {numbers}, nor {favourable[0]:.4g} {comparison} {favourable[1]:.4g}"
+        return "undecided", f"not {numbers}, but {at_best}"
+    return "refuted", f"not {numbers}, nor {at_best}"
 
 
 def verdict(outcomes):
-    """The verdict of one claim in one family, from its parts' (kind, outcome) pairs, with a reason."""
+    """A claim's verdict in one family and its reason, from its parts' (kind, outcome) pairs."""
     of = {kind: [outcome for k, outcome in outcomes if k == kind] for kind in KINDS}
     if any(outcome != "holds" for outcome in of["control"]):
         return "not testable here", "a control does not hold"
@@ -244,7 +245,7 @@ def verdicts(book, rows, stale_pairs=(), profiles=None):
             # The lab's families must all be there; other profiles bring families of their own.
             families = claim["families"] if not named or named & set(claim["families"]) else named
             needs = book["needs"].get(profile, book["needs"]["default"])
-            for family in sorted(families):
+            for family in sorted(families, key=[*claim["families"], *sorted(named)].index):
                 judged.append(_judge(claim, profile, family, table, chapters, needs, tested,
                                      stale_pairs))
     return judged
@@ -285,9 +286,16 @@ def _judge(claim, profile, family, table, chapters, needs, tested, stale_pairs):
 # Markdown for the pages
 
 
+def columns(profile):
+    """The profiles that a page built for `profile` shows, with their headings."""
+    headings = {"lab": "In the lab", "open": "On real weights"}
+    return {p: headings.get(p, f"Profile {p}") for p in dict.fromkeys((profile, "open"))}
+
+
 def summary(book, judged, profiles, link="chapters/verdict.ipynb"):
     """A Markdown table, a claim a line and a profile a column (profiles: name -> heading)."""
-    lines = ["| Claim | " + " | ".join(profiles.values()) + " |", "|---" * (len(profiles) + 1) + "|"]
+    heads = ["Claim", *profiles.values()]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for claim in book["claims"]:
         cells = []
         for profile in profiles:
@@ -295,39 +303,49 @@ def summary(book, judged, profiles, link="chapters/verdict.ipynb"):
             word = overall([r["verdict"] for r in rows]) if rows else "not tested yet"
             old = " (stale)" if any(r["stale"] for r in rows) else ""
             cells.append(f"**{word}**{old}" if word != "not tested yet" else word)
-        lines.append(f"| [{claim['title']}]({link}#{claim['id']}) | " + " | ".join(cells) + " |")
+        lines.append(f"| [{claim['title']}]({link}#{anchor(claim['title'])}) | "
+                     + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def section(claim, judged):
+def anchor(title):
+    """The anchor that MyST gives a heading: lower case, hyphens, no other punctuation."""
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+
+
+def section(claim, judged, profiles):
     """Markdown that shows one claim whole: claim, published figures, every part and its numbers."""
     lines = [claim["claim"].strip(), "", "**Published**", ""]
     for figure in claim["published"]:
-        reported = "" if figure["status"] == "verified" else " *Reported by a third party, not checked.*"
-        lines.append(f"- {figure['figure'].strip()}: {figure['version']}, {figure['where']}.{reported}")
+        link = r"[\g<0>](https://arxiv.org/abs/\1)"
+        source = re.sub(r"arXiv (\d{4}\.\d{5})", link, f"{figure['version']}; {figure['where']}")
+        if figure["status"] == "reported":
+            source += ", *reported by a third party, not checked*"
+        lines.append(f"- {figure['figure'].strip()} ({source}).")
     lines += ["", f"**Measured here.** {claim['ours'].strip()}", ""]
-    rows = [row for row in judged if row["claim"] == claim["id"]]
-    if not rows or all(row["verdict"] == "not tested yet" for row in rows):
-        lines += [f"**Verdict: not tested yet** (no results for chapter {claim['chapter']}).", ""]
-    for row in rows:
-        if row["verdict"] == "not tested yet":
+    for profile, heading in profiles.items():
+        rows = [r for r in judged if (r["claim"], r["profile"]) == (claim["id"], profile)]
+        rows = [row for row in rows if row["verdict"] != "not tested yet"]
+        if not rows:
+            lines += [f"**{heading}: not tested yet** (chapter {claim['chapter']} has no results "
+                      "there).", ""]
             continue
-        lines += [f"**{row['profile']}, {row['family']}: {row['verdict']}** ({row['reason']}).", ""]
-        if row["stale"]:
-            lines += [f"*Stale: chapter {', '.join(row['stale'])} was run under another claims.yml.*",
-                      ""]
-    lines += _parts_table(claim, [row for row in rows if row["verdict"] != "not tested yet"])
-    lines += ["", f"**What would change our mind.** {claim['mind'].strip()}"]
+        each = "; ".join(f"{row['family']}: {row['verdict']}, {row['reason']}" for row in rows)
+        lines += [f"**{heading}: {overall([row['verdict'] for row in rows])}** ({each}).", ""]
+        old = sorted({chapter for row in rows for chapter in row["stale"]})
+        if old:
+            lines += [f"**Stale:** chapter {', '.join(old)} was run under another claims.yml.", ""]
+        lines += [*_parts_table(claim, rows), ""]
+    lines += [f"**What would change our mind.** {claim['mind'].strip()}"]
     return "\n".join(lines)
 
 
 def _parts_table(claim, rows):
-    heads = [f"{row['profile']}, {row['family']}" for row in rows]
-    lines = ["| Part | Kind | Rule | " + "".join(f"{head} | " for head in heads),
-             "|---" * (3 + len(heads)) + "|"]
+    lines = ["| Part | " + "".join(f"{row['family']} | " for row in rows),
+             "|---" * (1 + len(rows)) + "|"]
     for i, part in enumerate(claim["parts"]):
         cells = [f"{MARKS[r['parts'][i]['outcome']]} {r['parts'][i]['numbers']}" for r in rows]
         rule = " ".join(part["rule"].split())
-        lines.append(f"| {part['says']} | {part['kind']} | `{rule}` | "
+        lines.append(f"| *{part['kind']}:* {part['says'].strip()} `{rule}` | "
                      + "".join(f"{cell} | " for cell in cells))
     return lines

@@ -1,4 +1,4 @@
-"""One look for every figure: style, a fixed colour and line per model, and a file with its alt text.
+"""One look for every figure: style, one colour and line per model, a file with its alt text.
 
 A figure says what was measured with unit on its axes, n and the interval in its title or legend.
 Colours come from seaborn's colour-blind palette and differ in line style too, so that the figures
@@ -37,12 +37,12 @@ def look(model):
     """Keyword arguments (color, linestyle) for `model`; KeyError for one without a look."""
     if model not in LOOKS:
         raise KeyError(f"No look for model {model!r}; those that have one: {', '.join(LOOKS)}.")
-    return dict(zip(("color", "linestyle"), LOOKS[model]))
+    return dict(zip(("color", "linestyle"), LOOKS[model], strict=True))
 
 
 def figure(columns=1, width=7.2, height=3.8, **options):
     """A styled figure of `columns` axes side by side, in inches; returns (figure, axes)."""
-    sns.set_theme(style="whitegrid", rc={
+    sns.set_theme(style="whitegrid", palette="colorblind", rc={
         "figure.facecolor": "white", "axes.titlesize": 11, "axes.labelsize": 10,
         "axes.titlelocation": "left", "legend.frameon": False, "legend.fontsize": 9,
         "xtick.labelsize": 9, "ytick.labelsize": 9, "lines.linewidth": 1.8,

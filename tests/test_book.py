@@ -1,0 +1,190 @@
+"""The rendered book: built once from a small profile made here, then looked at page by page."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from locksmith import book, claims, plots, results
+from nbclient import NotebookClient
+from test_claims import rows_where_all_holds
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ("_config.yml", "_toc.yml", "index.md", "references.bib", "claims.yml")
+ALT = "Bars for the base model and the thinking model"
+MATHS = "Unbiased: $1 - \\binom{n-c}{k} / \\binom{n}{k}$.\n\n$$\n\\hat{p} = \\frac{c}{n}\n$$"
+
+
+def code(source, tags=(), outputs=()):
+    return nbformat.v4.new_code_cell(source, metadata={"tags": list(tags)}, outputs=list(outputs))
+
+
+def placeholder(title, figure):
+    """An executed chapter: prose, maths, a hidden cell, a number and a figure with alt text."""
+    bundle, metadata = figure._repr_mimebundle_()
+    shown = nbformat.v4.new_output("display_data", bundle, metadata=metadata)
+    printed = nbformat.v4.new_output("stream", text="solved 3 of 4\n")
+    cells = [nbformat.v4.new_markdown_cell(f"# {title}\n\n{MATHS}"),
+             code("secret_setting = 17", ["injected-parameters"]),
+             code("print('solved 3 of 4')", outputs=[printed]),
+             code("plots.save(fig, path, alt)", outputs=[shown])]
+    return nbformat.v4.new_notebook(cells=cells, metadata={
+        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+        "language_info": {"name": "python", "pygments_lexer": "ipython3"}})
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A repository with facts, and executed chapters for the profile lab."""
+    root = tmp_path_factory.mktemp("repo")
+    for name in SOURCES:
+        shutil.copy(ROOT / name, root / name)
+    shutil.copytree(ROOT / "_static", root / "_static")
+    by_chapter = {}
+    for row in rows_where_all_holds():
+        by_chapter.setdefault(row["chapter"], []).append(row)
+    current = claims.sha256(root / "claims.yml")
+    for chapter in ("00", "02"):
+        facts = [{key: row[key] for key in results.FACT} | {"seeds": [0, 1, 2]}
+                 for row in by_chapter[chapter]]
+        results.save(root / "results" / "lab" / f"{chapter}.json", json.dumps(
+            {"profile": "lab", "chapter": chapter, "facts": facts, "extra": {},
+             "provenance": {"claims_sha256": current}}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        results.facts()
+    fig, axes = plots.figure()
+    axes.bar(["base", "thinking"], [0.2, 0.7])
+    figure = plots.save(fig, root / "results" / "lab" / "figures" / "02_bars.png", ALT)
+    executed = root / "build" / "notebooks" / "lab"
+    executed.mkdir(parents=True)
+    for name in ("00_the_lab", "02_base_model_sampling"):
+        nbformat.write(placeholder(f"Placeholder {name[:2]}", figure), executed / f"{name}.ipynb")
+    verdict = nbformat.read(ROOT / "chapters" / "verdict.ipynb", 4)
+    NotebookClient(verdict, resources={"metadata": {"path": root}}).execute()
+    nbformat.write(verdict, executed / "verdict.ipynb")
+    return root
+
+
+@pytest.fixture(scope="module")
+def pages(root):
+    """{path below build/book: text} of every page, after one build without warnings."""
+    index = book.build("lab", root)
+    assert index == root / "build" / "book" / "index.html" and index.exists()
+    files = index.parent.rglob("*.html")
+    return {file.relative_to(index.parent).as_posix(): file.read_text() for file in files}
+
+
+def chapter(pages):
+    return pages["chapters/02_base_model_sampling.html"]
+
+
+def test_colab_and_download_buttons(pages, root):
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    owner = config["repository"]["url"].removeprefix("https://github.com/")
+    for name in ("00_the_lab", "02_base_model_sampling", "verdict"):
+        page = pages[f"chapters/{name}.html"]
+        assert (f"https://colab.research.google.com/github/{owner}/blob/main/chapters/{name}.ipynb"
+                in page)
+        assert f'href="../_sources/chapters/{name}.ipynb"' in page
+        assert (root / "build" / "book" / "_sources" / "chapters" / f"{name}.ipynb").exists()
+    assert config["repository"]["url"] in pages["index.html"]
+
+
+def test_address_stands_in_one_place():
+    for name in ("index.md", "claims.yml", "_toc.yml", "references.bib"):
+        assert "crediting-the-locksmith" not in (ROOT / name).read_text()
+
+
+def test_no_page_asks_another_host_for_anything(pages):
+    loads = re.compile(r"<(?:script|img|iframe|source|embed)\b[^>]*\bsrc=[\"']?(?:https?:)?//"
+                       r"|<link\b[^>]*href=[\"']?(?:https?:)?//", re.I)
+    for name, text in pages.items():
+        assert not loads.findall(text), name
+        assert not re.search(r"unpkg|jsdelivr|cdnjs|googleapis|plausible|thebe@", text), name
+
+
+def test_no_script_or_style_of_the_book_names_another_host(root, pages):
+    static = root / "build" / "book" / "_static"
+    for file in static.rglob("*.css"):
+        assert not re.search(r"(?:@import|url\()\s*[\"']?(?:https?:)?//", file.read_text()), file
+    assert not list(static.rglob("*thebe*"))
+
+
+def test_maths_is_on_the_page_without_a_script(pages):
+    text = chapter(pages)
+    assert text.count("<math ") == 2 and "<mfrac" in text and 'display="block"' in text
+    assert not re.search(r"<script[^>]*mathjax", text, re.I) and r"\binom" not in text
+
+
+@pytest.mark.parametrize("latex", [r"\begin{aligned} a &= b \\ c &= d \end{aligned}"])
+def test_maths_that_has_no_translation_is_refused(latex):
+    with pytest.raises(ValueError, match="more simply"):
+        book.mathml(latex, "block")
+
+
+def test_figure_has_its_alt_text_and_set_up_cells_are_hidden(pages, root):
+    assert f'alt="{ALT}"' in chapter(pages)
+    css = (root / "build" / "book" / "_static" / "book.css").read_text()
+    for tag in ("injected-parameters", "colab"):
+        assert re.search(rf"\.cell\.tag_{tag}\b[^{{]*\{{\s*display: none", css)
+    assert "tag_injected-parameters" in chapter(pages) and "book.css" in chapter(pages)
+
+
+def test_index_shows_the_computed_verdicts_and_links_to_each(pages):
+    text = pages["index.html"]
+    verdict = pages["chapters/verdict.html"]
+    anchors = re.findall(r'href="chapters/verdict.html#([^"]+)"', text)
+    assert len(anchors) == len(claims.load(ROOT / "claims.yml")["claims"])
+    for anchor in anchors:
+        assert f'id="{anchor}"' in verdict
+    assert "<strong>supported</strong>" in text and "not tested yet" in text
+    assert "(stale)" not in text
+
+
+def test_verdict_page_shows_every_claim_with_numbers_and_status(pages):
+    text = pages["chapters/verdict.html"]
+    assert "0.966 &gt;= 0.704" in text
+    assert "reported by a third party, not checked" in text
+    assert "countdown: supported, every part holds" in text
+    notebook = json.loads((ROOT / "chapters" / "verdict.ipynb").read_text())
+    sources = ["".join(cell["source"]) for cell in notebook["cells"]]
+    for claim in claims.load(ROOT / "claims.yml")["claims"]:
+        at = sources.index(f"## {claim['title']}")
+        assert sources[at + 1] == f'show("{claim["id"]}")'
+
+
+def test_downloads_are_there(root, pages):
+    found = {p.name for p in (root / "build" / "book" / "_downloads").rglob("*") if p.is_file()}
+    assert {"facts.csv", "claims.yml"} <= found
+
+
+def test_numbers_reach_the_prose_and_an_unknown_one_fails_the_build(root, tmp_path):
+    copy = tmp_path / "repo"
+    shutil.copytree(root, copy, ignore=shutil.ignore_patterns("book", "asm", "site"))
+    known = '{{ "%.2f" | format(this.ch02.countdown.base["pass@1"].value) }} of'
+    unknown = "{{ this.ch02.chain.nobody.x }}"
+    (copy / "index.md").write_text(f"# Title\n\nSolved {known} {unknown}\n")
+    with pytest.raises(book.BookError, match="nobody"):
+        book.build("lab", copy)
+    (copy / "index.md").write_text(
+        f'# Title\n\nSolved {known} {{{{ res.lab.ch02.chain.base["pass@1"].text }}}}.\n')
+    text = book.build("lab", copy).read_text()
+    assert "Solved 0.20 of 0.2 [0.196, 0.204]." in text
+
+
+def test_a_chapter_that_was_not_executed_is_named_in_one_sentence(root, tmp_path):
+    with pytest.raises(book.BookError) as caught:
+        book.assemble("smoke", root, tmp_path / "asm")
+    message = str(caught.value)
+    assert "chapters/00_the_lab" in message and "smoke" in message and "\n" not in message
+    assert not (tmp_path / "asm").exists()
+
+
+def test_chapters_of_the_contents_are_notebooks_of_the_repository():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    listed = {Path(entry["file"]).name for entry in toc["chapters"]}
+    assert {path.stem for path in (ROOT / "chapters").glob("*.ipynb")} == listed

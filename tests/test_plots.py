@@ -1,0 +1,69 @@
+"""plots.py: same bytes for the same figure, alt text kept, looks that can be told apart."""
+
+import struct
+import zlib
+
+import pytest
+from locksmith import plots
+
+ALT = "Curve of pass@k against k for the base model"
+
+
+def draw(path):
+    fig, axes = plots.figure()
+    plots.band(axes, [1, 2, 4], [0.1, 0.2, 0.4], [0.05, 0.1, 0.3], [0.2, 0.3, 0.5], "base")
+    axes.set(xlabel="samples k", ylabel="pass@k (share of problems)")
+    return plots.save(fig, path, ALT)
+
+
+def chunks(data):
+    """The (type, body) pairs of a PNG, read by hand."""
+    at = 8
+    while at < len(data):
+        size, kind = struct.unpack(">I4s", data[at:at + 8])
+        yield kind, data[at + 8:at + 8 + size]
+        at += 12 + size
+
+
+def test_png_is_repeatable_opaque_sized_and_carries_its_alt_text(tmp_path):
+    shown = draw(tmp_path / "deep" / "a.png")
+    draw(tmp_path / "b.png")
+    data = (tmp_path / "b.png").read_bytes()
+    assert (tmp_path / "deep" / "a.png").read_bytes() == data
+    parts = list(chunks(data))
+    width, height, depth, colour = struct.unpack(">IIBB", parts[0][1][:10])
+    assert (width, height) == (7.2 * plots.DPI, 3.8 * plots.DPI)
+    pixels = zlib.decompress(b"".join(body for kind, body in parts if kind == b"IDAT"))
+    assert depth == 8 and colour == 6  # RGBA; the first pixel must be opaque white
+    assert pixels[1:5] == b"\xff\xff\xff\xff"
+    text = b"".join(body for kind, body in parts if kind in (b"tEXt", b"iTXt"))
+    assert ALT.encode() in text and b"Matplotlib" not in text
+    bundle, metadata = shown._repr_mimebundle_()
+    assert metadata["image/png"]["alt"] == ALT and metadata["image/png"]["width"] == 720
+    assert "image/png" in bundle
+
+
+def test_band_draws_value_and_interval(tmp_path):
+    fig, axes = plots.figure()
+    plots.band(axes, [1, 2], [0.3, 0.4], [0.1, 0.2], [0.5, 0.6], "low_temperature")
+    assert axes.lines[0].get_ydata().tolist() == [0.3, 0.4]
+    corners = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert (corners.min(), corners.max()) == (0.1, 0.6)
+    assert axes.lines[0].get_label() == "low temperature"
+    plots.save(fig, tmp_path / "x.png", ALT)
+
+
+def test_models_differ_in_colour_or_line_and_unknown_ones_are_named():
+    # Two models of one figure may never look the same.
+    looks = [(tuple(colour), line) for colour, line in plots.LOOKS.values()]
+    traces = [name for name in plots.LOOKS if name.endswith("traces")]
+    assert len(set(looks)) >= len(looks) - 1 and len(traces) == 3
+    with pytest.raises(KeyError, match="thinkng"):
+        plots.look("thinkng")
+
+
+def test_a_figure_without_a_description_is_refused(tmp_path):
+    fig, _ = plots.figure()
+    with pytest.raises(ValueError, match="at least five words"):
+        plots.save(fig, tmp_path / "x.png", "a plot")
+    assert not (tmp_path / "x.png").exists()
