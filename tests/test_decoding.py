@@ -144,6 +144,30 @@ def test_power_sampling_with_unequal_prompts_and_a_set_of_stops(model):
         assert total_variation(found.continuations[i::3], target) < 2 * noise
 
 
+def test_cuts_are_uniform_over_a_stopped_sequence(monkeypatch, model):
+    """Every sequence is 1 2 3, stopped at half the horizon: cuts fall on 0, 1, 2 alike."""
+    cuts = []
+
+    def fixed(model, prompts, **_):
+        rest = [[1, 2, 3][len(p) - 1 :] for p in prompts]
+        cuts.extend(len(p) - 1 for p in prompts)
+        tokens = torch.tensor([r + [0] * (3 - len(r)) for r in rest])
+        return Rollouts(
+            tokens, torch.tensor([len(r) for r in rest]), torch.zeros(tokens.shape),
+            torch.ones(len(rest)) > 0, torch.arange(len(rest)), torch.zeros(len(rest)),
+        )
+
+    monkeypatch.setattr(decoding, "sample", fixed)
+    monkeypatch.setattr(decoding, "score", lambda m, p, c, **_: [torch.zeros(len(x)) for x in c])
+    found = decoding.power_sampling(
+        model, [[BOS]] * 1000, alpha=4.0, max_new_tokens=6, block=6, steps=3, stop=EOS
+    )
+    counts = np.bincount(cuts[1000:], minlength=6)
+    assert counts[3:].sum() == 0 and np.abs(counts[:3] - 1000).max() < 110  # 4 sigma
+    assert (found.log["acceptance"] == 1).all() and (found.log["moved"] == 0).all()
+    assert found.tokens.sum() == 3000 + (3 - np.array(cuts[1000:])).sum()
+
+
 def test_power_sampling_counts_and_is_reproducible(model, chains):
     assert ((0 <= chains.log["moved"]) & (chains.log["moved"] <= chains.log["acceptance"])).all()
     assert 0.1 < chains.log["acceptance"].mean() < 1
