@@ -72,7 +72,12 @@ SCHEMA = {
         "micro_tokens": "int 32..",
     },
     "chapters": {
-        "ch00": {},
+        "ch00": {
+            "problems": "int 1..",
+            "samples": "int 1..",
+            "low_temperature": "float 0.01..1",
+            "depths": "list of int 1..9",
+        },
         "ch02": {},
         "verdict": {},
     },

@@ -1,0 +1,145 @@
+"""What a lab model can do step by step (skill), and how much of it it uses (deployment).
+
+Skill is a share: of the attempts written, those that are valid; of the checks, those that are honest.
+Deployment is a number a problem: attempts, checks, backtracks, tokens. `measure` samples one
+checkpoint in every way that is compared, `measure_all` does so for many in a pool of processes.
+"""
+
+import random
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import numpy as np
+import torch
+
+from locksmith import corpus, device, engine, model, stats, tokens
+
+COUNTS = ("correct", "trace", "attempts", "valid_attempts", "checks", "honest_checks", "backtracks",
+          "tokens")
+# Where in a trace an attempt stands, counted from 1: the bins by their first number.
+POSITIONS = (1, 2, 3, 5, 9, 17)
+POSITION_NAMES = ("1", "2", "3-4", "5-8", "9-16", "17 and on")
+
+
+def held_out(task, n, dials, depth=None):
+    """n test problems (list), at a depth of its own for the chain.
+
+    Two chains of a single step each are plain facts, which pre-training has seen all of: they
+    belong to no test split, so depth 1 is taken from the training problems.
+    """
+    if depth is None:
+        return task.problems("test", n, 0, dials)
+    return task.problems("train" if depth == 1 else "test", n, 0, dials, depth)
+
+
+def tally(task, problems, traces):
+    """Counts of `traces` (lists of words, problem-major, equally many a problem).
+
+    Returns {name: float64 (problems,)}: for each of COUNTS the mean over a problem's samples, and
+    "attempts_at", "valid_at" (problems, positions), the same by place in the trace.
+    """
+    n = len(traces) // len(problems)
+    rows, at, valid_at = [], [], []
+    for i, words in enumerate(traces):
+        grade = task.grade(problems[i // n], words)
+        rows.append([*(getattr(grade, name) for name in COUNTS[:-1]), len(words)])
+        valid = valid_attempts(task, problems[i // n], words)
+        bins = np.searchsorted(POSITIONS, np.arange(len(valid)) + 1, side="right") - 1
+        at.append(np.bincount(bins, minlength=len(POSITIONS)))
+        valid_at.append(np.bincount(bins, valid, minlength=len(POSITIONS)))
+    mean = [np.reshape(x, (len(problems), n, -1)).mean(1) for x in (rows, at, valid_at)]
+    return {**dict(zip(COUNTS, mean[0].T, strict=True)), "attempts_at": mean[1], "valid_at": mean[2]}
+
+
+def valid_attempts(task, problem, words):
+    """For each attempt of a trace, in order, whether it is valid (list of bool)."""
+    return [bool(task.grade(problem, ["try", *content]).valid_attempts)
+            for behaviour, content in tokens.steps(words) if behaviour in ("try", "wait")]
+
+
+def guesses(task, problems, samples, seed):
+    """The tally of the strategy-free control."""
+    rng = random.Random(f"guess {seed}")
+    return tally(task, problems, [task.guess(p, rng) for p in problems for _ in range(samples)])
+
+
+def measure(checkpoint, family, dials, *, problems, samples, max_new_tokens, low_temperature, depths,
+            seed=0):
+    """The tallies of one checkpoint, by the way it was sampled.
+
+    "sampled" (temperature 1, `samples` a problem), "greedy" and "low temperature" (one a problem),
+    and, for the chain, "depth 1", ... (temperature 1) for each of `depths`.
+    """
+    torch.set_num_threads(1)
+    where, dtype = device.pick()
+    net = model.load(checkpoint, dtype, where)
+    task = corpus.FAMILIES[family]
+
+    def sample(problems, n, temperature):
+        prompts = [tokens.encode(p.prompt) for p in problems]
+        out = engine.sample(net, prompts, n, max_new_tokens=max_new_tokens, stop=tokens.STOP,
+                            temperature=temperature, seed=seed)
+        return tally(task, problems, [tokens.decode(ids) for ids in out.ids()])
+
+    test = held_out(task, problems, dials)
+    out = {"sampled": sample(test, samples, 1.0), "greedy": sample(test, 1, 0.0),
+           "low temperature": sample(test, 1, low_temperature)}
+    for depth in depths if family == "chain" else ():
+        out[f"depth {depth}"] = sample(held_out(task, problems, dials, depth), samples, 1.0)
+    return out
+
+
+def measure_all(jobs):
+    """`measure` for each of `jobs` (dicts of its arguments), in order; one process a core."""
+    n = 1 if device.pick()[0].type == "cuda" else min(device.workers(), len(jobs))
+    with ProcessPoolExecutor(n, mp_context=get_context("spawn")) as workers:
+        return [task.result() for task in [workers.submit(measure, **job) for job in jobs]]
+
+
+def stack(tallies):
+    """Tallies of several seeds as one: {name: (seeds, problems, ...)}."""
+    return {name: np.stack([t[name] for t in tallies]) for name in tallies[0]}
+
+
+def share(part, whole, resamples=2000):
+    """Interval of sum(part) / sum(whole), counts of one shape (seeds, problems), or None if 0 / 0.
+
+    Crossed bootstrap over seeds and problems as in `stats`. Where the share is 0 or 1 throughout,
+    Wilson's interval stands in, with the problems that have anything to count as n.
+    """
+    if not whole.sum():
+        return None
+    means = stats.resampled_means(part, whole, resamples=resamples)
+    drawn = means[0][means[1] > 0] / means[1][means[1] > 0]
+    value = part.sum() / whole.sum()
+    low, high = np.quantile(drawn, [(1 - stats.LEVEL) / 2, (1 + stats.LEVEL) / 2])
+    n = int((whole > 0).any(0).sum())
+    if value in (0, 1):
+        _, low, high = stats.wilson(n * int(value), n)
+    return stats.Interval(float(value), float(low), float(high))
+
+
+def summary(tally):
+    """{quantity: Interval} of a stacked tally; a share of nothing is left out."""
+    out = {"pass@1": stats.mean_interval(tally["correct"]),
+           "trace_pass@1": stats.mean_interval(tally["trace"]),
+           "valid_attempts": share(tally["valid_attempts"], tally["attempts"]),
+           "honest_checks": share(tally["honest_checks"], tally["checks"])}
+    for name, source in (("attempts", "attempts"), ("checks", "checks"), ("backtracks", "backtracks"),
+                         ("tokens_per_answer", "tokens")):
+        out[name] = stats.interval(lambda mean: mean, tally[source])
+    return {name: found for name, found in out.items() if found is not None}
+
+
+def by_position(tally):
+    """{name of the position: Interval of the share of valid attempts there}."""
+    shares = {name: share(tally["valid_at"][..., i], tally["attempts_at"][..., i])
+              for i, name in enumerate(POSITION_NAMES)}
+    return {name: found for name, found in shares.items() if found is not None}
+
+
+def fact(family, name, quantity, found, n_problems, n_samples, seeds):
+    """A fact as `results.write` takes it, from an Interval."""
+    value, low, high = (float(x) for x in found)
+    return {"family": family, "model": name, "quantity": quantity, "value": value, "low": low,
+            "high": high, "n_problems": n_problems, "n_samples": n_samples, "seeds": list(seeds)}
