@@ -59,6 +59,11 @@ def test_stages_depend_on_exactly_the_modules_they_use(name):
     assert stated == used_modules(stage)
 
 
+def test_the_store_stays_small():
+    """It travels with the repository, and every push stays in the history."""
+    assert sum(f.stat().st_size for f in (ROOT / ".dvcstore").rglob("*") if f.is_file()) < 60e6
+
+
 def test_the_colab_profile_is_not_a_stage_and_open_is_apart():
     assert all("open" not in json.dumps(stage) for stage in STAGES.values())
     assert all(stage["wdir"] == ".." and "open" in stage["cmd"] for stage in OPEN.values())
@@ -94,9 +99,26 @@ class Book:
         assert old in text
         path.write_text(text.replace(old, new))
 
+    def json(self, *command):
+        """What a command prints as JSON, its warnings aside."""
+        return json.loads(
+            subprocess.run(
+                [*command, "--json"],
+                cwd=self.folder,
+                env=self.variables,
+                check=True,
+                capture_output=True,
+            ).stdout
+        )
+
     def status(self):
         """What `dvc status` reports as changed: {stage: ...}."""
-        return json.loads(self.run("dvc", "status", "--json", "dvc.yaml", "data.dvc"))
+        return self.json("dvc", "status", "dvc.yaml", "data.dvc")
+
+    def restore(self):
+        """Back to the last commit and its outputs (DVC stages what it writes, so from HEAD)."""
+        git(self.folder, "checkout", "-q", "HEAD", "--", ".")
+        self.run("dvc", "checkout", "-q", "--force", "dvc.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -138,13 +160,13 @@ def test_nothing_is_left_to_do(book):
 
 
 def test_metrics_plots_and_params_show(book):
-    metrics = json.loads(book.run("dvc", "metrics", "show", "--json"))[""]["data"]
+    metrics = book.json("dvc", "metrics", "show")[""]["data"]
     assert "smoke" in metrics["results/metrics.json"]["data"]
-    plots = json.loads(book.run("dvc", "plots", "show", "--json"))["data"]
+    plots = book.json("dvc", "plots", "show")["data"]
     assert {"Pre-training loss", "Accuracy in RL"} <= set(plots)
     assert any(name.endswith(".png") for name in plots)
     book.edit("params.yaml", "steps: 2,", "steps: 3,")
-    difference = json.loads(book.run("dvc", "params", "diff", "--json"))
+    difference = book.json("dvc", "params", "diff")
     book.edit("params.yaml", "steps: 3,", "steps: 2,")
     assert difference["params.yaml"]["smoke.rl.steps"] == {"old": 2, "new": 3, "diff": 1}
 
@@ -211,8 +233,7 @@ def test_a_killed_stage_is_taken_up_again(book):
         assert "Running stage 'rl@chain'" in again and "Running stage 'pretrain@chain'" not in again
         assert (book.folder / "checkpoints/smoke/chain/rl/seed0/model.safetensors").is_file()
     finally:
-        git(book.folder, "checkout", "-q", ".")
-        book.run("dvc", "checkout", "-q", "dvc.yaml", code=None)
+        book.restore()
 
 
 # --- bad input, as the command line meets it --------------------------------------------------
@@ -239,8 +260,7 @@ def test_a_misspelt_parameter_stops_the_pipeline_before_a_stage_changes(book):
         assert "smoke.rl has an unknown parameter 'stepz'; allowed are steps" in said
         assert "Traceback" not in said
     finally:
-        git(book.folder, "checkout", "-q", ".")
-        book.run("dvc", "checkout", "-q", "dvc.yaml")
+        book.restore()
 
 
 @pytest.mark.parametrize("damage", ["corrupt", "missing"])
@@ -260,6 +280,5 @@ def test_a_damaged_checkpoint_is_named(book, damage):
         assert not (book.folder / "results/smoke/02.json").exists()
         assert not (book.folder / "build/notebooks/smoke/02_base_model_sampling.ipynb").exists()
     finally:
-        git(book.folder, "checkout", "-q", ".")
-        book.run("dvc", "checkout", "-q", "--force", "dvc.yaml")
+        book.restore()
     assert book.status() == {}
