@@ -51,7 +51,7 @@ $(VENV)/bin/python:
 
 # torch goes first and alone: only it may come from the CPU index, and an index out of reach costs
 # seconds; what is still missing then comes from the default index. -qq shows errors alone.
-$(STAMP): $(VENV)/bin/python pyproject.toml constraints.txt
+$(STAMP): $(VENV)/bin/python Makefile pyproject.toml constraints.txt
 	@echo "Installing into $(VENV), a few minutes the first time ..."
 	@$(PIP) --retries 1 --timeout 15 --no-deps $(TORCH_INDEX) $(TORCH) || true
 	@$(PIP) -c constraints.txt -e ".[dev,open]"
