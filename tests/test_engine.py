@@ -81,7 +81,7 @@ def test_llama_takes_the_short_path_and_both_paths_agree(lab, monkeypatch):
 
 def test_same_rollouts_alone_in_small_batches_and_with_late_checks(model, monkeypatch):
     keys = [11, 7, 5, 3]
-    how = dict(max_new_tokens=16, stop={STOP, 30, 31}, seed=4)
+    how = dict(max_new_tokens=16, stop=set(range(30, 36)), seed=4)
     whole = sample(model, PROMPTS, 6, keys=keys, **how)
     assert 3 < len(set(whole.lengths.tolist())), "rows must end at different times"
     for small in (sample(model, PROMPTS, 6, keys=keys, batch_size=5, **how),
@@ -220,9 +220,12 @@ def plain_steered(model, ids, steers):
     return torch.stack([after[i] for i in range(len(hooks))]), logits
 
 
-def test_steering_and_reading_equal_a_plain_forward_with_the_same_additions(model):
+@pytest.mark.parametrize("look_every", [1, 8])
+def test_steering_and_reading_equal_a_plain_forward_with_the_same_additions(
+        model, look_every, monkeypatch):
     """Unequal prompts, cache in use, rows that end early: the streams, the log-probabilities and
     the counts are those of a cache-free forward with vectors added by hand."""
+    monkeypatch.setattr(engine, "LOOK_EVERY", {"cpu": look_every})
     one, two = torch.randn(2, D, generator=torch.Generator().manual_seed(3))
     chosen, places = [0, 3, 4, 9, 10, 14], [1, 2, 6, 7, 13]
     steer = [Steer(1, one, positions=places, rows=chosen), Steer(2, two, positions=range(8, 40))]
