@@ -1,0 +1,339 @@
+"""Arithmetic problems in words for models that we did not train: make, ask, grade, guess, sample.
+
+Problems come from reasoning-gym's generators `basic_arithmetic`, `chain_sum` and `gsm_symbolic`.
+Only the generators are used, because
+- its item i of seed s is drawn from seed s + i, so neighbouring seeds share almost all questions:
+  here a hash of the canonical question says which split it belongs to, and none is drawn twice;
+- its graders pay for wrong answers and evaluate model text without a limit: here math-verify
+  decides, in the main thread of a process of its own that is ended when it takes too long.
+
+An answer must be a value: "34 * 17 + 23" is not accepted as the result of 34 * 17 + 23, which
+math-verify alone would. The outcomes right, wrong and error (the grader failed) are kept apart.
+
+Base models are asked in the form "Q: ... A: ...", after a few fixed examples written for this
+book, which are in no split; an instruction-tuned model gets the very same text. The 92 templates
+of gsm_symbolic appear in every split, with other numbers and names: a split keeps questions
+apart, not kinds of question.
+"""
+
+import atexit
+import hashlib
+import json
+import os
+import re
+import select
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from locksmith.openweights import cache_dir
+
+SPLITS = ("train", "validation", "test")
+TASKS = ("basic_arithmetic", "chain_sum", "gsm_symbolic")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question: `key` is its canonical form, `answer` the right answer as text."""
+    task: str
+    question: str
+    answer: str
+
+    @property
+    def key(self):
+        return canonical(self.question)
+
+
+@dataclass(frozen=True)
+class Grade:
+    """outcome: "right", "wrong" or "error" (the grader failed, not the model); answer: what the
+    text gave as its answer, written canonically, or None."""
+    outcome: str
+    answer: str | None
+
+    @property
+    def correct(self):
+        return self.outcome == "right"
+
+
+# --- problems -------------------------------------------------------------------------------------
+
+def canonical(question):
+    """The question in lower case with single spaces, and none around operators."""
+    text = re.sub(r"\s+", " ", question.strip().lower())
+    return re.sub(r" ?([-+*/=()]) ?", r"\1", text)
+
+
+def split_of(question):
+    """The split of a question, from a hash of its canonical form: 60, 20 and 20 % of them."""
+    part = int(hashlib.sha256(canonical(question).encode()).hexdigest(), 16) % 5
+    return SPLITS[max(part - 2, 0)]
+
+
+# What follows every gsm_symbolic question; the examples in the prompt say it better.
+_INSTRUCTION = " Give the result as your final answer. Do not include units."
+
+
+def problems(split, n, seed, dials):
+    """n different problems of a split, the same ones for the same seed.
+
+    dials: task -> options of its reasoning-gym generator, e.g. {"basic_arithmetic": {"max_terms":
+    3}}; several tasks take turns. ValueError for an unknown split, task or option, or if the
+    generator has fewer than n different questions.
+    """
+    import reasoning_gym
+
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; allowed are {', '.join(SPLITS)}")
+    if not dials or not set(dials) <= set(TASKS):
+        raise ValueError(f"dials names the tasks {', '.join(dials) or '(none)'}; "
+                         f"allowed are {', '.join(TASKS)}")
+    found, size = {}, 50 * n + 1000
+    for turn, (task, options) in enumerate(dials.items()):
+        wanted = (n - turn + len(dials) - 1) // len(dials)
+        try:
+            items = reasoning_gym.create_dataset(task, seed=seed, size=size, **options)
+        except (TypeError, AssertionError) as error:
+            raise ValueError(f"dials of {task} are {options}: {error}") from error
+        mine = {}
+        for i in range(size):
+            if len(mine) == wanted:
+                break
+            item = items[i]
+            problem = Problem(task, item["question"].removesuffix(_INSTRUCTION).strip(),
+                              item["answer"])
+            if split_of(problem.question) == split and problem.key not in _SHOWN:
+                mine.setdefault(problem.key, problem)
+        else:
+            raise ValueError(f"n is {n}, but {task} with {options} has only {len(mine)} "
+                             f"different {split} questions among {size}")
+        found[task] = list(mine.values())
+    return [found[task][i // len(dials)] for i, task in zip(range(n), list(dials) * n)]
+
+
+# --- prompts --------------------------------------------------------------------------------------
+
+_SHOTS = {
+    "arithmetic": [
+        ("Calculate 6 + 8 - 5.", "6 + 8 = 14. 14 - 5 = 9.", "9"),
+        ("Calculate 7 * 4.", "7 * 4 = 28.", "28"),
+        ("Calculate 31 - 12 + 6.", "31 - 12 = 19. 19 + 6 = 25.", "25"),
+        ("Calculate 5 + 3 * 9.", "3 * 9 = 27. 5 + 27 = 32.", "32"),
+    ],
+    "words": [
+        ("Ben has 4 boxes with 6 pens in each. He gives 5 pens away. How many pens are left?",
+         "4 * 6 = 24. 24 - 5 = 19.", "19"),
+        ("A film starts 15 minutes late and takes 90 minutes. How many minutes pass until its end?",
+         "15 + 90 = 105.", "105"),
+        ("Three friends share the price of a 42 dollar meal and each adds a 2 dollar tip. "
+         "How many dollars does each of them pay?", "42 / 3 = 14. 14 + 2 = 16.", "16"),
+        ("Lena reads 12 pages a day. How many pages does she read in 3 weeks?",
+         "3 * 7 = 21. 21 * 12 = 252.", "252"),
+    ],
+}
+_SHOWN = {canonical(question) for shots in _SHOTS.values() for question, _, _ in shots}
+
+
+def prompt(problem, shots=4, steps=True):
+    """The text to continue. shots: how many examples, 0 to 4; steps: whether they show the working
+    or only the answer (the answer-only control)."""
+    examples = _SHOTS["words" if problem.task == "gsm_symbolic" else "arithmetic"]
+    if not 0 <= shots <= len(examples):
+        raise ValueError(f"shots is {shots}; allowed are 0 to {len(examples)}")
+    text = ""
+    for question, working, answer in examples[:shots]:
+        text += f"Q: {question}\nA: {working + ' ' if steps else ''}The answer is {answer}.\n"
+    return f"{text}Q: {problem.question}\nA:"
+
+
+def stop_ids(tokenizer):
+    """Ids of all tokens that end an answer: those with a line break in them, and the end token."""
+    stop = {i for token, i in tokenizer.get_vocab().items() if "\n" in token or "Ċ" in token}
+    return stop | ({tokenizer.eos_token_id} - {None})
+
+
+# --- grading --------------------------------------------------------------------------------------
+
+_NUMBER = r"-?[$£€]?\d[\d,]*(?:\.\d+)?(?:\s?/\s?\d+)?"
+
+
+def extract(text):
+    """The answer in a continuation, as written: what follows the last "answer is" of the first
+    line, else the last number of that line, else None."""
+    line = text.strip().split("\n")[0]
+    said = re.findall(r"answer is:?\s*(.*?)(?:\.\s|\.?$|(?=[Tt]he answer))", line)
+    if said:
+        return said[-1].split("=")[-1].strip()[:100] or None
+    numbers = re.findall(_NUMBER, line)
+    return numbers[-1] if numbers else None
+
+
+def _is_value(text, quotients):
+    """Whether `text` states one value, not a calculation: no operator between two numbers. A
+    quotient passes where `quotients` says so."""
+    operators = r"[-+*^×·÷]" if quotients else r"[-+*^×·÷/]"
+    return not re.search(rf"[\d)\]}}]\s*{operators}+\s*[-(\d]", text)
+
+
+def _serve():
+    """The grading process: lines of JSON [gold, answer] in; outcomes out."""
+    import resource
+
+    from math_verify import parse, verify
+
+    # An answer such as 9**9**9 may ask for more memory than there is.
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+    for line in sys.stdin:
+        try:
+            gold, answer = (parse(x, parsing_timeout=2, raise_on_error=True)
+                            for x in json.loads(line))
+            same = verify(gold, answer, timeout_seconds=2, raise_on_error=True)
+            outcome = "right" if same else "wrong"
+        except Exception:  # whatever math-verify or sympy raises is the grader's failure
+            outcome = "error"
+        print(outcome, flush=True)
+
+
+_worker = None
+
+
+def _stop_worker():
+    global _worker
+    if _worker is not None:
+        _worker.kill()
+        _worker.communicate()
+        _worker = None
+
+
+atexit.register(_stop_worker)
+
+
+@lru_cache(maxsize=None)
+def verified(gold, answer, seconds=6.0):
+    """Whether math-verify finds the text `answer` equal to the text `gold`: "right", "wrong", or
+    "error" if it fails or takes longer than `seconds`, counted from when it starts on this one."""
+    global _worker
+    if _worker is None:
+        code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); "
+                "from locksmith.words import _serve; _serve()")
+        _worker = subprocess.Popen([sys.executable, "-c", code], text=True, stdin=subprocess.PIPE,
+                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        verified("1", "1", 120.0)  # starting up is not the answer's time
+    try:
+        _worker.stdin.write(json.dumps([gold, answer]) + "\n")
+        _worker.stdin.flush()
+        if select.select([_worker.stdout], [], [], seconds)[0]:
+            outcome = _worker.stdout.readline().strip()
+            if outcome:
+                return outcome
+    except BrokenPipeError:
+        pass  # the process died, for instance at its memory limit
+    _stop_worker()
+    return "error"
+
+
+def grade(problem, text):
+    """Grade a continuation (text after the prompt). No answer at all is wrong, not an error."""
+    answer = extract(text)
+    if answer is None:
+        return Grade("wrong", None)
+    whole = re.fullmatch(r"-?\d+", problem.answer) is not None
+    if not re.search(r"\d", answer) or not _is_value(answer, quotients=not whole):
+        return Grade("wrong", answer)
+    number = re.search(_NUMBER, answer)
+    value = re.sub("[,$£€ ]", "", number[0]) if number else answer
+    return Grade(verified(problem.answer, answer), value)
+
+
+# --- the guess control ----------------------------------------------------------------------------
+
+def guess(problem, rng, train):
+    """The control that never reads the question: the answer of a random train problem of the same
+    task (rng: random.Random), as the text that `grade` reads."""
+    return f" The answer is {rng.choice([p.answer for p in train if p.task == problem.task])}."
+
+
+def guess_pass_at_k(problems, train, ks):
+    """Exact expectation of pass@k of `guess`: float64 (len(problems), len(ks))."""
+    counts = {task: Counter(p.answer for p in train if p.task == task)
+              for task in {p.task for p in problems}}
+    share = np.array([counts[p.task][p.answer] / counts[p.task].total() for p in problems])
+    return 1 - (1 - share[:, None]) ** np.asarray(ks)
+
+
+# --- sampling -------------------------------------------------------------------------------------
+
+@dataclass
+class WordSamples:
+    """P problems, n samples of each: correct (P, n) bool; outcomes (P, n) of "right", "wrong" and
+    "error"; answers and texts, lists of P lists of n (answer None where there was none); tokens:
+    how many were generated, stop tokens included; seconds spent on them, whenever that was."""
+    correct: np.ndarray
+    outcomes: np.ndarray
+    answers: list
+    texts: list
+    tokens: int
+    seconds: float
+
+
+def fingerprint(model):
+    """16 hex digits that tell models apart: from config, dtypes, shapes and the first 64 values
+    of every parameter."""
+    digest = hashlib.sha256(model.config.to_json_string().encode())
+    for name, weight in model.named_parameters():
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def sample_words(model, tokenizer, problems, n, *, shots=4, steps=True, temperature=0.6,
+                 max_new_tokens=64, seed=0, batch_size=256):
+    """Sample n answers to every problem and grade them; returns `WordSamples`.
+
+    The problems are taken in blocks of about `batch_size` rollouts. Every finished block is kept
+    in the cache folder under a hash of the model and of all that shaped it, so a run that was cut
+    off goes on where it stopped, and a repeated one only grades.
+    """
+    # Imported here: the grading process reads this module too and needs no torch.
+    from locksmith.engine import sample
+
+    folder, mark = cache_dir() / "rollouts", fingerprint(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    stop, size = stop_ids(tokenizer), max(1, batch_size // n)
+    texts, tokens, seconds = [], 0, 0.0
+    with tqdm(total=len(problems) * n, unit="answer", desc="sampling") as bar:
+        for start in range(0, len(problems), size):
+            block = problems[start:start + size]
+            prompts = [prompt(p, shots, steps) for p in block]
+            settings = [mark, prompts, n, temperature, max_new_tokens, seed]
+            name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
+            path = folder / f"{name}.json"
+            if path.exists():
+                done = json.loads(path.read_text())
+            else:
+                began = time.perf_counter()
+                rollouts = sample(
+                    model, [tokenizer(text).input_ids for text in prompts], n, stop=stop,
+                    max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
+                    keys=[int(hashlib.sha256(p.key.encode()).hexdigest()[:15], 16) for p in block],
+                    batch_size=batch_size)
+                done = {"texts": tokenizer.batch_decode(rollouts.ids(), skip_special_tokens=True),
+                        "tokens": int(rollouts.lengths.sum()),
+                        "seconds": time.perf_counter() - began}
+                part = path.with_suffix(f".{os.getpid()}.tmp")
+                part.write_text(json.dumps(done))
+                part.replace(path)
+            texts += [done["texts"][i:i + n] for i in range(0, len(done["texts"]), n)]
+            tokens, seconds = tokens + done["tokens"], seconds + done["seconds"]
+            bar.update(len(done["texts"]))
+    grades = [[grade(p, text) for text in row] for p, row in zip(problems, texts)]
+    outcomes = np.array([[g.outcome for g in row] for row in grades])
+    return WordSamples(outcomes == "right", outcomes, [[g.answer for g in row] for row in grades],
+                       texts, tokens, seconds)

