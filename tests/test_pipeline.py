@@ -52,9 +52,12 @@ def used_modules(stage):
     return seen - PLUMBING
 
 
-@pytest.mark.parametrize("name", [n for n in STAGES if n != "facts"])
-def test_stages_depend_on_exactly_the_modules_they_use(name):
-    stage = STAGES[name].get("do", STAGES[name])
+@pytest.mark.parametrize(
+    "stage",
+    [*(s for n, s in STAGES.items() if n != "facts"), *OPEN.values()],
+    ids=[*(n for n in STAGES if n != "facts"), *(f"open/{n}" for n in OPEN)],
+)
+def test_stages_depend_on_exactly_the_modules_they_use(stage):
     stated = {Path(d).stem for d in stage["deps"] if d.startswith("lib/locksmith/")}
     assert stated == used_modules(stage)
 
@@ -187,7 +190,7 @@ def test_only_what_depends_on_a_change_reruns(book):
         path.write_bytes(before)
         return stages
 
-    assert changed("lib/locksmith/openweights.py") == set()
+    assert changed("lib/locksmith/book.py") == set()
     assert changed("lib/locksmith/notebooks.py") == set()
     assert changed("lib/locksmith/decoding.py") == {"chapter-02"}
     assert changed("claims.yml") == {"verdict"}
