@@ -13,7 +13,7 @@ import random
 from dataclasses import dataclass
 
 from locksmith import tokens
-from locksmith.countdown import Grade, apply
+from locksmith.countdown import Grade, apply, distinct
 from locksmith.tokens import LARGEST, OPERATORS
 
 
@@ -61,10 +61,12 @@ def _split_of(key):
 def split_of(problem):
     """By a hash of each chain: a test problem shares no chain of two links or more with training.
 
-    Returns None for a problem whose chains fall into different splits; such problems are not used.
+    Chains of one link are plain facts, so problems made of those alone are split as a whole. None
+    for a problem whose chains fall into different splits; such problems are not used.
     """
-    splits = {_split_of(" ".join(_spell(c))) for c in problem.chains if len(c[1]) > 1}
-    return splits.pop() if len(splits) == 1 else "train" if not splits else None
+    longer = [c for c in problem.chains if len(c[1]) > 1]
+    splits = {_split_of(" ".join(_spell(c))) for c in longer} or {_split_of(problem.key)}
+    return splits.pop() if len(splits) == 1 else None
 
 
 def _sample_chain(rng, depth, dials):
@@ -93,11 +95,7 @@ def problems(split, n, seed, dials, depth=None):
     """n different problems of a split at dials["depth"] (or `depth`), a pure function of these."""
     depth = depth or dials["depth"]
     rng = random.Random(f"chain {split} {seed} {depth}")
-    found = {}
-    while len(found) < n:
-        problem = sample(rng, split, dials, depth)
-        found.setdefault(problem.key, problem)
-    return list(found.values())
+    return distinct(lambda: sample(rng, split, dials, depth), n)
 
 
 # --- reading a trace -----------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from functools import lru_cache
 from itertools import permutations
 
 from locksmith import tokens
+from locksmith.params import BadInput
 from locksmith.tokens import LARGEST, OPERATORS
 
 PARTS = 2  # targets a problem
@@ -81,28 +82,38 @@ def split_of(numbers):
 def sample(rng, split, dials):
     """A random problem of a split: three numbers and two targets, each with a single solution.
 
-    dials["expressions"] is the least number of valid expressions over the three numbers: with a
-    single solution each, it bounds what guessing can reach.
+    dials["expressions"] bounds the number of valid expressions over the three numbers, [least,
+    most]: the first bounds what guessing can reach, the second what an exhaustive search costs.
     """
-    while True:
+    least, most = dials["expressions"]
+    for _ in range(100_000):
         numbers = tuple(rng.randint(1, dials["largest_number"]) for _ in range(3))
         ordered = tuple(sorted(numbers))
-        if split_of(ordered) != split or len(expressions(ordered)) < dials["expressions"]:
+        if split_of(ordered) != split or not least <= len(expressions(ordered)) <= most:
             continue
         values = [e[-1] for e in expressions(ordered)]
         single = sorted({v for v in values if values.count(v) == 1} - set(numbers) - {0})
         if len(single) >= PARTS:
             return Problem(numbers, tuple(rng.sample(single, PARTS)))
+    raise BadInput(f"expressions is {dials['expressions']}: no three numbers up to "
+                   f"{dials['largest_number']} have so many in the {split} split.")
 
 
 def problems(split, n, seed, dials):
     """n different problems of a split, a pure function of the arguments."""
     rng = random.Random(f"countdown {split} {seed}")
+    return distinct(lambda: sample(rng, split, dials), n)
+
+
+def distinct(draw, n):
+    """n problems with different keys from draw(). Raises BadInput where there are not so many."""
     found = {}
-    while len(found) < n:
-        problem = sample(rng, split, dials)
+    for _ in range(100 * n):
+        problem = draw()
         found.setdefault(problem.key, problem)
-    return list(found.values())
+        if len(found) == n:
+            return list(found.values())
+    raise BadInput(f"problems: {n} are asked for, but these dials give hardly {len(found)}.")
 
 
 # --- reading a trace -----------------------------------------------------------------------------

@@ -41,7 +41,7 @@ SCHEMA = {
     "families": {
         "countdown": {
             **_DIALS,
-            "expressions": "int 1..",
+            "expressions": "list of int 1..",
             "insight": "float 0..1",
             "longest": "int 16..",
         },
