@@ -4,7 +4,6 @@ import random
 import re
 
 import pytest
-
 from locksmith import chain, corpus, params
 
 DIALS = {**params.load("lab")["families"]["chain"], "persistence": [0.3, 0.8, 1.0],

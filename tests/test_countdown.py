@@ -1,16 +1,16 @@
-"""Countdown against brute force: every expression evaluated by Python itself, traces read by regex."""
+"""Countdown against brute force: expressions evaluated by Python itself, traces read by regex."""
 
 import random
 import re
 from itertools import permutations, product
 
 import pytest
-
 from locksmith import corpus, countdown, params, tokens
 
 DIALS = {**params.load("lab")["families"]["countdown"], "persistence": [0.0, 0.3, 0.6, 0.95],
          "check": [0.3, 0.9], "backtrack": 1.0, "longest": 10_000}
 OPENING = r"(?:so|thus|the answer|i would say)"
+CHECK = r"(?:check|verify|is it good|test that)"
 
 
 def value(a, first, b, second, c):
@@ -95,7 +95,7 @@ def test_authors_are_graded_as_a_reader_with_a_pencil_would(problems):
     for problem, words, text in documents(problems):
         concluded = re.findall(rf"{OPENING} (\d+) (.) (\d+) (.) (\d+)", text)
         right = [value(*c) for c in concluded] == list(problem.targets)
-        checked = re.findall(rf"= (\d+) (?:check|verify|is it good|test that) \1 yes {OPENING}", text)
+        checked = re.findall(rf"= (\d+) {CHECK} \1 yes {OPENING}", text)
         grade = countdown.grade(problem, words)
         assert grade.correct == right
         assert grade.trace == (right and len(checked) == 2)

@@ -1,6 +1,6 @@
 """What a lab model can do step by step (skill), and how much of it it uses (deployment).
 
-Skill is a share: of the attempts written, those that are valid; of the checks, those that are honest.
+Skill is a share: of the attempts, those that are valid; of the checks, those that are honest.
 Deployment is a number a problem: attempts, checks, backtracks, tokens. `measure` samples one
 checkpoint in every way that is compared, `measure_all` does so for many in a pool of processes.
 """
@@ -18,18 +18,7 @@ COUNTS = ("correct", "trace", "attempts", "valid_attempts", "checks", "honest_ch
           "tokens")
 # Where in a trace an attempt stands, counted from 1: the bins by their first number.
 POSITIONS = (1, 2, 3, 5, 9, 17)
-POSITION_NAMES = ("1", "2", "3-4", "5-8", "9-16", "17 and on")
-
-
-def held_out(task, n, dials, depth=None):
-    """n test problems (list), at a depth of its own for the chain.
-
-    Two chains of a single step each are plain facts, which pre-training has seen all of: they
-    belong to no test split, so depth 1 is taken from the training problems.
-    """
-    if depth is None:
-        return task.problems("test", n, 0, dials)
-    return task.problems("train" if depth == 1 else "test", n, 0, dials, depth)
+POSITION_NAMES = ("1", "2", "3-4", "5-8", "9-16", "17+")
 
 
 def tally(task, problems, traces):
@@ -48,7 +37,8 @@ def tally(task, problems, traces):
         at.append(np.bincount(bins, minlength=len(POSITIONS)))
         valid_at.append(np.bincount(bins, valid, minlength=len(POSITIONS)))
     mean = [np.reshape(x, (len(problems), n, -1)).mean(1) for x in (rows, at, valid_at)]
-    return {**dict(zip(COUNTS, mean[0].T, strict=True)), "attempts_at": mean[1], "valid_at": mean[2]}
+    return {**dict(zip(COUNTS, mean[0].T, strict=True)),
+            "attempts_at": mean[1], "valid_at": mean[2]}
 
 
 def valid_attempts(task, problem, words):
@@ -63,8 +53,8 @@ def guesses(task, problems, samples, seed):
     return tally(task, problems, [task.guess(p, rng) for p in problems for _ in range(samples)])
 
 
-def measure(checkpoint, family, dials, *, problems, samples, max_new_tokens, low_temperature, depths,
-            seed=0):
+def measure(checkpoint, family, dials, *, problems, samples, max_new_tokens, low_temperature,
+            depths, seed=0):
     """The tallies of one checkpoint, by the way it was sampled.
 
     "sampled" (temperature 1, `samples` a problem), "greedy" and "low temperature" (one a problem),
@@ -81,11 +71,12 @@ def measure(checkpoint, family, dials, *, problems, samples, max_new_tokens, low
                             temperature=temperature, seed=seed)
         return tally(task, problems, [tokens.decode(ids) for ids in out.ids()])
 
-    test = held_out(task, problems, dials)
+    test = task.problems("test", problems, 0, dials)
     out = {"sampled": sample(test, samples, 1.0), "greedy": sample(test, 1, 0.0),
            "low temperature": sample(test, 1, low_temperature)}
     for depth in depths if family == "chain" else ():
-        out[f"depth {depth}"] = sample(held_out(task, problems, dials, depth), samples, 1.0)
+        ladder = task.problems("test", problems, 0, dials, depth)
+        out[f"depth {depth}"] = sample(ladder, samples, 1.0)
     return out
 
 
@@ -125,9 +116,9 @@ def summary(tally):
            "trace_pass@1": stats.mean_interval(tally["trace"]),
            "valid_attempts": share(tally["valid_attempts"], tally["attempts"]),
            "honest_checks": share(tally["honest_checks"], tally["checks"])}
-    for name, source in (("attempts", "attempts"), ("checks", "checks"), ("backtracks", "backtracks"),
-                         ("tokens_per_answer", "tokens")):
-        out[name] = stats.interval(lambda mean: mean, tally[source])
+    for name in ("attempts", "checks", "backtracks", "tokens"):
+        quantity = "tokens_per_answer" if name == "tokens" else name
+        out[quantity] = stats.interval(lambda mean: mean, tally[name])
     return {name: found for name, found in out.items() if found is not None}
 
 

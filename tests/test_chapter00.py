@@ -1,0 +1,79 @@
+"""What chapter 0 counts, against counting by hand, and a checkpoint that is measured end to end."""
+
+import random
+
+import numpy as np
+import pytest
+from locksmith import corpus, countdown, model, params, skills, stats
+
+FAMILIES = params.load("lab")["families"]
+both = pytest.mark.parametrize("family", list(corpus.FAMILIES))
+
+
+@both
+def test_a_tally_is_the_mean_over_samples_of_what_the_grader_says(family):
+    task, dials = corpus.FAMILIES[family], FAMILIES[family]
+    problems, rng = task.problems("train", 6, 0, dials), random.Random(0)
+    traces = [task.document(rng, p, corpus.author(rng, dials), dials)
+              for p in problems for _ in range(2)]
+    tally = skills.tally(task, problems, traces)
+    grades = [task.grade(problems[i // 2], words) for i, words in enumerate(traces)]
+    for name in skills.COUNTS[:-1]:
+        pairs = [(getattr(a, name) + getattr(b, name)) / 2
+                 for a, b in zip(grades[::2], grades[1::2], strict=True)]
+        assert tally[name].tolist() == pytest.approx(pairs)
+    assert tally["tokens"].tolist() == [(len(a) + len(b)) / 2
+                                        for a, b in zip(traces[::2], traces[1::2], strict=True)]
+    assert tally["attempts_at"].sum(1).tolist() == pytest.approx(tally["attempts"].tolist())
+    assert tally["valid_at"].sum(1).tolist() == pytest.approx(tally["valid_attempts"].tolist())
+
+
+def test_attempts_are_counted_where_they_stand():
+    problem = countdown.Problem((3, 7, 9), (30, 63))
+    right, wrong = "3 * 7 = 21 + 9 = 30", "3 * 7 = 20 + 9 = 29"
+    words = " ".join(f"{opening} {right if i in (0, 1, 3, 19) else wrong}" for i, opening in
+                     enumerate(["try", "go back", "what about", "hmm", *["wait"] * 16])).split()
+    tally = skills.tally(countdown, [problem], [[*words, "<eos>"]])
+    assert tally["attempts_at"].tolist() == [[1, 1, 2, 4, 8, 4]]
+    assert tally["valid_at"].tolist() == [[1, 1, 1, 0, 0, 1]]
+    found = skills.by_position(skills.stack([tally]))
+    assert {name: i.value for name, i in found.items()} == dict(
+        zip(skills.POSITION_NAMES, (1, 1, 0.5, 0, 0, 0.25), strict=True))
+
+
+def test_a_share_is_pooled_and_of_nothing_there_is_none():
+    part, whole = np.array([[1.0, 0, 3]]), np.array([[2.0, 0, 8]])
+    found = skills.share(part, whole)
+    assert found.value == 0.4 and found.low == pytest.approx(3 / 8) and found.high == 0.5
+    assert skills.share(np.zeros((2, 3)), np.zeros((2, 3))) is None
+    always = skills.share(np.ones((2, 30)), np.ones((2, 30)))
+    assert always == stats.wilson(30, 30)
+
+
+def test_a_shares_interval_covers_the_truth_as_often_as_it_says():
+    """Problems of unequal size with a share of 0.7: about 95 of 100 intervals hold it."""
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(100):
+        whole = rng.integers(1, 9, (1, 60))
+        found = skills.share(rng.binomial(whole, 0.7).astype(float), whole.astype(float), 400)
+        held += found.low <= 0.7 <= found.high
+    assert 86 <= held <= 100
+
+
+@both
+def test_a_checkpoint_is_measured_in_every_way(tmp_path, family):
+    config = {"hidden": 16, "layers": 1, "heads": 2, "mlp": 16, "context": 128}
+    model.save(model.build(config, 0), tmp_path / "seed0")
+    asked = {"problems": 5, "samples": 3, "max_new_tokens": 12, "low_temperature": 0.3,
+             "depths": [1, 3]}
+    found, again = (skills.measure(tmp_path / "seed0", family, FAMILIES[family], **asked)
+                    for _ in range(2))
+    ways = ["sampled", "greedy", "low temperature"]
+    assert list(found) == ways + (["depth 1", "depth 3"] if family == "chain" else [])
+    for way, tally in found.items():
+        assert all(np.array_equal(x, again[way][name]) for name, x in tally.items())
+        assert tally["tokens"].shape == (5,) and (tally["tokens"] <= 12).all()
+        samples = 1 if way in ways[1:] else 3
+        assert tally["tokens"] * samples == pytest.approx((tally["tokens"] * samples).round())
+    summary = skills.summary(skills.stack([found["sampled"]] * 2))
+    assert summary["tokens_per_answer"].value == pytest.approx(found["sampled"]["tokens"].mean())
