@@ -2,25 +2,23 @@
 
 Both produce the very same tokens from the same prompts. `speedup_vs_generate`: 384 rollouts that
 end by themselves after about 65 tokens on average, at the cap of 250 at the latest (two of the
-random model's 130 tokens stop it; lab documents have 50 to 70 tokens, up to 300). The engine samples
-them first; `generate` samples too, from logits in which only the recorded token is left, so that
-its rows end where the engine's ended. `speedup_vs_generate_fixed_length`: the same, but every row
+random model's 130 tokens stop it; the lab's documents have 50 to 70 tokens, up to 300). The engine
+samples them first; `generate` samples too, from logits in which only the recorded token is left, so
+that its rows end where the engine's ended. `speedup_vs_generate_fixed_length`: the same, but every row
 runs to the cap, so that dropping finished rows (which only the engine does) counts for nothing.
 `speedup_vs_generate_batch1`: one rollout to the cap. The two alternate, and each ratio is taken
 within one repeat, so that other work on the machine falls on both; value is the median of the
-repeats, low and high their extremes.
+repeats, low and high their extremes. Writes results/<profile>/bench_engine.json.
 """
 
 import argparse
-import json
 import statistics
 import time
-from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor
 
-from locksmith import engine
+from locksmith import engine, results
 
 
 def lab_sized(dtype):
@@ -54,7 +52,8 @@ def compare(model, rows, cap, stop, repeats):
         middle = time.perf_counter()
         theirs = model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0, max_new_tokens=cap,
-            eos_token_id=sorted(stop) or None, logits_processor=[Replay(ours.tokens, len(prompts[0]))])
+            eos_token_id=sorted(stop) or None,
+            logits_processor=[Replay(ours.tokens, len(prompts[0]))])
         pairs.append((middle - start, time.perf_counter() - middle))
         if not torch.equal(theirs[:, ids.shape[1]:], ours.tokens):
             raise RuntimeError("engine and generate did not produce the same tokens")
@@ -64,17 +63,18 @@ def compare(model, rows, cap, stop, repeats):
 def main():
     args = argparse.ArgumentParser(description=__doc__)
     args.add_argument("--cap", type=int, default=250, help="most new tokens")
-    args.add_argument("--repeats", type=int, default=5)
-    args.add_argument("--out", default="results/lab/bench_engine.json")
+    args.add_argument("--repeats", type=int, default=3)
+    args.add_argument("--profile", default="lab")
     args = args.parse_args()
     torch.set_num_threads(1)
     facts = []
 
     def fact(name, quantity, values, rows):
         values = sorted(values)
-        facts.append(dict(family="", model=name, quantity=quantity,
+        facts.append(dict(family="engine", model=name, quantity=quantity,
                           value=statistics.median(values), low=values[0], high=values[-1],
-                          n_problems=max(rows // 16, 1), n_samples=rows, seeds=1))
+                          n_problems=max(rows // 16, 1), n_samples=rows,
+                          seeds=list(range(1, args.repeats + 1))))
         print(f"{name:16} {quantity:34} {facts[-1]['value']:10.2f} "
               f"({values[0]:.2f} to {values[-1]:.2f})")
 
@@ -85,9 +85,7 @@ def main():
             pairs, n_tokens = compare(model, rows, args.cap, stop, args.repeats)
             fact(name, "speedup_vs_generate" + suffix, [b / a for a, b in pairs], rows)
             fact(name, "tokens_per_second" + suffix, [n_tokens / a for a, _ in pairs], rows)
-    out = Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"facts": facts}, indent=1) + "\n")
+    print(results.write(args.profile, "bench_engine", facts))
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ def plain_logits(model, ids):
 def recorded(monkeypatch):
     """The logits of every step, as the sampler saw them."""
     seen, draw = [], engine._draw
-    monkeypatch.setattr(engine, "_draw", lambda logits, *a: (seen.append(logits), draw(logits, *a))[1])
+    monkeypatch.setattr(
+        engine, "_draw", lambda logits, *a: (seen.append(logits), draw(logits, *a))[1])
     return seen
 
 
@@ -187,8 +188,8 @@ def test_uniforms_are_splitmix64_and_independent():
     for part in (5, 3, 2, 9):
         x = mix((x + part + 0x9E3779B97F4A7C15) % 2**64)
     assert engine.uniforms(5, 3, 2, 9).item() == ((x >> 11) + 0.5) / 2**53
-    grid = [torch.arange(n).view(shape) for n, shape in ((20, (-1, 1, 1)), (20, (-1, 1)), (50, (-1,)))]
-    u = engine.uniforms(0, *grid)
+    key, number, place = torch.arange(20), torch.arange(20), torch.arange(50)
+    u = engine.uniforms(0, key[:, None, None], number[:, None], place)
     assert u.min() > 0 and u.max() < 1 and len(u.unique()) == u.numel()
     assert abs(u.mean() - 0.5) < 0.01 and abs(u.var() - 1 / 12) < 0.005
     for axis in range(3):

@@ -149,7 +149,7 @@ class _Runner:
 
 
 class _Fused(_Runner):
-    """A `LlamaForCausalLM` in few calls: fused projections, residual additions inside the matmul."""
+    """A `LlamaForCausalLM` in few calls: fused projections, residual additions in the matmul."""
 
     def __init__(self, model, n_rows, n_columns, padded, touched, touch):
         c, body = model.config, model.model
@@ -181,7 +181,7 @@ class _Fused(_Runner):
                 and c.hidden_act == "silu" and not c.attention_bias and not c.mlp_bias
                 and c._attn_implementation == "sdpa"
                 and model.model.rotary_emb.rope_type in ("default", "linear", "llama3")
-                and not any(hasattr(m, "quant_type") for m in model.parameters()))
+                and all(p.is_floating_point() for p in model.parameters()))
 
     def pairs(self):
         return self.cache
@@ -257,7 +257,7 @@ class _InPlace(CacheLayerMixin):
 
 
 def blocks(model):
-    """The decoder blocks of any transformers decoder: the module list as long as the config says."""
+    """The decoder blocks of any transformers decoder: the module list of the config's depth."""
     depth = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == depth:
@@ -324,8 +324,10 @@ class _Batch:
     stream. Live rows are the first of every per-row tensor; `live` holds their output rows."""
 
     def __init__(self, prompts, owner, first_row, n_rows, max_new, steer, read, model):
-        p, text = next(model.parameters()), model.config.get_text_config()
-        self.device, self.first_row, self.layers = p.device, first_row, sorted(read)
+        # Not the first parameter's dtype: packed weights are integers, what they yield is not.
+        p, size = (torch.empty(0, dtype=model.dtype, device=model.device),
+                   model.config.get_text_config().hidden_size)
+        self.device, self.first_row = p.device, first_row
         n, width = len(owner), max(map(len, prompts))
         self.width, self.owner = width, owner.to(p.device)
         ids = torch.tensor([[0] * (width - len(x)) + x for x in prompts], device=p.device)
@@ -345,7 +347,7 @@ class _Batch:
         self.count = torch.zeros(n, dtype=torch.int64, device=p.device)
         self.gated = torch.zeros_like(self.count)
         self.steered_at = torch.zeros(n, max_new, dtype=torch.bool, device=p.device)
-        self.reads = {i: p.new_zeros(n, max_new, text.hidden_size) for i in read}
+        self.reads = {i: p.new_zeros(n, max_new, size) for i in read}
 
     def forward(self, runner, new, t):
         """Logits (R, V) after the tokens `new` (R, q) at columns t to t + q."""
@@ -423,10 +425,9 @@ class _Batch:
 def _decode(batch, model, keys, samples, max_new, stop, temperature, top_p, seed):
     """Run one batch to its end: tokens and logprobs (R, max_new), lengths and stopped (R,)."""
     n, shared = len(batch.owner), len(batch.ids) < len(batch.owner)
-    u = uniforms(seed, keys[:, None], samples[:, None],
-                 batch.prompt_lengths.cpu()[:, None] + torch.arange(max_new)) if temperature else None
-    if u is not None:
-        u = (u.float() if batch.device.type == "mps" else u).to(batch.device)
+    places = batch.prompt_lengths.cpu()[:, None] + torch.arange(max_new)
+    u = uniforms(seed, keys[:, None], samples[:, None], places)
+    u = (u.float() if batch.device.type == "mps" else u).to(batch.device)
     runner = (_Fused if _Fused.fits(model) else _Generic)(
         model, n, batch.width + max_new, bool(batch.pads.any()), batch.touched, batch.touch)
     try:
@@ -440,8 +441,7 @@ def _decode(batch, model, keys, samples, max_new, stop, temperature, top_p, seed
         logprobs = torch.zeros(n, max_new, device=batch.device)
         every = LOOK_EVERY.get(batch.device.type, 8)
         for step in range(max_new):
-            token, logprob = _draw(logits, None if u is None else u[batch.live, step],
-                                   temperature, top_p)
+            token, logprob = _draw(logits, u[batch.live, step], temperature, top_p)
             tokens[batch.live, step] = token
             logprobs[batch.live, step] = logprob
             if batch.steers:
@@ -492,8 +492,9 @@ def sample(model, prompts, n=1, *, max_new_tokens, stop, temperature=1.0, top_p=
             needed = [prompts[p] for p in (prompt[part] if own else prompt[part].unique())]
             batch = _Batch(needed, owner, int(part[0]), len(rows), max_new_tokens, steer, read,
                            model)
-            tokens, logprobs, lengths, stopped = _decode(batch, model, keys[part], number[part], max_new_tokens, stop,
-                                       temperature, top_p, seed)
+            tokens, logprobs, lengths, stopped = _decode(
+                batch, model, keys[part], number[part], max_new_tokens, stop, temperature, top_p,
+                seed)
             inside = torch.arange(max_new_tokens, device=tokens.device) < lengths[:, None]
             parts.append([tokens, lengths, logprobs * inside, stopped, batch.check_steered(lengths),
                           batch.steered_at & inside,
@@ -538,14 +539,14 @@ def _check(model, prompts, n, max_new_tokens, stop, temperature, top_p, keys, st
             f"prompt {longest} has {len(prompts[longest])} tokens and max_new_tokens is "
             f"{max_new_tokens}, together more than the model's context of {context}")
     # The cache, and four float32 copies of a step's logits.
-    batch, p = min(batch, len(prompts) * n), next(model.parameters())
+    batch = min(batch, len(prompts) * n)
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     columns = len(prompts[longest]) + max_new_tokens
-    item = torch.finfo(p.dtype).bits // 8 if p.is_floating_point() else 4
+    item = model.dtype.itemsize
     n_bytes = (batch * (2 * depth * heads * size * columns * item + 16 * text.vocab_size)
                + len(read) * len(prompts) * n * max_new_tokens * text.hidden_size * item)
-    check_memory(n_bytes, f"sampling {batch} rows of up to {columns} tokens", p.device)
+    check_memory(n_bytes, f"sampling {batch} rows of up to {columns} tokens", model.device)
 
 
 # --- scoring --------------------------------------------------------------------------------------
@@ -571,7 +572,7 @@ def score(model, prompts, continuations, temperature=1.0, batch_size=64, ranks=F
                              f"the model's context of {text.max_position_embeddings}")
     # A large vocabulary allows only few rows: at most 512 MiB for one float32 copy of the logits.
     most = max(2**29 // (4 * text.vocab_size * max(map(len, texts))), 1)
-    device, training = next(model.parameters()).device, model.training
+    device, training = model.device, model.training
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     out = [None] * len(texts)
     model.eval()
