@@ -67,9 +67,9 @@ def test_the_store_stays_small():
     assert sum(f.stat().st_size for f in (ROOT / ".dvcstore").rglob("*") if f.is_file()) < 60e6
 
 
-def test_the_colab_profile_is_not_a_stage_and_open_is_apart():
-    assert all("open" not in json.dumps(stage) for stage in STAGES.values())
-    assert all(stage["wdir"] == ".." and "open" in stage["cmd"] for stage in OPEN.values())
+def test_real_weights_are_a_pipeline_of_their_own():
+    assert all("--profile ${profile}" in s["cmd"] for n, s in STAGES.items() if n != "facts")
+    assert all(s["wdir"] == ".." and "--profile open" in s["cmd"] for s in OPEN.values())
 
 
 # --- the smoke profile, end to end ------------------------------------------------------------
