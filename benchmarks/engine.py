@@ -4,8 +4,8 @@ Both produce the very same tokens from the same prompts. `speedup_vs_generate`: 
 end by themselves after about 65 tokens on average, at the cap of 250 at the latest (two of the
 random model's 130 tokens stop it; the lab's documents have 50 to 70 tokens, up to 300). The engine
 samples them first; `generate` samples too, from logits in which only the recorded token is left, so
-that its rows end where the engine's ended. `speedup_vs_generate_fixed_length`: the same, but every row
-runs to the cap, so that dropping finished rows (which only the engine does) counts for nothing.
+that its rows end where the engine's ended. `speedup_vs_generate_fixed_length`: the same, but every
+row runs to the cap, so that dropping finished rows (which only the engine does) counts for nothing.
 `speedup_vs_generate_batch1`: one rollout to the cap. The two alternate, and each ratio is taken
 within one repeat, so that other work on the machine falls on both; value is the median of the
 repeats, low and high their extremes. Writes results/<profile>/bench_engine.json.
