@@ -143,7 +143,8 @@ def grade(problem, words):
     behaviours = tuple(b for b, _ in found)
     wanted = plan(problem)
     results = tuple(str(chain[-1][3]) for chain in wanted)
-    complete = len(answers) == 1 and bool(words) and words[-1] == "<eos>" and not malformed
+    ended = words[-1:] == ["<eos>"] and "next" not in words
+    complete = len(answers) == 1 and ended and not malformed
     correct = complete and answers[0] == results
     full = [step for chain in wanted for step in chain]
     trace = correct and standing == full and honest == checks

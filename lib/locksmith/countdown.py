@@ -168,7 +168,8 @@ def grade(problem, words):
         else:
             malformed = True
     behaviours = tuple(b for b, _ in found)
-    complete = len(answers) == PARTS and bool(words) and words[-1] == "<eos>" and not malformed
+    ended = words[-1:] == ["<eos>"] and "next" not in words
+    complete = len(answers) == PARTS and ended and not malformed
     correct = complete and all(hit for _, hit in answers)
     trace = correct and valid == attempts and honest == checks and concluded_well == PARTS
     return Grade(correct, trace, tuple(a for a, _ in answers) if complete else None, attempts, valid,
@@ -219,21 +220,23 @@ def document(rng, problem, author, dials):
 
     author: habit (function behaviour -> opening words), persistence, check. A go-on after a failed
     check is written as a backtrack with probability dials["backtrack"], otherwise as a hand-over:
-    the author concludes, and the next author tries the same target.
+    the author concludes, and the next author tries the same target. After dials["longest"]
+    attempts nobody goes on.
     """
     pool = expressions(tuple(sorted(problem.numbers)))
-    words = []
+    words, attempts = [], 0
     for target in problem.targets:
         tried, opening = set(), "try"
         while True:
             e = _next_attempt(rng, pool, target, tried, dials["insight"])
             tried.add(e)
+            attempts += 1
             words += [*author.open(opening), *_spell(e)]
             again = False
             if rng.random() < author.check:
                 words += [*author.open("check"), str(e[-1]), "yes" if e[-1] == target else "no"]
                 again = e[-1] != target and rng.random() < author.persistence
-            if not again or len(words) > dials["longest"]:
+            if not again or attempts >= dials["longest"]:
                 words += [*author.open("conclude"), *_answer(e)]
                 break
             opening = "wait"

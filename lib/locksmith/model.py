@@ -116,7 +116,10 @@ def _manifest(folder):
     if not path.is_file():
         raise ModelError(f"checkpoint {folder} is missing or incomplete: it has no manifest.json; "
                          f"`dvc pull` brings it, `dvc repro` makes it")
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError:
+        raise ModelError(f"checkpoint file {path} is corrupted: it is not whole JSON") from None
 
 
 def load(folder, dtype=torch.float32, device="cpu"):

@@ -43,7 +43,7 @@ SCHEMA = {
             **_DIALS,
             "expressions": "list of int 1..",
             "insight": "float 0..1",
-            "longest": "int 16..",
+            "longest": "int 1..",
         },
         "chain": {
             **_DIALS,

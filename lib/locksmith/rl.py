@@ -47,7 +47,7 @@ def update(net, optimizer, sequences, prompt_lengths, advantage, micro_tokens):
     live = [i for i in range(len(sequences)) if advantage[i] != 0]
     live.sort(key=lambda i: len(sequences[i]))
     n_tokens = sum(len(s) for s in sequences) - sum(prompt_lengths)
-    entropy, counted = 0.0, 1
+    entropy, counted = 0.0, 0
     while live:
         longest = len(sequences[live[-1]])
         micro = live[-max(1, micro_tokens // longest):]
@@ -67,7 +67,7 @@ def update(net, optimizer, sequences, prompt_lengths, advantage, micro_tokens):
     norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0).item()
     optimizer.step()
     optimizer.zero_grad()
-    return norm, entropy / counted
+    return norm, entropy / max(1, counted)
 
 
 def train(profile, family, seed, base, folder):
