@@ -29,8 +29,8 @@ FOLDERS = {"base": "base", "thinking": "rl"}
 @dataclass
 class Samples:
     """P problems, n samples of each: correct, trace (P, n) bool; answers and behaviours, lists of
-    P lists of n (hashable or None; a letter a step, such as "tcwcs"); rollouts, the engine's, on the
-    CPU with uint8 tokens."""
+    P lists of n (hashable or None; a letter a step, such as "tcwcs"); rollouts, the engine's, on
+    the CPU with uint8 tokens."""
     correct: np.ndarray
     trace: np.ndarray
     answers: list
@@ -71,11 +71,11 @@ def problems(profile, family, n):
         raise params.BadInput(f"{path} does not exist; `dvc pull` brings it.")
     kept = [json.loads(line)["key"] for line in path.read_text().splitlines()]
     if n > len(kept):
-        raise params.BadInput(f"n_problems is {n}; allowed is at most {len(kept)}, as {path} holds.")
+        raise params.BadInput(f"n_problems is {n}; allowed is at most {len(kept)}, all of {path}.")
     found = corpus.FAMILIES[family].problems("test", n, 0, config["families"][family])
     if [p.key for p in found] != kept[:n]:
-        raise params.BadInput(f"{path} holds other problems than the parameters make; "
-                              f"python -m locksmith.corpus --profile {config['profile']} rewrites it.")
+        raise params.BadInput(f"{path} holds other problems than the parameters make; python -m "
+                              f"locksmith.corpus --profile {config['profile']} rewrites it.")
     return found
 
 
@@ -116,10 +116,10 @@ def draw(profile, family, which, seed, n_problems, n, max_new_tokens, temperatur
                        lengths=rollouts.lengths.cpu(), logprobs=rollouts.logprobs.cpu(),
                        stopped=rollouts.stopped.cpu())
     grades = _grades(family, chosen, rollouts.ids())
+    letters = ["".join((b or "?")[0] for b in g.behaviours) for g in grades]
     return Samples(np.array(_table([g.correct for g in grades], n)),
                    np.array(_table([g.trace for g in grades], n)),
-                   _table([g.answer for g in grades], n),
-                   _table(["".join((b or "?")[0] for b in g.behaviours) for g in grades], n), rollouts)
+                   _table([g.answer for g in grades], n), _table(letters, n), rollouts)
 
 
 def guesses(profile, family, seed, n_problems, n, only=None):
@@ -193,7 +193,7 @@ def workers():
 
 
 def run(pool, function, jobs):
-    """name -> function(**options) for jobs, a dict name -> options; done in the pool, in this order."""
+    """name -> function(**options) for jobs, a dict name -> options, side by side in the pool."""
     waiting = {pool.submit(function, **options): name for name, options in jobs.items()}
     done = {waiting[job]: job.result()
             for job in tqdm(as_completed(waiting), total=len(jobs), desc=function.__name__)}
