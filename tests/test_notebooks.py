@@ -68,6 +68,18 @@ def test_run_gives_the_profiles_values_and_the_same_bytes_again(toy):
     assert [p.name for p in OUTPUT.parent.iterdir()] == [OUTPUT.name]
 
 
+def test_output_in_pieces_is_one_output(toy):
+    """The kernel sends stdout in pieces by the clock; a page must not depend on that."""
+    chapter = toy(
+        "import sys, time\nfor i in range(3):\n    print(i, flush=True)\n    time.sleep(0.3)\n"
+        "    print('noise', file=sys.stderr, flush=True)\ndisplay(1)\nprint('end')"
+    )
+    notebooks.run(chapter, "smoke")
+    outputs = nbformat.read(OUTPUT, as_version=4).cells[-1].outputs
+    assert [o.output_type for o in outputs] == ["stream", "display_data", "stream"]
+    assert outputs[0].text == "0\n1\n2\n" and outputs[2].text == "end\n"
+
+
 def test_a_failing_cell_leaves_nothing_of_this_chapter(toy):
     chapter = toy("print(1)")
     notebooks.run(chapter, "smoke")
@@ -148,8 +160,8 @@ def test_a_killed_run_leaves_no_executed_copy(toy):
         "from pathlib import Path\nPath('started').touch()\nimport time; time.sleep(60)", values={}
     )
     params_file = Path("params.yaml")
-    params_file.write_text(params_file.read_text().replace("ch02", "ch00"))
-    chapter = chapter.rename("chapters/00_toy.ipynb")
+    params_file.write_text(params_file.read_text().replace("ch02", "verdict"))
+    chapter = chapter.rename("chapters/verdict.ipynb")
     process = subprocess.Popen(
         [sys.executable, "-m", "locksmith.notebooks", "run", str(chapter), "--profile", "smoke"],
         stderr=subprocess.DEVNULL,

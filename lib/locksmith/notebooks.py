@@ -162,8 +162,19 @@ def _normalise(nb):
             # Warnings name files by process number; they belong on the terminal, not on the page.
             noise = [o for o in cell.outputs if o.get("name") == "stderr"]
             chatter += [o.text for o in noise]
-            cell.outputs = [o for o in cell.outputs if o not in noise]
+            cell.outputs = _joined(o for o in cell.outputs if o.get("name") != "stderr")
     return "".join(chatter)
+
+
+def _joined(outputs):
+    """Outputs with neighbouring pieces of stdout as one: where it is cut depends on timing."""
+    joined = []
+    for output in outputs:
+        if output.output_type == "stream" and joined and joined[-1].output_type == "stream":
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def _remove_results(notebook, profile):
