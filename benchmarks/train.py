@@ -43,7 +43,7 @@ def plain_loss(net, ids):
 def kernels(job, most=5):
     """The kernels that take most of the CPU time: name -> share."""
     with profile(activities=[ProfilerActivity.CPU]) as record:
-        job()
+        seconds(job, 10)
     table = {e.key: e.self_cpu_time_total for e in record.key_averages()}
     total = sum(table.values())
     return {k: table[k] / total for k in sorted(table, key=table.get, reverse=True)[:most]}
