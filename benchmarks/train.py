@@ -7,8 +7,7 @@ the machine disturbs least.
     tokens_per_second    real tokens a second (no padding) in `pretrain.loss`, backward, optimiser
     speedup_vs_autocast  the same step with the model's own forward under bf16 autocast, in time
     share_of_gemm_peak   of the bf16 matrix multiply of 2048 x 2048 x 2048
-    share_of_shape_peak  of bf16 multiplies in the lab's own shape, (2048 x 128) by (128 x 384):
-                         matrices 128 wide cannot reach the peak of large ones
+    share_of_shape_peak  of bf16 multiplies in the lab's own shape, (2048 x 128) by (128 x 384)
 A token costs 6 x parameters + 12 x layers x length x width floating-point operations (forward and
 backward; attention counted in full, though half of it is masked; padding counts for nothing).
 `extra` holds where the time goes, by kernel. Writes results/<profile>/bench_train.json.

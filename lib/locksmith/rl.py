@@ -4,6 +4,11 @@ Shao et al. 2024 (DeepSeekMath), section 4.1, minus the KL term and the referenc
 clipped ratio (one update a batch, so the ratio is 1), minus the division by the group's standard
 deviation (Liu et al. 2025, "Understanding R1-Zero-like training", section 3). Nothing rewards a
 behaviour: a rollout earns 1 if its conclusions are right and it ended by itself, otherwise 0.
+
+Not TRL: on one thread, at 8 problems x 16 samples of up to 320 tokens, GRPOTrainer 1.16 reached a
+ninth of this loop's sampled tokens a second, a fifth with bf16 weights and two fifths with our
+engine for its rollouts (benchmarks/trl_step.py). On one identical batch both make the same update
+(tests/test_trl.py).
 """
 
 import argparse
