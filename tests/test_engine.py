@@ -170,6 +170,28 @@ def test_draws_follow_the_exact_distribution(vocabulary, temperature, top_p):
     assert torch.allclose(logprob.double(), want[token].log(), atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_large_vocabulary_is_drawn_row_by_row_from_its_own_cdf(dtype, temperature):
+    """More rows than one chunk takes, each with logits of its own: at the middle of a token's
+    interval of the float64 CDF that token must come out, at borders of blocks and chunks too."""
+    size, n = 5000, 500
+    chunk, generator = 2**20 // size, torch.Generator().manual_seed(8)
+    assert n > 2 * chunk and n % chunk, "two full chunks and a part of one"
+    logits = torch.randn(n, size, generator=generator).to(dtype)
+    wanted = torch.randint(size, (n,), generator=generator)
+    wanted[chunk - 4:chunk + 4] = torch.tensor([0, 511, 512, 1023, 4607, 4608, 4998, 4999])
+    logits[torch.arange(n), wanted] = 3  # an interval wide enough for float32
+    before = logits.clone()
+    p = (logits.double() / temperature).softmax(-1)
+    at = p.gather(-1, wanted[:, None])
+    u = (p.cumsum(-1).gather(-1, wanted[:, None]) - at / 2)[:, 0]
+    token, logprob = engine._draw(logits, u, temperature, 1.0)
+    assert torch.equal(token, wanted)
+    assert torch.allclose(logprob.double(), at[:, 0].log(), atol=1e-5)
+    assert torch.equal(logits, before), "the caller's logits were written to"
+
+
 def test_first_tokens_pass_a_chi_square_test(lab):
     from scipy.stats import chisquare
     out = sample(lab, [PROMPTS[0]], 4000, max_new_tokens=1, stop=(), temperature=1.5, top_p=0.9)
@@ -328,7 +350,12 @@ def test_hooks_are_gone_afterwards_and_training_mode_comes_back(model):
     (dict(stop=V), "stop is"), (dict(temperature=-1), "temperature is -1"),
     (dict(top_p=0), "top_p is 0"), (dict(keys=[1]), "keys is"), (dict(read=[3]), "read is"),
     (dict(batch_size=0), "batch_size is 0"), (dict(steer=[Steer(3, torch.ones(D))]), "steer is"),
-    (dict(steer=[Steer(0, torch.ones(D + 1))]), "steer is")])
+    (dict(steer=[Steer(0, torch.ones(D + 1))]), "steer is"),
+    (dict(steer=[Steer(0, torch.ones(2, D))]), "steer is"),
+    (dict(beside=[(llama(), 3)]), "beside is"),
+    (dict(beside=[LlamaForCausalLM(LlamaConfig(**SIZE | dict(vocab_size=V + 1)))]), "beside is"),
+    (dict(beside=[LlamaForCausalLM(LlamaConfig(**SIZE | dict(max_position_embeddings=63)))]),
+     "a context of at least 64")])
 def test_bad_input_is_one_sentence(lab, change, sentence):
     how = dict(prompts=PROMPTS, max_new_tokens=8, stop=STOP) | change
     with pytest.raises(ValueError, match=sentence):

@@ -6,7 +6,9 @@ What makes it quick where `generate` is slow on small models:
 3. finished rows leave the batch at once: the last live rows move into their places;
 4. the output head sees only the last position (Gemma's 262k-token head never sees a prompt);
 5. Llama-shaped models of up to 1024 dimensions run with fused q/k/v and gate/up matrices and
-   without module calls; every other architecture runs its own `forward` on the same cache.
+   without module calls; every other architecture runs its own `forward` on the same cache;
+6. models that read along (`beside`) take the same tokens at the same time, each with a cache of
+   its own, so that a second opinion on every token costs one more forward pass and no re-reading.
 
 Prompts of unequal length are padded on the left; positions count from a row's first real token.
 The uniform number behind every token is a hash of (seed, key, sample, position), so a rollout does
@@ -56,15 +58,20 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class Moment:
-    """What a gate sees of R live rows: rows (R,) int64 of the output; tokens (R, S) so far, padded
-    on the left; positions (R, q) absolute, of the q tokens now in the model (negative: padding);
-    hidden (R, q, D), their residual stream after `layer`; prompt_lengths (R,)."""
-    layer: int
+    """What a gate or a mix sees of R live rows: rows (R,) int64 of the output; tokens (R, S) so
+    far, padded on the left; positions (R, q) absolute, of the q tokens now in the model (negative:
+    padding); hidden (R, q, D), their residual stream after `layer` (None for a mix);
+    prompt_lengths (R,); u (R,), the uniform number behind the token to be drawn next; beside, for
+    each model that reads along its next-token logits (R, V) and its residual stream (R, D) at the
+    last position, after the layer it was asked for (None where for none)."""
+    layer: int | None
     rows: torch.Tensor
     tokens: torch.Tensor
     positions: torch.Tensor
-    hidden: torch.Tensor
+    hidden: torch.Tensor | None
     prompt_lengths: torch.Tensor
+    u: torch.Tensor
+    beside: list
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,9 @@ class Steer:
 
     positions: absolute token positions (an iterable of ints; None = all). rows: output rows (ints
     or a bool mask over all R; None = all). gate: called with a `Moment` at the prefill and at every
-    step, returns (R, q) strengths, bool or float, that multiply the vector; 0 = not steered.
+    step, returns (R, q) strengths, bool or float, that multiply the vector; 0 = not steered. Where
+    models read along, gates are first called at the last token of the prompt (q is always 1).
+    vector may be K vectors (K, D): then there is a gate, which returns (R, q, K), a strength each.
     """
     layer: int
     vector: torch.Tensor
@@ -104,19 +113,30 @@ def _draw(logits, u, temperature, top_p):
     if temperature == 0:
         token = logits.argmax(-1)
         return token, torch.zeros(len(token), device=logits.device)
-    logits = logits.float() / temperature
+    # On a CPU as many rows at a time as stay in its cache: Gemma's V is 262,144.
+    rows = max(2**20 // logits.shape[1], 1) if logits.device.type == "cpu" else max(len(logits), 1)
+    parts = zip(logits.split(rows), u.split(rows), strict=True)
+    drawn = [_inverse_cdf(*part, temperature, top_p) for part in parts]
+    return tuple(map(torch.cat, zip(*drawn, strict=True)))
+
+
+def _inverse_cdf(logits, u, temperature, top_p):
+    """What `_draw` returns, for the rows of one chunk and a temperature above 0."""
+    scaled = logits.float() / temperature
     if top_p < 1:
-        ordered, order = logits.sort(-1, descending=True)
+        ordered, order = scaled.sort(-1, descending=True)
         p = ordered.softmax(-1)
         ordered = ordered.masked_fill(p.cumsum(-1) - p >= top_p, -torch.inf)
-        logits = torch.full_like(logits, -torch.inf).scatter(-1, order, ordered)
-    logsum = logits.logsumexp(-1, keepdim=True)
+        scaled = torch.full_like(scaled, -torch.inf).scatter(-1, order, ordered)
+    logsum = scaled.logsumexp(-1, keepdim=True)
     # In two levels, blocks of 512 tokens and then inside one, so that a large vocabulary is read
     # once and no cumulative sum is long enough to lose precision.
-    p = (logits - logsum).exp()
-    p = F.pad(p, (0, -p.shape[-1] % min(512, p.shape[-1]))).view(len(p), -1, min(512, p.shape[-1]))
+    p = scaled.sub_(logsum).exp_()
+    size = min(512, p.shape[-1])
+    p = F.pad(p, (0, -p.shape[-1] % size)).view(len(p), -1, size)
     wide = torch.float32 if p.device.type == "mps" else torch.float64
-    block_cdf = p.sum(-1, dtype=wide).cumsum(-1)
+    # A sum of 512 is good enough in float32, a lone block's total is met by `cdf` in double.
+    block_cdf = p.sum(-1, dtype=wide if p.shape[1] == 1 else None).cumsum(-1, dtype=wide)
     target = u.to(wide)[:, None] * block_cdf[:, -1:]
     block = (block_cdf <= target).sum(-1).clamp(max=p.shape[1] - 1)
     row = torch.arange(len(p), device=p.device)
@@ -125,8 +145,8 @@ def _draw(logits, u, temperature, top_p):
     target = target[:, 0] - block_cdf[row, block] + cdf[:, -1]
     # Rounding must not select a token of probability 0 at the end of a block.
     last = inside.shape[-1] - 1 - (inside > 0).flip(-1).int().argmax(-1)
-    token = torch.minimum((cdf <= target[:, None]).sum(-1), last) + block * p.shape[-1]
-    return token, (logits.gather(-1, token[:, None]) - logsum)[:, 0]
+    token = torch.minimum((cdf <= target[:, None]).sum(-1), last) + block * size
+    return token, (logits.gather(-1, token[:, None]).float() / temperature - logsum)[:, 0]
 
 
 # --- two ways to run a model on a preallocated cache ----------------------------------------------
@@ -187,7 +207,7 @@ class _Fused(_Runner):
         return self.cache
 
     def close(self):
-        pass
+        self.touch = None  # a circle of references would keep the cache in memory
 
     def __call__(self, new, t, pads):
         """Logits (R, V) of the last of the new tokens."""
@@ -269,12 +289,14 @@ class _Generic(_Runner):
     """Any decoder, through its own forward; steering and reading by hooks on its blocks."""
 
     def __init__(self, model, n_rows, n_columns, padded, touched, touch):
-        self.model, self.padded = model, padded
+        self.model, self.padded, self.running = model, padded, False
         self.cache = Cache(layer_class_to_replicate=lambda: _InPlace(n_rows, n_columns))
         self.keep = _keep(model, 1)
 
         def hook(layer):
             def apply(module, args, out):
+                if not self.running:  # the same model also reads along, with a runner of its own
+                    return out
                 if isinstance(out, tuple):
                     return (touch(layer, out[0]), *out[1:])
                 return touch(layer, out)
@@ -288,8 +310,11 @@ class _Generic(_Runner):
         columns = torch.arange(t + new.shape[1], device=new.device)
         mask = (columns >= pads[:, None]).long() if self.padded else None
         at = (columns[t:] - pads[:, None]).clamp(min=0)
-        return self.model(input_ids=new, attention_mask=mask, position_ids=at,
-                          past_key_values=self.cache, use_cache=True, **self.keep).logits[:, -1]
+        self.running = True
+        out = self.model(input_ids=new, attention_mask=mask, position_ids=at,
+                         past_key_values=self.cache, use_cache=True, **self.keep)
+        self.running = False
+        return out.logits[:, -1]
 
     def pairs(self):
         return [(x.keys, x.values) for x in self.cache.layers]
@@ -303,6 +328,22 @@ def _keep(model, last):
     """The argument that keeps the output head off all but the last positions, if there is one."""
     named = inspect.signature(model.forward).parameters
     return {"logits_to_keep": last} if "logits_to_keep" in named else {}
+
+
+def _runner(model, *how):
+    return (_Fused if _Fused.fits(model) else _Generic)(model, *how)
+
+
+class _Beside:
+    """A model that reads along; after `layer` (None: nowhere) its residual stream is looked at."""
+
+    def __init__(self, model, layer, *shape):
+        self.hidden = None
+        self.runner = _runner(model, *shape, [] if layer is None else [layer], self.look)
+
+    def look(self, layer, hidden):
+        self.hidden = hidden[:, -1]
+        return hidden
 
 
 # --- sampling -------------------------------------------------------------------------------------
@@ -323,13 +364,14 @@ class _Batch:
     """One batch on its way: the live rows, their tokens so far, and what happens in the residual
     stream. Live rows are the first of every per-row tensor; `live` holds their output rows."""
 
-    def __init__(self, prompts, owner, first_row, n_rows, max_new, steer, read, model):
+    def __init__(self, prompts, owner, first_row, n_rows, max_new, steer, read, model, beside, u):
         # Not the first parameter's dtype: packed weights are integers, what they yield is not.
         p, size = (torch.empty(0, dtype=model.dtype, device=model.device),
                    model.config.get_text_config().hidden_size)
         self.device, self.first_row = p.device, first_row
         n, width = len(owner), max(map(len, prompts))
         self.width, self.owner = width, owner.to(p.device)
+        self.u = (u.float() if p.device.type == "mps" else u).to(p.device)
         ids = torch.tensor([[0] * (width - len(x)) + x for x in prompts], device=p.device)
         self.ids = torch.cat([ids, ids.new_zeros(len(ids), max_new)], 1)
         self.pads = torch.tensor([width - len(x) for x in prompts], device=p.device)
@@ -337,6 +379,7 @@ class _Batch:
         # Until the fan-out, a prompt's first sample stands for all of them.
         self.live = torch.searchsorted(owner, torch.arange(len(prompts))).to(p.device)
         self.done = torch.zeros(len(prompts), dtype=torch.bool, device=p.device)
+        self.end, self.positions = 0, -self.pads[:, None]
         self.steers = {}
         for s in steer:
             self.steers.setdefault(s.layer, []).append(
@@ -348,14 +391,24 @@ class _Batch:
         self.gated = torch.zeros_like(self.count)
         self.steered_at = torch.zeros(n, max_new, dtype=torch.bool, device=p.device)
         self.reads = {i: p.new_zeros(n, max_new, size) for i in read}
+        shape = n, width + max_new, bool(self.pads.any())
+        self.runner = _runner(model, *shape, self.touched, self.touch)
+        self.beside = [_Beside(other, layer, *shape) for other, layer in beside]
+        self.runners = [self.runner, *(x.runner for x in self.beside)]
 
-    def forward(self, runner, new, t):
-        """Logits (R, V) after the tokens `new` (R, q) at columns t to t + q."""
+    def forward(self, new, t):
+        """Logits (R, V) after the tokens `new` (R, q) at columns t to t + q; who reads along has
+        read them before."""
         self.t, self.end, self.forwards = t, t + new.shape[1], self.forwards + 1
-        if self.touched:
-            columns = torch.arange(t, self.end, device=self.device)
-            self.positions = columns - self.pads[:, None]
-        return runner(new, t, self.pads)
+        columns = torch.arange(t, self.end, device=self.device)
+        self.positions = columns - self.pads[:, None]
+        self.heard = [(x.runner(new, t, self.pads), x.hidden) for x in self.beside]
+        return self.runner(new, t, self.pads)
+
+    def moment(self, layer=None, hidden=None):
+        return Moment(layer, self.live + self.first_row, self.ids[self.live_ids(), :self.end],
+                      self.positions, hidden, self.width - self.pads,
+                      self.u[self.live, self.end - self.width], self.heard)
 
     def touch(self, layer, hidden):
         """Steer and read the residual stream (R, q, D) after block `layer`."""
@@ -366,15 +419,20 @@ class _Batch:
                   & (rows[self.live] & ~self.done)[:, None])
             weight = on
             if s.gate is not None:
-                weight = on * s.gate(Moment(
-                    layer, self.live + self.first_row, self.ids[self.live_ids(), :self.end],
-                    self.positions, hidden, self.width - self.pads))
-                on = weight != 0
+                if step < 0:
+                    continue
+                weight = s.gate(self.moment(layer, hidden))
+                weight = weight * (on if vector.dim() == 1 else on[..., None])
+                on = weight != 0 if vector.dim() == 1 else (weight != 0).any(-1)
                 self.gated[self.live] += on.sum(1)
-            hidden = hidden + weight[..., None].to(hidden) * vector
+            if vector.dim() == 1:
+                hidden = hidden + weight[..., None].to(hidden) * vector
+            else:
+                hidden = hidden + weight.to(hidden) @ vector
             self.count[self.live] += on.sum(1)
-            self.steered_at[self.live, step] |= on[:, -1]
-        if layer in self.reads:
+            if step >= 0:
+                self.steered_at[self.live, step] |= on[:, -1]
+        if layer in self.reads and step >= 0:
             self.reads[layer][self.live, step] = hidden[:, -1]
         return hidden
 
@@ -382,23 +440,26 @@ class _Batch:
         """Rows of `ids` that belong to the live rows: before the fan-out there is one a prompt."""
         return slice(None) if len(self.ids) == len(self.live) else self.live
 
-    def fan_out(self, runner):
+    def fan_out(self):
         """From one row a prompt to all its samples."""
         if len(self.ids) == len(self.owner):
             return
-        runner.repeat(self.owner, self.width)
+        for runner in self.runners if self.end else ():  # prompts of one token have no past
+            runner.repeat(self.owner, self.end)
         source = self.live[self.owner]
-        self.ids, self.pads, self.done = (x[self.owner] for x in (self.ids, self.pads, self.done))
+        self.ids, self.pads, self.done, self.positions = (
+            x[self.owner] for x in (self.ids, self.pads, self.done, self.positions))
         for x in (self.count, self.gated, self.steered_at, *self.reads.values()):
             x.copy_(x[source])
         self.live = torch.arange(len(self.owner), device=self.device)
 
-    def drop_done(self, runner):
+    def drop_done(self):
         """Let the last live rows take the places of the finished ones; how many rows are left."""
         n = int((~self.done).sum())
         holes = self.done[:n].nonzero()[:, 0]
         movers = (~self.done[n:]).nonzero()[:, 0] + n
-        runner.move(movers, holes, self.end)
+        for runner in self.runners:
+            runner.move(movers, holes, self.end)
         for name in ("live", "pads", "done", "token"):
             x = getattr(self, name)
             x[holes] = x[movers]
@@ -422,39 +483,44 @@ class _Batch:
         return self.count
 
 
-def _decode(batch, model, keys, samples, max_new, stop, temperature, top_p, seed):
+def _decode(batch, max_new, stop, temperature, top_p, mix):
     """Run one batch to its end: tokens and logprobs (R, max_new), lengths and stopped (R,)."""
     n, shared = len(batch.owner), len(batch.ids) < len(batch.owner)
-    places = batch.prompt_lengths.cpu()[:, None] + torch.arange(max_new)
-    u = uniforms(seed, keys[:, None], samples[:, None], places)
-    u = (u.float() if batch.device.type == "mps" else u).to(batch.device)
-    runner = (_Fused if _Fused.fits(model) else _Generic)(
-        model, n, batch.width + max_new, bool(batch.pads.any()), batch.touched, batch.touch)
     try:
-        logits = batch.forward(runner, batch.ids[:, :batch.width], 0)
-        if shared:
-            logits = logits[batch.owner]
-        batch.fan_out(runner)
+        if batch.beside:
+            # A gate may tell a prompt's samples apart at its last token, so they part before it.
+            if batch.width > 1:
+                batch.forward(batch.ids[:, :batch.width - 1], 0)
+            batch.fan_out()
+            logits = batch.forward(batch.ids[:, batch.width - 1:batch.width], batch.width - 1)
+        else:
+            logits = batch.forward(batch.ids[:, :batch.width], 0)
+            if shared:
+                logits = logits[batch.owner]
+            batch.fan_out()
         is_stop = torch.zeros(logits.shape[1], dtype=torch.bool, device=batch.device)
         is_stop[sorted(stop)] = True
         tokens = batch.ids.new_zeros(n, max_new)
         logprobs = torch.zeros(n, max_new, device=batch.device)
         every = LOOK_EVERY.get(batch.device.type, 8)
         for step in range(max_new):
-            token, logprob = _draw(logits, u[batch.live, step], temperature, top_p)
+            if mix is not None:
+                logits = mix(logits, batch.moment())
+            token, logprob = _draw(logits, batch.u[batch.live, step], temperature, top_p)
             tokens[batch.live, step] = token
             logprobs[batch.live, step] = logprob
-            if batch.steers:
+            if batch.steers or mix is not None:
                 batch.ids[batch.live, batch.width + step] = token
             batch.done = batch.done | is_stop[token]
             if step + 1 == max_new:
                 break
             batch.token = token
-            if step % every == 0 and batch.done.any() and not batch.drop_done(runner):
+            if step % every == 0 and batch.done.any() and not batch.drop_done():
                 break
-            logits = batch.forward(runner, batch.token[:, None], batch.width + step)
+            logits = batch.forward(batch.token[:, None], batch.width + step)
     finally:
-        runner.close()
+        for runner in batch.runners:
+            runner.close()
     # Rows may have run past their stop; what was never drawn lies behind one, or is none.
     hit = is_stop[tokens] & (torch.arange(max_new, device=batch.device) <= step)
     stopped = hit.any(1)
@@ -463,44 +529,53 @@ def _decode(batch, model, keys, samples, max_new, stop, temperature, top_p, seed
 
 @torch.no_grad()
 def sample(model, prompts, n=1, *, max_new_tokens, stop, temperature=1.0, top_p=1.0, seed=0,
-           keys=None, batch_size=384, steer=None, read=None):
+           keys=None, batch_size=384, steer=None, read=None, beside=None, mix=None):
     """Draw n rollouts from each of `prompts` (lists of token ids); returns `Rollouts`.
 
     stop: a token id or a set of them; a rollout ends with the first one (or at the cap alone, for
     an empty set). temperature 0 is greedy.
     keys: one integer a prompt that names it in the random numbers (default: its index), so that a
     problem keeps its rollouts whatever else is in the list. steer: a list of `Steer`. read: layers
-    whose residual stream is returned (after steering). ValueError for prompts that do not fit the
-    model's context, MemoryError if the cache does not fit the memory.
+    whose residual stream is returned (after steering).
+    beside: models of the same vocabulary that read along, or pairs (model, layer) to show their
+    residual stream after that layer too; gates and `mix` see what they would say. mix: called at
+    every token with the logits (R, V) and a `Moment`, returns the logits (R, V) to draw from.
+    ValueError for prompts that do not fit the model's context, MemoryError if the cache does not
+    fit the memory.
     """
     stop = {stop} if isinstance(stop, int) else set(stop)
     steer, read = list(steer or ()), sorted(set(read or ()))
+    beside = [x if isinstance(x, tuple) else (x, None) for x in beside or ()]
     prompts = [list(map(int, x)) for x in prompts]
     _check(model, prompts, n, max_new_tokens, stop, temperature, top_p, keys, steer, read,
-           batch_size)
+           batch_size, beside)
     rows = torch.arange(len(prompts) * n)
     prompt, number = rows // n, rows % n
     keys = prompt if keys is None else torch.tensor(keys, dtype=torch.int64)[prompt]
-    own = any(s.rows is not None or s.gate is not None for s in steer)
-    training = model.training
-    model.eval()
+    own = any(s.rows is not None or s.gate is not None and not beside for s in steer)
+    training = {x: x.training for x in (model, *(other for other, _ in beside))}
+    for x in training:
+        x.eval()
     parts = []
     try:
         for part in rows.split(batch_size):
             # Rows that are steered differently cannot share the prefill of their prompt.
             owner = torch.arange(len(part)) if own else prompt[part] - prompt[part[0]]
             needed = [prompts[p] for p in (prompt[part] if own else prompt[part].unique())]
+            starts = torch.tensor([len(x) for x in prompts])[prompt[part]]
+            u = uniforms(seed, keys[part, None], number[part, None],
+                         starts[:, None] + torch.arange(max_new_tokens))
             batch = _Batch(needed, owner, int(part[0]), len(rows), max_new_tokens, steer, read,
-                           model)
+                           model, beside, u)
             tokens, logprobs, lengths, stopped = _decode(
-                batch, model, keys[part], number[part], max_new_tokens, stop, temperature, top_p,
-                seed)
+                batch, max_new_tokens, stop, temperature, top_p, mix)
             inside = torch.arange(max_new_tokens, device=tokens.device) < lengths[:, None]
             parts.append([tokens, lengths, logprobs * inside, stopped, batch.check_steered(lengths),
                           batch.steered_at & inside,
                           *(batch.reads[i] * inside[..., None] for i in read)])
     finally:
-        model.train(training)
+        for x, mode in training.items():
+            x.train(mode)
     tokens, lengths, logprobs, stopped, steered, steered_at, *reads = map(torch.cat, zip(*parts))
     longest = int(lengths.max())
     pad = model.config.get_text_config().pad_token_id
@@ -511,9 +586,11 @@ def sample(model, prompts, n=1, *, max_new_tokens, stop, temperature=1.0, top_p=
                     {i: x[:, :longest] for i, x in zip(read, reads)})
 
 
-def _check(model, prompts, n, max_new_tokens, stop, temperature, top_p, keys, steer, read, batch):
+def _check(model, prompts, n, max_new_tokens, stop, temperature, top_p, keys, steer, read, batch,
+           beside):
     """One clear sentence for each kind of bad input."""
     text = model.config.get_text_config()
+    others = [other.config.get_text_config() for other, _ in beside]
     context, depth = text.max_position_embeddings, text.num_hidden_layers
     for name, value, ok, allowed in (
             ("prompts", prompts, len(prompts) and all(prompts), "a list of non-empty lists of ids"),
@@ -529,8 +606,17 @@ def _check(model, prompts, n, max_new_tokens, stop, temperature, top_p, keys, st
             ("steer", [s.layer for s in steer], all(0 <= s.layer < depth for s in steer),
              f"layers from 0 to {depth - 1}"),
             ("steer", [tuple(s.vector.shape) for s in steer],
-             all(s.vector.shape == (text.hidden_size,) for s in steer),
-             f"vectors of shape ({text.hidden_size},)")):
+             all(s.vector.shape[-1:] == (text.hidden_size,) and s.vector.dim() <= 1 + bool(s.gate)
+                 for s in steer),
+             f"vectors of shape ({text.hidden_size},), with a gate also (K, {text.hidden_size})"),
+            ("beside", [(o.vocab_size, o.max_position_embeddings) for o in others],
+             all(o.vocab_size == text.vocab_size and o.max_position_embeddings >= context
+                 for o in others),
+             f"a vocabulary of {text.vocab_size} and a context of at least {context} tokens"),
+            ("beside", [layer for _, layer in beside],
+             all(layer is None or 0 <= layer < o.num_hidden_layers
+                 for o, (_, layer) in zip(others, beside, strict=True)),
+             "layers of each model, or None")):
         if not ok:
             raise ValueError(f"{name} is {value!r}; allowed: {allowed}")
     longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -540,12 +626,14 @@ def _check(model, prompts, n, max_new_tokens, stop, temperature, top_p, keys, st
             f"{max_new_tokens}, together more than the model's context of {context}")
     # The cache, and four float32 copies of a step's logits.
     batch = min(batch, len(prompts) * n)
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     columns = len(prompts[longest]) + max_new_tokens
-    item = model.dtype.itemsize
-    n_bytes = (batch * (2 * depth * heads * size * columns * item + 16 * text.vocab_size)
-               + len(read) * len(prompts) * n * max_new_tokens * text.hidden_size * item)
+    item, n_bytes = model.dtype.itemsize, 0
+    for c in (text, *others):
+        heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
+        size = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+        n_bytes += batch * (2 * c.num_hidden_layers * heads * size * columns * item
+                            + 16 * text.vocab_size)
+    n_bytes += len(read) * len(prompts) * n * max_new_tokens * text.hidden_size * item
     check_memory(n_bytes, f"sampling {batch} rows of up to {columns} tokens", model.device)
 
 
