@@ -10,7 +10,7 @@ import nbformat
 import numpy as np
 import pytest
 import yaml
-from locksmith import corpus, decoding, engine, model, params, plots, sampling, stats, tokens
+from locksmith import corpus, decoding, engine, model, parallel, params, plots, sampling, stats, tokens, zoo
 from repository import ROOT
 
 CHAPTER = ROOT / "chapters/02_base_model_sampling.ipynb"
@@ -27,9 +27,9 @@ def lab(tmp_path_factory):
         corpus.run("smoke")
         config = params.load("smoke")
         for family in corpus.FAMILIES:
-            for i, which in enumerate(sampling.FOLDERS):
+            for i, which in enumerate(("base", "thinking")):
                 net = model.build(config["model"], i)
-                model.save(net, sampling.folder("smoke", family, which, 0))
+                model.save(net, zoo.folder("smoke", family, which, 0))
         yield root
 
 
@@ -44,10 +44,10 @@ def draw(**options):
 
 def test_problems_are_the_versioned_ones(lab):
     kept = (lab / "data/smoke/chain_test.jsonl").read_text().splitlines()
-    assert [p.key for p in sampling.problems("smoke", "chain", 5)] == [
+    assert [p.key for p in zoo.problems("smoke", "chain", 5)] == [
         json.loads(line)["key"] for line in kept[:5]]
     with pytest.raises(params.BadInput, match=f"n_problems is 999; allowed is at most {len(kept)}"):
-        sampling.problems("smoke", "chain", 999)
+        zoo.problems("smoke", "chain", 999)
 
 
 def test_other_problems_in_data_are_noticed(lab, monkeypatch):
@@ -55,14 +55,14 @@ def test_other_problems_in_data_are_noticed(lab, monkeypatch):
     whole = path.read_text()
     path.write_text("\n".join(whole.splitlines()[::-1]))
     with pytest.raises(params.BadInput, match="holds other problems"):
-        sampling.problems("smoke", "chain", 5)
+        zoo.problems("smoke", "chain", 5)
     path.write_text(whole)
 
 
 def test_samples_are_the_engines_graded_one_by_one():
     drawn = draw()
-    task, problems = corpus.FAMILIES["countdown"], sampling.problems("smoke", "countdown", N)
-    net = sampling.load("smoke", "countdown", "base", 0)
+    task, problems = corpus.FAMILIES["countdown"], zoo.problems("smoke", "countdown", N)
+    net = zoo.load("smoke", "countdown", "base", 0)
     prompts = [tokens.encode(p.prompt) for p in problems]
     rollouts = engine.sample(net, prompts, 3, max_new_tokens=NEW, stop=tokens.STOP, seed=0)
     texts = drawn.texts()
@@ -116,10 +116,10 @@ def test_answers_are_read_where_they_stand():
 
 
 def test_jobs_come_back_in_their_order():
-    with sampling.workers() as pool:
+    with parallel.workers() as pool:
         jobs = {x: {"profile": "smoke", "family": "chain", "seed": x, "n_problems": 2, "n": 5}
                 for x in (3, 1, 2)}
-        found = sampling.run(pool, sampling.guesses, jobs)
+        found = parallel.run(pool, sampling.guesses, jobs)
     assert list(found) == [3, 1, 2]
     for seed, (correct, trace) in found.items():
         here = sampling.guesses("smoke", "chain", seed, 2, 5)

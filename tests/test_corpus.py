@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from locksmith import corpus, params, tokens
+from locksmith import corpus, countdown, params, tokens
 from transformers import AutoTokenizer
 
 FAMILIES = params.load("lab")["families"]
@@ -107,6 +107,52 @@ def test_each_dial_takes_its_behaviour_away(family):
         assert counts.get(gone, 0) == 0 and counts["try"] > 0 and counts["conclude"] > 0
     documents, counts = texts(family, reviews=0.0, facts=0.0)
     assert counts["solved"] == len(documents) and not any("review" in d for d in documents)
+
+
+@both
+def test_the_twins_corpus_lacks_backtracks_and_nothing_else(family):
+    """As many attempts and failed checks a problem as before; hand-overs stand in for backtracks."""
+    task, n = corpus.FAMILIES[family], 3000
+    dials = {**FAMILIES[family], **({"slip": 0.3} if family == "chain" else {})}
+    found = []
+    for backtrack in (dials["backtrack"], 0.0):
+        rng, rows = random.Random(0), []
+        for _ in range(n):
+            problem = task.sample(rng, "train", dials)
+            writer = corpus.author(rng, {**dials, "backtrack": backtrack})
+            words = task.document(rng, problem, writer, {**dials, "backtrack": backtrack})
+            behaviours = [tokens.BEHAVIOUR.get(w) for w in words]
+            rows.append([behaviours.count("try") + behaviours.count("wait"), words.count("no"),
+                         behaviours.count("wait"), words.count("next")])
+        found.append(np.array(rows, dtype=float))
+    written, twin = found
+    assert written[:, 2].mean() > 0.02 and twin[:, 2].sum() == 0
+    assert twin[:, 3].sum() > written[:, 3].sum()
+    for quantity in (0, 1):
+        a, b = written[:, quantity], twin[:, quantity]
+        error = ((a.var() + b.var()) / n) ** 0.5
+        assert abs(a.mean() - b.mean()) < 4 * error, quantity
+
+
+@both
+def test_a_stronger_author_solves_soundly_in_a_way_that_no_document_holds(family):
+    rng, task, dials = random.Random(0), corpus.FAMILIES[family], FAMILIES[family]
+    new, seen = set(tokens.TAUGHT.values()), 0
+    for problem in task.problems("train", 200, 9, dials):
+        words = task.stronger(rng, problem, corpus.author(rng, dials), dials)
+        found = task.grade(problem, words)
+        assert found.correct
+        seen += bool(new & set(found.behaviours))
+        assert found.valid_attempts == found.attempts or family == "chain"  # slips, put right
+        for behaviour, content in tokens.steps(words):
+            if behaviour in new:
+                a, op, b, _, value, *verdict = content
+                assert countdown.apply(int(a), op, int(b)) == int(value) or verdict == ["no"]
+    assert seen > 120  # nobody measures a miss where there was none
+    for _ in range(300):
+        words, kind = corpus.document(rng, task, dials)
+        start = words.index(":") if kind != "facts" else 0
+        assert not set(tokens.TAUGHT) & set(words[start:])
 
 
 @both

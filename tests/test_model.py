@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from locksmith import model, tokens
+from peft import LoraConfig, get_peft_model
 
 CONFIG = {"hidden": 32, "layers": 2, "heads": 2, "mlp": 64, "context": 64}
 
@@ -125,3 +126,36 @@ def test_a_save_that_dies_halfway_leaves_the_old_checkpoint_whole(checkpoint, mo
     model.save(net(seed=1), checkpoint)
     assert model.checksum(checkpoint) != before
     assert not list(checkpoint.parent.glob("seed0.*"))
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """A LoRA adapter with weights that are not zero, saved, and the merged logits it stands for."""
+    torch.manual_seed(0)
+    wrapped = get_peft_model(net(), LoraConfig(r=2, lora_alpha=4, target_modules="all-linear"))
+    with torch.no_grad():
+        for name, p in wrapped.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.3)
+                p.copy_(p.to(torch.bfloat16))
+            if "lora_A" in name:
+                p.copy_(p.to(torch.bfloat16))
+    wanted = wrapped(input_ids=batch()).logits.detach()
+    model.save_adapter(wrapped, tmp_path / "adapter", kind="test")
+    return tmp_path / "adapter", wanted
+
+
+def test_an_adapter_comes_back_on_its_base(adapter):
+    folder, wanted = adapter
+    assert (net()(input_ids=batch()).logits - wanted).abs().max() > 0.1
+    merged = model.adapted(net(), folder)
+    assert (merged(input_ids=batch()).logits - wanted).abs().max() < 1e-3 * wanted.abs().max()
+    assert json.loads((folder / "manifest.json").read_text())["kind"] == "test"
+    assert "README.md" not in {p.name for p in folder.iterdir()}
+
+
+def test_a_changed_adapter_is_named(adapter):
+    weights = adapter[0] / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(model.ModelError, match="adapter_model.safetensors is corrupted"):
+        model.adapted(net(), adapter[0])

@@ -223,13 +223,21 @@ def test_the_schedule_warms_up_holds_and_ends_at_zero():
     assert pretrain.schedule(1.0) == 0.0
 
 
+def test_the_rl_schedule_warms_up_holds_and_cools_down():
+    rates = [rl.schedule(step, 60) for step in range(60)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert set(rates[10:25]) == {1.0}
+    # 0.6 of 60 steps down to (but not at) zero: 36/36, 35/36, ..., 1/36
+    assert rates[24:] == pytest.approx([(36 - i) / 36 for i in range(36)])
+
+
 def test_training_is_repeatable_to_the_bit(tmp_path):
     """One base model and RL on it, twice: the same curves and bytes."""
     torch.set_num_threads(1)
     found = []
     for run in ("a", "b"):
         base, tuned = tmp_path / run / "base", tmp_path / run / "rl"
-        record = pretrain.train("smoke", "countdown", 0, base)
+        record = pretrain.train("smoke", "countdown", "base", 0, base)
         curve = rl.train("smoke", "countdown", 0, base, tuned)
         weights = [p.read_bytes() for p in sorted((tmp_path / run).rglob("model.safetensors"))]
         found.append((record, curve, weights))

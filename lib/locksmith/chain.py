@@ -138,7 +138,7 @@ def grade(problem, words):
             honest += truth is not None and content == [str(truth), verdict]
         elif behaviour == "conclude":
             answers.append(tuple(content))
-        else:
+        elif behaviour is None:
             malformed = True
     behaviours = tuple(b for b, _ in found)
     wanted = plan(problem)
@@ -201,6 +201,34 @@ def document(rng, problem, author, dials):
                 shown = truth
         values[i] = shown
     return [*words, *author.open("conclude"), *map(str, values), "<eos>"]
+
+
+def stronger(rng, problem, author, dials):
+    """A worked problem as an author writes it who undoes every step, and never stops early.
+
+    After each step its inverse, `find 19 + 8 = 27 yes` (a product is multiplied the other way
+    round); where it does not come back to the start, a backtrack. No pre-training document holds it.
+    """
+    words, answers = [], []
+    for chain in plan(problem):
+        for a, op, b, truth in chain:
+            shown = truth
+            if rng.random() < dials["slip"]:
+                shown = min(LARGEST, max(0, truth + rng.choice((-10, -2, -1, 1, 2, 10))))
+            step = [str(a), op, str(b), "="]
+            words += [*author.open("try"), *step, str(shown), *_undo(a, op, b, shown)]
+            if shown != truth:
+                words += [*author.open("wait"), *step, str(truth)]
+        answers.append(str(truth))
+    return [*words, *author.open("conclude"), *answers, "<eos>"]
+
+
+def _undo(a, op, b, shown):
+    if op == "*":
+        return ["find", str(b), op, str(a), "=", str(a * b), "yes" if shown == a * b else "no"]
+    back, value = {"+": ("-", shown - b), "-": ("+", shown + b)}[op]
+    value = min(LARGEST, max(0, value))
+    return ["find", str(shown), back, str(b), "=", str(value), "yes" if value == a else "no"]
 
 
 def fact(rng, dials):

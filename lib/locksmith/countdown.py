@@ -165,7 +165,7 @@ def grade(problem, words):
             answers.append((tuple(content), _value(content, problem) == target))
             concluded_well += verified is not None and verified == content
             last, verified = None, None
-        else:
+        elif behaviour is None:
             malformed = True
     behaviours = tuple(b for b, _ in found)
     ended = words[-1:] == ["<eos>"] and "next" not in words
@@ -243,6 +243,30 @@ def document(rng, problem, author, dials):
             if rng.random() >= dials["backtrack"]:
                 words += [*author.open("conclude"), *_answer(e), "next"]
                 opening = "try"
+    return [*words, "<eos>"]
+
+
+def stronger(rng, problem, author, dials):
+    """A solved problem as an author writes it who never gives up and measures every miss.
+
+    After each failed check, before going back: `from 40 - 30 = 10`, how far off the attempt was. No
+    pre-training document holds such a step. After seven misses at a target this author sees it.
+    """
+    pool, words = expressions(tuple(sorted(problem.numbers))), []
+    for target in problem.targets:
+        tried, opening = set(), "try"
+        while True:
+            e = _next_attempt(rng, pool, target, tried, 0.3 if len(tried) < 7 else 1.0)
+            tried.add(e)
+            hit = e[-1] == target
+            words += [*author.open(opening), *_spell(e)]
+            words += [*author.open("check"), str(e[-1]), "yes" if hit else "no"]
+            if hit:
+                words += [*author.open("conclude"), *_answer(e)]
+                break
+            high, low = max(target, e[-1]), min(target, e[-1])
+            words += ["from", str(high), "-", str(low), "=", str(high - low)]
+            opening = "wait"
     return [*words, "<eos>"]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from locksmith import params, tokens
@@ -93,13 +94,22 @@ def save(model, folder, **facts):
 
     facts: what the checkpoint comes from, kept in the manifest.
     """
-    folder = Path(folder)
-    half = folder.with_name(folder.name + ".half")
-    shutil.rmtree(half, ignore_errors=True)
     copy = LlamaForCausalLM(model.config).to(torch.bfloat16)
     copy.load_state_dict(model.state_dict())
-    copy.save_pretrained(half)
-    tokens.tokenizer().save_pretrained(half)
+    _write(Path(folder), [copy, tokens.tokenizer()], facts)
+
+
+def save_adapter(model, folder, **facts):
+    """Writes the LoRA weights of a `peft` model in bf16, with a manifest; whole or not at all."""
+    _write(Path(folder), [model.to(torch.bfloat16)], facts)
+
+
+def _write(folder, parts, facts):
+    half = folder.with_name(folder.name + ".half")
+    shutil.rmtree(half, ignore_errors=True)
+    for part in parts:
+        part.save_pretrained(half)
+    (half / "README.md").unlink(missing_ok=True)  # peft's empty model card
     files = {p.name: _sha256(p) for p in sorted(half.iterdir())}
     (half / "manifest.json").write_text(json.dumps({"files": files, **facts}, indent=1) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
@@ -107,8 +117,9 @@ def save(model, folder, **facts):
 
 
 def checksum(folder):
-    """SHA-256 of a checkpoint's weights, as its manifest states it."""
-    return _manifest(Path(folder))["files"]["model.safetensors"]
+    """SHA-256 of a checkpoint's weights (or its adapter's), as its manifest states it."""
+    files = _manifest(Path(folder))["files"]
+    return files.get("model.safetensors") or files["adapter_model.safetensors"]
 
 
 def _manifest(folder):
@@ -127,12 +138,21 @@ def load(folder, dtype=torch.float32, device="cpu"):
 
     Raises ModelError naming the first file that is missing or has another checksum.
     """
-    folder = Path(folder)
+    _verify(Path(folder))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    return model.to(device).eval()
+
+
+def adapted(base, folder):
+    """`base` with the LoRA weights of a folder merged into it. Raises ModelError as `load` does."""
+    _verify(Path(folder))
+    return PeftModel.from_pretrained(base, folder).merge_and_unload()
+
+
+def _verify(folder):
     for name, wanted in _manifest(folder)["files"].items():
         path = folder / name
         found = _sha256(path) if path.is_file() else "no such file"
         if found != wanted:
             raise ModelError(f"checkpoint file {path} is corrupted: SHA-256 is {found}, "
                              f"its manifest says {wanted}")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
-    return model.to(device).eval()

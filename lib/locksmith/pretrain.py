@@ -56,14 +56,17 @@ def loss(net, ids):
     return F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-100)
 
 
-def train(profile, family, seed, folder):
-    """One base model into folder/seed<seed>; the first seed keeps its way there as well.
+def train(profile, family, name, seed, folder):
+    """One model into folder/seed<seed>; the first seed of the base keeps its way there as well.
 
-    Returns the training record: loss curve, tokens, seconds, corpus counts.
+    name: "base", or "twin", whose corpus differs in the dials of the profile's `twin`, the same in
+    tokens, problems and order. Returns the training record: loss curve, tokens, corpus counts.
     """
     torch.set_num_threads(1)
     config = params.load(profile)
     dials, recipe = config["families"][family], config["pretrain"]
+    if name == "twin":
+        dials = {**dials, **config["twin"]}
     task = corpus.FAMILIES[family]
     ids, counts = corpus.write(task, dials, recipe["tokens"], seed)
     rng = np.random.default_rng(seed)
@@ -74,12 +77,12 @@ def train(profile, family, seed, folder):
     per_step = recipe["micro_batches"]
     kept = set(np.geomspace(0.01, 1, recipe["checkpoints"] + 1)[:-1].tolist())
     seen, curve, started = 0, [], time.perf_counter()
-    bar = tqdm(range(0, len(work), per_step), desc=f"pretrain {family} seed {seed}", mininterval=5)
+    bar = tqdm(range(0, len(work), per_step), desc=f"pretrain {family} {name} seed {seed}", mininterval=5)
     for at in bar:
         done = at / len(work)
         for early in sorted(k for k in kept if k <= done):
             kept.discard(early)
-            if seed == config["seeds"][0]:
+            if name == "base" and seed == config["seeds"][0]:
                 model.save(net, folder / f"seed{seed}_steps" / f"{seen:09d}", tokens=seen)
         group = work[at:at + per_step]
         total = sum(int((b[:, 1:] != tokens.PAD).sum()) for b in group)
@@ -101,27 +104,27 @@ def train(profile, family, seed, folder):
         bar.set_postfix(loss=f"{step_loss:.3f}")
     seconds = time.perf_counter() - started
     model.save(net, folder / f"seed{seed}", tokens=seen, seed=seed, family=family)
-    print(f"pretrain {family} seed {seed}: {seen / seconds:.0f} tokens/s", flush=True)
+    print(f"pretrain {family} {name} seed {seed}: {seen / seconds:.0f} tokens/s", flush=True)
     every = max(1, len(curve) // 100)
     means = [{**part[-1], "loss": float(np.mean([p["loss"] for p in part]))}
              for part in (curve[i:i + every] for i in range(0, len(curve), every))]
     return {"seed": seed, "tokens": seen, "counts": counts, "curve": means}
 
 
-def run(profile, family):
-    """All seeds of a base model, in a pool of one-thread processes."""
+def run(profile, family, name):
+    """All seeds of a base model or its twin, in a pool of one-thread processes."""
     config = params.load(profile)
-    folder = Path("checkpoints") / profile / family / "base"
+    folder = Path("checkpoints") / profile / family / name
     shutil.rmtree(folder, ignore_errors=True)
     with ProcessPoolExecutor(device.workers(), mp_context=get_context("spawn")) as workers:
-        jobs = [workers.submit(train, profile, family, s, folder) for s in config["seeds"]]
+        jobs = [workers.submit(train, profile, family, name, s, folder) for s in config["seeds"]]
         records = [job.result() for job in jobs]
     last = [record["curve"][-1]["loss"] for record in records]
-    facts = [{"family": family, "model": "base", "quantity": "training_loss",
+    facts = [{"family": family, "model": name, "quantity": "training_loss",
               "value": float(np.mean(last)), "low": min(last), "high": max(last),
               "n_problems": None, "n_samples": None, "seeds": config["seeds"]}]
     curve = [point for record in records for point in record.pop("curve")]
-    results.write(profile, f"train/{family}_base", facts, extra={"curve": curve, "corpus": records},
+    results.write(profile, f"train/{family}_{name}", facts, extra={"curve": curve, "corpus": records},
                   checkpoints=[folder / f"seed{s}" for s in config["seeds"]])
 
 
@@ -129,8 +132,9 @@ def main():
     parser = argparse.ArgumentParser(description=run.__doc__)
     parser.add_argument("--profile", required=True)
     parser.add_argument("--family", required=True, choices=corpus.FAMILIES)
+    parser.add_argument("--name", default="base", choices=("base", "twin"))
     arguments = parser.parse_args()
-    run(arguments.profile, arguments.family)
+    run(arguments.profile, arguments.family, arguments.name)
 
 
 if __name__ == "__main__":

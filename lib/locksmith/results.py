@@ -140,7 +140,7 @@ def sha256(path):
 
 
 def _weights_hash(folder):
-    weights = folder / "model.safetensors"
+    weights = next(iter(sorted(folder.glob("*model.safetensors"))), folder / "model.safetensors")
     if not weights.exists():
         raise params.BadInput(
             f"Checkpoint {folder} has no model.safetensors; `dvc pull` brings it."

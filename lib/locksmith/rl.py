@@ -75,10 +75,20 @@ def update(net, optimizer, sequences, prompt_lengths, advantage, micro_tokens):
     return norm, entropy / max(1, counted)
 
 
-def train(profile, family, seed, base, folder):
-    """One RL run from base/seed<seed> into folder/seed<seed>. Returns its curve.
+def schedule(step, steps, warmup=10, cooldown=0.6):
+    """Learning-rate factor: linear warm-up over `warmup` steps, then linear to zero at the end.
 
-    The curve's accuracies are on fresh training problems, each seen once.
+    The cool-down averages out what the gradient's noise does to steps that no reward looks at: with
+    a constant rate Countdown's valid attempts fell by 4.5 points on validation problems, with it by
+    2.6, at the same accuracy.
+    """
+    return min(1.0, (step + 1) / warmup, (steps - step) / (cooldown * steps))
+
+
+def train(profile, family, seed, base, folder):
+    """One RL run from base/seed<seed> into folder/seed<seed>; the first seed keeps its way there.
+
+    Returns its curve. The curve's accuracies are on fresh training problems, each seen once.
     """
     torch.set_num_threads(1)
     config = params.load(profile)
@@ -91,7 +101,9 @@ def train(profile, family, seed, base, folder):
     pool = task.problems("train", recipe["steps"] * recipe["problems"], seed + 1, dials)
     curve = []
     for step in (bar := tqdm(range(recipe["steps"]), desc=f"RL {family} seed {seed}", mininterval=5)):
-        optimizer.param_groups[0]["lr"] = recipe["lr"] * min(1, (step + 1) / 10)
+        if step in recipe["checkpoints"] and seed == config["seeds"][0]:
+            model.save(net, folder / f"seed{seed}_steps" / f"{step:03d}", step=step)
+        optimizer.param_groups[0]["lr"] = recipe["lr"] * schedule(step, recipe["steps"])
         sampler.load_state_dict(net.state_dict())
         batch = pool[step * recipe["problems"]:(step + 1) * recipe["problems"]]
         sequences, lengths, grades = rollout(sampler, task, batch, recipe["samples"],

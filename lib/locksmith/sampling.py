@@ -1,29 +1,24 @@
 """Chapter 2's plumbing: drawing and grading every sample, in one process a core.
 
-What is done with the samples stands in the chapter. Here is what would make its cells long: where
-test problems and checkpoints lie, the work of one process, and an interval for a median.
+What is done with the samples stands in the chapter. Here is what would make its cells long: the
+work of one process, and an interval for a median.
 
 Every draw has a `stream` of its own. Two models that shared their random numbers would write the
 same trace more often than chance, and the chapter counts matching traces.
 """
 
-import json
 import math
 import random
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from locksmith import corpus, decoding, device, engine, model, params, stats, tokens
+from locksmith import corpus, decoding, engine, stats, tokens
+from locksmith.zoo import load, problems
 
 STREAMS = {"base": 0, "thinking": 1, "again": 2, "matched": 3, "methods": 4, "entropy": 5}
-FOLDERS = {"base": "base", "thinking": "rl"}
 
 
 @dataclass
@@ -51,39 +46,6 @@ class Outcome(NamedTuple):
     trace: np.ndarray
     tokens: np.ndarray
     log: dict
-
-
-def lab(profile):
-    """The parameters of the profile whose problems and checkpoints `profile` uses."""
-    return params.load(params.load(profile)["checkpoints"])
-
-
-def folder(profile, family, which, seed):
-    """The checkpoint of a model: which is "base" or "thinking"."""
-    return Path("checkpoints") / lab(profile)["profile"] / family / FOLDERS[which] / f"seed{seed}"
-
-
-def problems(profile, family, n):
-    """The first n test problems, those that data/ holds. BadInput if it holds others or fewer."""
-    config = lab(profile)
-    path = Path("data") / config["profile"] / f"{family}_test.jsonl"
-    if not path.exists():
-        raise params.BadInput(f"{path} does not exist; `dvc pull` brings it.")
-    kept = [json.loads(line)["key"] for line in path.read_text().splitlines()]
-    if n > len(kept):
-        raise params.BadInput(f"n_problems is {n}; allowed is at most {len(kept)}, all of {path}.")
-    found = corpus.FAMILIES[family].problems("test", n, 0, config["families"][family])
-    if [p.key for p in found] != kept[:n]:
-        raise params.BadInput(f"{path} holds other problems than the parameters make; python -m "
-                              f"locksmith.corpus --profile {config['profile']} rewrites it.")
-    return found
-
-
-def load(profile, family, which, seed, exact=False):
-    """A lab model on the library's device; exact: in float32, for scores and acceptance ratios."""
-    place, dtype = device.pick()
-    return model.load(folder(profile, family, which, seed),
-                      torch.float32 if exact else dtype, place)
 
 
 def _seed(seed, stream):
@@ -181,23 +143,6 @@ def read_answer(family, problem, ids):
         elif concluding and word not in ("<eos>", "next"):
             places.append(i)
     return corpus.FAMILIES[family].grade(problem, words).answer, places
-
-
-# --- many of them ---------------------------------------------------------------------------------
-
-def workers():
-    """A pool of one-thread processes, one a core; on a GPU a single one."""
-    n = device.workers() if device.pick()[0].type == "cpu" else 1
-    return ProcessPoolExecutor(n, mp_context=get_context("spawn"),
-                               initializer=torch.set_num_threads, initargs=(1,))
-
-
-def run(pool, function, jobs):
-    """name -> function(**options) for jobs, a dict name -> options, side by side in the pool."""
-    waiting = {pool.submit(function, **options): name for name, options in jobs.items()}
-    done = {waiting[job]: job.result()
-            for job in tqdm(as_completed(waiting), total=len(jobs), desc=function.__name__)}
-    return {name: done[name] for name in jobs}
 
 
 def median_interval(values, resamples=2000, seed=0):

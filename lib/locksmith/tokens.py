@@ -1,4 +1,4 @@
-"""The lab's language: 144 words, one token each.
+"""The lab's language: 148 words, one token each.
 
 A trace is a list of words, so a model's output can be read, graded and labelled without any
 detokenisation rule. Every behaviour (try, check, wait, conclude) has four openings of one to three
@@ -28,6 +28,9 @@ PAD, BOS, EOS = (IDS[word] for word in SPECIAL)
 # A trace of one author ends with the document or where the next author takes over.
 STOP = (EOS, IDS["next"])
 BEHAVIOUR = {opening[0]: behaviour for behaviour, openings in OPENINGS.items() for opening in openings}
+# Behaviours that no pre-training document holds, written with words of the other family's or the
+# own prompt: only the traces that teach a distilled model have them.
+TAUGHT = {"from": "measure", "find": "inverse"}
 _LENGTH = {opening[0]: len(opening) for openings in OPENINGS.values() for opening in openings}
 
 assert len(IDS) == len(VOCABULARY), "a word may stand in the vocabulary once only"
@@ -64,10 +67,10 @@ def steps(words):
     """
     out, i = [], 0
     while i < len(words) and words[i] not in ("<eos>", "next"):
-        behaviour = BEHAVIOUR.get(words[i])
+        behaviour = BEHAVIOUR.get(words[i]) or TAUGHT.get(words[i])
         if behaviour:
             out.append((behaviour, []))
-            i += _LENGTH[words[i]]
+            i += _LENGTH.get(words[i], 1)
         else:
             if not out:
                 out.append((None, []))
