@@ -188,16 +188,28 @@ def test_all_parts_holding_supports_every_claim_and_one_broken_part_never_does()
                       and chapters[name] == r["chapter"] else r for r in rows]
             found = {r["verdict"] for r in claims.verdicts(book(), broken)
                      if r["claim"] == claim["id"]}
-            assert "supported" not in found, (claim["id"], p["id"])
-            if p["kind"] == "control":
+            asked = p.get("families", claim["families"])
+            assert ("supported" in found) == (asked != claim["families"]), (claim["id"], p["id"])
+            if p["kind"] == "control" and "families" not in p:
                 assert found == {"not testable here"}, (claim["id"], p["id"])
+
+
+def test_a_part_asked_of_one_family_counts_there_alone():
+    rows = rows_where_all_holds()
+    claim = next(c for c in book()["claims"] if c["id"] == "hybrid-steering")
+    broken = [{**r, "low": 0.9, "high": 1.0} if r["model"] == "twin vectors" else r for r in rows]
+    words = {r["family"]: r["verdict"] for r in claims.verdicts({**book(), "claims": [claim]}, broken)}
+    assert words == {"countdown": "not testable here", "chain": "supported"}
+    judged = claims.verdicts({**book(), "claims": [claim]}, rows)
+    assert "not asked here" in claims.section(claim, judged, {"lab": "In the lab"})
 
 
 def test_missing_facts_few_seeds_and_few_problems_cannot_support_anything():
     rows = rows_where_all_holds()
     for claim in book()["claims"]:
         reads = {(t["chapter"], t["model"], t["quantity"])
-                 for p in claim["parts"] for t in p["parsed"] if isinstance(t, dict)}
+                 for p in claim["parts"] for t in p["parsed"] if isinstance(t, dict)
+                 and "chain" in p.get("families", claim["families"])}
         for fact in reads:
             fewer = [r for r in rows if r["family"] != "chain"
                      or (r["chapter"], r["model"], r["quantity"]) != fact]

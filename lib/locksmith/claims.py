@@ -10,6 +10,8 @@ checks that file, and judges every claim per profile and task family:
 3. Otherwise a refuted core part makes it "not supported", an undecided one "not testable here", and
    with every core part holding it is "supported" or, where a strong part does not hold, "partly".
 
+A part may be asked of some `families` only, where the others give it nothing to test.
+
 Rules are matched by one regular expression; nothing in the file is ever evaluated as code.
 """
 
@@ -81,9 +83,13 @@ def _check_claim(claim, path):
             raise ClaimsError(f"{where}: status is {figure['status']!r}, it must be verified or "
                               "reported.")
     for part in claim["parts"]:
-        if set(part) != {"id", "kind", "says", "rule"} or part["kind"] not in KINDS:
+        fields = {"id", "kind", "says", "rule"}
+        if set(part) - {"families"} != fields or part["kind"] not in KINDS:
             raise ClaimsError(f"{where}: a part needs id, kind ({', '.join(KINDS)}), says and "
-                              f"rule, it is {part}.")
+                              f"rule, and may have families, it is {part}.")
+        if not set(part.get("families", claim["families"])) <= set(claim["families"]):
+            raise ClaimsError(f"{where}: part {part['id']} is asked of {part['families']}, the "
+                              f"claim of {claim['families']}.")
         part["parsed"] = parse(part["rule"], claim["chapter"])
     if not {"control", "core"} <= {part["kind"] for part in claim["parts"]}:
         raise ClaimsError(f"{where} needs at least one control and one core part.")
@@ -231,7 +237,7 @@ def verdicts(book, rows, stale_pairs=(), profiles=None):
     book: from load(); rows: from facts(); stale_pairs: from stale(); profiles: those to judge, by
     default all in `rows`. Returns a list of dicts, one a claim, profile and family: claim, profile,
     family, verdict, reason, stale (chapters) and parts, a list of dicts (id, kind, says, rule,
-    outcome, numbers).
+    outcome or None where the part is not asked of the family, numbers).
     """
     table = {(r["profile"], r["chapter"], r["family"], r["model"], r["quantity"]): r for r in rows}
     chapters = {(r["profile"], r["chapter"]) for r in rows}
@@ -268,11 +274,15 @@ def _judge(claim, profile, family, table, chapters, needs, tested, stale_pairs):
 
     parts = []
     for part in claim["parts"]:
-        outcome, numbers = judge_part(part, lookup)
+        if family in part.get("families", [family]):
+            outcome, numbers = judge_part(part, lookup)
+        else:
+            outcome, numbers = None, "not asked here"
         parts.append({"id": part["id"], "kind": part["kind"], "says": part["says"],
                       "rule": " ".join(part["rule"].split()), "outcome": outcome,
                       "numbers": numbers})
-    word, reason = verdict([(part["kind"], part["outcome"]) for part in parts])
+    word, reason = verdict([(part["kind"], part["outcome"]) for part in parts
+                            if part["outcome"]])
     if not tested:
         word, reason = "not tested yet", f"no results for chapter {claim['chapter']}"
     read = {term["chapter"] for part in claim["parts"] for term in part["parsed"]
@@ -344,7 +354,7 @@ def _parts_table(claim, rows):
     lines = ["| Part | " + "".join(f"{row['family']} | " for row in rows),
              "|---" * (1 + len(rows)) + "|"]
     for i, part in enumerate(claim["parts"]):
-        cells = [f"{MARKS[r['parts'][i]['outcome']]} {r['parts'][i]['numbers']}" for r in rows]
+        cells = [f"{MARKS.get(r['parts'][i]['outcome'], '')} {r['parts'][i]['numbers']}" for r in rows]
         rule = " ".join(part["rule"].split())
         lines.append(f"| *{part['kind']}:* {part['says'].strip()} `{rule}` | "
                      + "".join(f"{cell} | " for cell in cells))
