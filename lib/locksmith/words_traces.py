@@ -1,0 +1,191 @@
+"""Chapter 4 on real weights: short traces in words with known behaviours, and what a model does.
+
+    Question: What is 17 plus 9 plus 30?
+    Answer: 17 plus 9 is 25. Wait, that gives 26, not 25. 26 plus 30 is 56. The answer is 56.
+
+Wrong steps are followed by a backtrack, steps that carry by a hedge (half of them), others by the
+next step. Every text begins with the same three worked examples, one of each kind. The *boundary*
+is the full stop after the first step; a minimal pair is the same question with the right and with
+a wrong result, one number apart.
+"""
+
+import copy
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from locksmith import activations, engine
+
+OPENINGS = {
+    "backtracking": tuple(f"{word}, that gives {{right}}, not {{wrong}}."
+                          for word in ("Wait", "Hmm", "No")),
+    "uncertainty": ("I am not sure about that.", "Maybe that is right.", "Perhaps that is right.")}
+BEHAVIOURS = tuple(OPENINGS)
+SPAN = 8  # tokens of a behaviour's sentence that a span vector averages, and the one before
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A question with three numbers; wrong is the wrong result of its first step."""
+    numbers: tuple
+    wrong: int
+
+    @property
+    def right(self):
+        return self.numbers[0] + self.numbers[1]
+
+    @property
+    def carries(self):
+        return self.numbers[0] % 10 + self.numbers[1] % 10 > 9
+
+    @property
+    def question(self):
+        return "Question: What is {} plus {} plus {}?\nAnswer:".format(*self.numbers)
+
+    def step(self, result):
+        return " {} plus {} is {}.".format(*self.numbers[:2], result)
+
+    def rest(self):
+        total = self.right + self.numbers[2]
+        return f" {self.right} plus {self.numbers[2]} is {total}. The answer is {total}."
+
+
+def sums(n, seed):
+    """n different sums of two-digit numbers, every second one with a carry in its first step."""
+    rng, found = random.Random(f"sums {seed}"), {}
+    while len(found) < n:
+        numbers = tuple(rng.randint(11, 89) for _ in range(3))
+        one = Sum(numbers, sum(numbers[:2]) + rng.choice((-10, -2, -1, 1, 2, 10)))
+        if one.carries == bool(len(found) % 2):
+            found.setdefault(numbers, one)
+    return list(found.values())
+
+
+def trace(rng, one, behaviour):
+    """(question and answer, the sentence that is the behaviour or "") for a behaviour or None."""
+    sentence = ""
+    if behaviour:
+        sentence = rng.choice(OPENINGS[behaviour]).format(right=one.right, wrong=one.wrong)
+    result = one.wrong if behaviour == "backtracking" else one.right
+    said = one.step(result) + (f" {sentence}" if sentence else "")
+    return one.question + said + one.rest(), sentence
+
+
+def examples():
+    """The worked examples at the start of every text, one a kind."""
+    rng = random.Random("examples")
+    kinds = ("backtracking", "uncertainty", None)
+    return "".join(trace(rng, one, kind)[0] + "\n\n"
+                   for one, kind in zip(sums(3, "examples"), kinds, strict=True))
+
+
+def first_tokens(tokenizer, behaviour):
+    """Ids of the tokens that open a behaviour's sentence after a full stop."""
+    return sorted({tokenizer.encode(" " + o.split(",")[0].split()[0], add_special_tokens=False)[0]
+                   for o in OPENINGS[behaviour]})
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+def boundaries(net, tokenizer, asked):
+    """The residual stream at the boundary of every minimal pair.
+
+    Returns ({layer: (2 n, D)} float32, wrong (2 n,) bool, carries (2 n,) bool, pair (2 n,) int).
+    """
+    texts = [tokenizer.encode(examples() + one.question + one.step(r))
+             for one in asked for r in (one.right, one.wrong)]
+    layers = list(range(-1, net.config.get_text_config().num_hidden_layers))
+    streams = activations.residuals(net, texts, layers, [[len(t) - 1] for t in texts])
+    n = len(asked)
+    return ({layer: x.numpy() for layer, x in streams.items()}, np.tile([False, True], n),
+            np.repeat([one.carries for one in asked], 2), np.repeat(np.arange(n), 2))
+
+
+def span_vectors(net, tokenizer, asked, layer, seed=0):
+    """behaviour -> (D,): mean over a behaviour's first tokens, from the one before its sentence on,
+    minus the mean over all tokens of the traces (Venhoff et al., arXiv 2506.18167)."""
+    rng, start = random.Random(f"spans {seed}"), examples()
+    texts, places, spans = [], [], []
+    for i, one in enumerate(asked):
+        behaviour = (*BEHAVIOURS, None)[i % 3]
+        text, sentence = trace(rng, one, behaviour)
+        coded = tokenizer(start + text, return_offsets_mapping=True)
+        ends = [b for _, b in coded["offset_mapping"]]
+        first = next(k for k, end in enumerate(ends) if end > len(start))
+        texts.append(coded["input_ids"])
+        places.append(list(range(first, len(ends))))
+        at = len(start) + text.index(sentence) if sentence else None
+        k = next(k for k, end in enumerate(ends) if end > at) if sentence else first
+        spans.append((behaviour, range(k - 1 - first, k + SPAN - first)))
+    stream = activations.residuals(net, texts, [layer], places)[layer]
+    parts = stream.split([len(p) for p in places])
+    out = {}
+    for behaviour in BEHAVIOURS:
+        rows = [part[[k for k in span if k < len(part)]]
+                for part, (b, span) in zip(parts, spans, strict=True) if b == behaviour]
+        out[behaviour] = (torch.cat(rows).mean(0) - stream.mean(0)).numpy()
+    return out
+
+
+# --- steering -------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def opening_probabilities(net, tokenizer, asked, layer, vectors):
+    """P that a behaviour opens at the boundary, steered there alone.
+
+    vectors (A, D). Returns behaviour -> (2, len(asked), A): after the right and the wrong result.
+    """
+    vectors = torch.as_tensor(np.array(vectors), dtype=net.dtype, device=net.device)
+    first = {b: first_tokens(tokenizer, b) for b in BEHAVIOURS}
+    out = {b: np.zeros((2, len(asked), len(vectors))) for b in BEHAVIOURS}
+
+    def add(module, args, output):
+        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = hidden + vectors[:, None]
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    def tensor(ids, rows=1):
+        return torch.tensor([ids], device=net.device).repeat(rows, 1)
+    start = tokenizer.encode(examples())
+    shared = net(tensor(start), use_cache=True).past_key_values
+    for i, one in enumerate(asked):
+        for j, result in enumerate((one.right, one.wrong)):
+            ids = tokenizer.encode(one.question + one.step(result), add_special_tokens=False)
+            past = net(tensor(ids[:-1]), past_key_values=copy.deepcopy(shared)).past_key_values
+            past.batch_repeat_interleave(len(vectors))
+            hook = engine.blocks(net)[layer].register_forward_hook(add)
+            try:
+                logits = net(tensor(ids[-1:], len(vectors)), past_key_values=past).logits[:, -1]
+            finally:
+                hook.remove()
+            p = logits.float().softmax(-1)
+            for b in BEHAVIOURS:
+                out[b][j, i] = p[:, first[b]].sum(-1).cpu().numpy()
+    return out
+
+
+def free_rates(net, tokenizer, asked, layer, vectors, max_new_tokens, stop, seed=0):
+    """How often sentences of free samples open with a behaviour, steered at every new position.
+
+    vectors (A, D). Returns behaviour -> (A, len(asked)), and the texts (A lists).
+    """
+    prompts = [tokenizer.encode(examples() + one.question) for one in asked]
+    n, which = len(prompts), torch.arange(len(vectors)).repeat_interleave(len(prompts))
+
+    def from_here_on(moment):
+        return (moment.positions >= moment.prompt_lengths[:, None] - 1).float()
+    steer = [engine.Steer(layer, torch.tensor(v, dtype=torch.float32), rows=which == a,
+                          gate=from_here_on) for a, v in enumerate(vectors)]
+    drawn = engine.sample(net, prompts * len(vectors), max_new_tokens=max_new_tokens, stop=stop,
+                          seed=seed, keys=list(range(n)) * len(vectors), steer=steer, batch_size=64)
+    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in drawn.ids()]
+    openings = {b: tuple(o.split(",")[0].split()[0] for o in OPENINGS[b]) for b in BEHAVIOURS}
+    out = {b: np.zeros(len(texts)) for b in BEHAVIOURS}
+    for i, text in enumerate(texts):
+        sentences = [s.strip() for s in text.strip().split(".") if s.strip()]
+        for b in BEHAVIOURS:
+            out[b][i] = np.mean([s.split()[0].strip(",") in openings[b] for s in sentences] or [0])
+    return {b: x.reshape(len(vectors), n) for b, x in out.items()}, [
+        texts[i:i + n] for i in range(0, len(texts), n)]

@@ -1,0 +1,534 @@
+"""Reading along and hybrid decoding, against plain forward passes, enumeration and a model whose
+answer to steering is known by construction."""
+
+import gc
+import itertools
+import math
+import pickle
+import weakref
+
+import pytest
+import torch
+from scipy.stats import binomtest, chisquare
+from sklearn.linear_model import LogisticRegression
+from test_engine import PROMPTS, D, V, gemma3, gpt_neox, llama, plain_logits, plain_steered, qwen2
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from locksmith import corpus, engine, hybrid, params, tokens, zoo
+from locksmith.engine import Moment, Steer, sample
+
+STOP = {2, *range(27, 36)}
+TABLE = torch.full((V,), -1)
+TABLE[[5, 9, 12]], TABLE[[7, 20]] = 0, 1  # words that open steps of two categories
+
+
+def made(build, seed):
+    torch.manual_seed(seed)
+    return build().eval()
+
+
+@pytest.fixture
+def base():
+    return made(llama, 0)
+
+
+@pytest.fixture
+def thinking():
+    return made(llama, 1)
+
+
+class Listen:
+    """A mix that changes nothing and writes down what it sees."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, logits, moment):
+        self.seen.append((logits, moment))
+        return logits
+
+    def rows(self, what):
+        """row -> what(logits, moment) of that row at each step."""
+        out = {}
+        for logits, moment in self.seen:
+            for i, row in enumerate(moment.rows.tolist()):
+                out.setdefault(row, []).append(what(logits, moment)[i])
+        return out
+
+
+def moment_of(logits, u=None, tokens=None, hidden=None, **change):
+    """A Moment with q = 1 whose companions have these logits (or pairs of logits and hidden)."""
+    beside = [x if isinstance(x, tuple) else (x, None) for x in logits]
+    n = len(beside[0][0]) if beside else len(u)
+    u = torch.full((n,), 0.5, dtype=torch.float64) if u is None else u
+    tokens = torch.zeros(n, 1, dtype=torch.int64) if tokens is None else tokens
+    return Moment(**(dict(layer=0, rows=torch.arange(n), tokens=tokens, hidden=hidden, u=u,
+                          positions=torch.zeros(n, 1, dtype=torch.int64), beside=beside,
+                          prompt_lengths=torch.ones(n, dtype=torch.int64)) | change))
+
+
+# --- reading along --------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("look_every", [1, 8])
+@pytest.mark.parametrize("build", [llama, qwen2, gemma3, gpt_neox], ids=lambda f: f.__name__)
+def test_companions_equal_their_plain_forward(build, look_every, monkeypatch):
+    """Unequal prompts, several batches, rows that end early, a steered base that also reads along
+    with itself: every companion's logits and stream are those of a forward of its own."""
+    monkeypatch.setattr(engine, "LOOK_EVERY", {"cpu": look_every})
+    steered, other, listen = made(build, 0), made(llama, 1), Listen()
+    vector = 3 * torch.randn(D, generator=torch.Generator().manual_seed(2))
+    out = sample(steered, PROMPTS, 3, max_new_tokens=14, stop=STOP, seed=5, batch_size=7,
+                 steer=[Steer(1, vector)], beside=[(other, 1), steered, (steered, 2)], mix=listen)
+    assert len(set(out.lengths.tolist())) > 3
+    logits = [listen.rows(lambda _, m, i=i: m.beside[i][0]) for i in range(3)]
+    stream = [listen.rows(lambda _, m, i=i: m.beside[i][1]) for i in (0, 2)]
+    for row, ids in enumerate(out.ids()):
+        prompt = PROMPTS[out.prompt[row]]
+        for model, layer, got, hidden in ((other, 1, logits[0], stream[0]),
+                                          (steered, 2, logits[1], stream[1]),
+                                          (steered, 2, logits[2], stream[1])):
+            streams, want = plain_steered(model, prompt + ids[:-1], [])
+            n = len(ids)
+            assert torch.allclose(torch.stack(got[row][:n]), want[-n:], atol=1e-4)
+            assert torch.allclose(torch.stack(hidden[row][:n]), streams[layer, -n:], atol=1e-4)
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, [[1], [3]], [[1], [1, 4, 5]]], ids=str)
+def test_who_reads_along_changes_nothing(base, thinking, prompts):
+    how = dict(max_new_tokens=14, stop=STOP, seed=3, read=[1], steer=[Steer(0, torch.ones(D),
+                                                                           positions=[0, 2, 5])])
+    alone = sample(base, prompts, 4, **how)
+    both = sample(base, prompts, 4, **how, beside=[thinking], mix=Listen())
+    assert alone.ids() == both.ids()
+    assert torch.allclose(alone.logprobs, both.logprobs, atol=1e-5)
+    assert torch.allclose(alone.reads[1], both.reads[1], atol=1e-5)
+    assert torch.equal(alone.steered_at, both.steered_at) and alone.steered == both.steered
+    thinking.train()
+    sample(base, prompts, max_new_tokens=2, stop=(), beside=[thinking])
+    assert thinking.training and not base.training
+
+
+def test_a_mix_sees_tokens_and_the_numbers_behind_them(base, thinking):
+    listen = Listen()
+    out = sample(base, PROMPTS, 3, max_new_tokens=9, stop=STOP, seed=5, keys=[4, 5, 6, 7],
+                 beside=[thinking], mix=listen)
+    seen = listen.rows(lambda _, m: list(zip(m.tokens.tolist(), m.u.tolist(), strict=True)))
+    for row, ids in enumerate(out.ids()):
+        prompt = PROMPTS[out.prompt[row]]
+        for step, (past, u) in enumerate(seen[row][:len(ids)]):
+            assert [*prompt, *ids[:step]] == past[len(past) - len(prompt) - step:]
+            place = len(prompt) + step
+            assert u == engine.uniforms(5, 4 + int(out.prompt[row]), int(out.sample[row]), place)
+
+
+def test_without_companions_a_mix_works_too(base):
+    """Prefill shared, q = width at the first step: the mix still gets one row a rollout."""
+    def only_even(logits, moment):
+        assert len(logits) == len(moment.rows) == len(moment.tokens) == len(moment.positions)
+        return logits.masked_fill(torch.arange(V) % 2 == 1, -torch.inf)
+    out = sample(base, PROMPTS, 3, max_new_tokens=9, stop=STOP, mix=only_even)
+    assert (out.tokens % 2 == 0).all()
+
+
+@pytest.mark.parametrize("build", [llama, gemma3], ids=lambda f: f.__name__)
+def test_no_circle_of_references_keeps_a_cache(build, monkeypatch):
+    made_runners, runner = [], engine._runner
+
+    def kept(*how):
+        out = runner(*how)
+        made_runners.append(weakref.ref(out))
+        return out
+    monkeypatch.setattr(engine, "_runner", kept)
+    gc.disable()
+    try:
+        sample(made(build, 0), PROMPTS, max_new_tokens=3, stop=(), beside=[(made(llama, 1), 1)],
+               steer=[Steer(1, torch.ones(D))])
+        assert len(made_runners) == 2 and not any(ref() for ref in made_runners)
+    finally:
+        gc.enable()
+
+
+# --- several vectors and a gate -------------------------------------------------------------------
+
+@pytest.mark.parametrize("build", [llama, gemma3], ids=lambda f: f.__name__)
+def test_steered_positions_are_the_oracles_and_the_logits_a_plain_forwards(build, thinking):
+    """The hybrid's log-probabilities are those of a cache-free forward with the vectors of the
+    thinking model's own draws added by hand; counted = intended, at the last positions only."""
+    model, vectors = made(build, 0), torch.randn(2, D, generator=torch.Generator().manual_seed(3))
+    gate = hybrid.Gate(hybrid.oracle(TABLE), 2, strength=1.5)
+    out = sample(model, PROMPTS, 10, max_new_tokens=14, stop=STOP, seed=5, beside=[thinking],
+                 steer=[Steer(1, vectors, gate=gate)])
+    which = gate.table(out.tokens)
+    assert which.max() == 1 and out.steered > 10
+    n_intended = 0
+    for row, ids in enumerate(out.ids()):
+        prompt, adds = PROMPTS[out.prompt[row]], []
+        heard = plain_logits(thinking, prompt + ids[:-1])[-len(ids):]
+        u = engine.uniforms(5, int(out.prompt[row]), int(out.sample[row]),
+                            len(prompt) + torch.arange(len(ids)))
+        for step, token in enumerate(hybrid.draw(heard, u).tolist()):
+            category = TABLE[token].item()
+            assert which[row, step] == category
+            assert out.steered_at[row, step] == (category >= 0)
+            if category >= 0:
+                adds.append((1, len(prompt) - 1 + step, 1.5 * vectors[category]))
+        _, logits = plain_steered(model, prompt + ids[:-1], adds)
+        want = logits.log_softmax(-1)[-len(ids):][range(len(ids)), ids]
+        assert torch.allclose(out.logprobs[row, :len(ids)], want, atol=1e-4)
+        n_intended += len(adds)
+    assert out.steered == n_intended
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_zero_vectors_change_no_logit_bit(base, thinking, dtype):
+    seen = []
+    for vectors in (None, torch.zeros(3, D)):
+        listen = Listen()
+        steer = vectors is not None and [
+            Steer(1, vectors, gate=hybrid.Gate(hybrid.always(1), 3, 2.0))]
+        sample(base.to(dtype), PROMPTS, 3, max_new_tokens=9, stop=STOP, steer=steer,
+               beside=[thinking.to(dtype)], mix=listen)
+        seen.append([logits for logits, _ in listen.seen])
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+
+
+def test_gates_of_prompts_only_reach_the_last_position(base):
+    """A gate without companions is called with the whole prompt, and steers its last token only."""
+    gate = hybrid.Gate(hybrid.always(0), 1)
+    out = sample(base, PROMPTS, 2, max_new_tokens=6, stop=STOP,
+                 steer=[Steer(1, torch.ones(1, D), gate=gate)])
+    assert out.steered == int(out.lengths.sum()) == int(out.steered_at.sum())
+
+
+def test_the_coefficient_network_sets_all_strengths(base, thinking):
+    """Against steering with the network's sum of vectors by a gate of one vector at a time."""
+    net = torch.nn.Sequential(torch.nn.Linear(D, 2), torch.nn.Softplus()).requires_grad_(False)
+    vectors = torch.randn(2, D, generator=torch.Generator().manual_seed(3))
+    gate = hybrid.Gate(hybrid.oracle(TABLE), 2, 0.5, net)
+    how = dict(max_new_tokens=9, stop=STOP, beside=[thinking])
+    out = sample(base, PROMPTS, 4, steer=[Steer(1, vectors, gate=gate)], **how)
+    # Before either is added both must read the same stream: the first gate keeps it.
+    kept = {}
+
+    def one(k):
+        def gate(moment):
+            hidden = kept.setdefault("hidden", moment.hidden) if k == 0 else kept.pop("hidden")
+            on = hybrid.oracle(TABLE)(moment) >= 0
+            return 0.5 * (net(hidden[:, -1])[:, k] * on)[:, None]
+        return Steer(1, vectors[k], gate=gate)
+    same = sample(base, PROMPTS, 4, steer=[one(0), one(1)], **how)
+    assert out.ids() == same.ids() and same.steered == 2 * out.steered > 0
+    assert torch.allclose(out.logprobs, same.logprobs, atol=1e-5)
+
+
+# --- a model with a known answer ------------------------------------------------------------------
+
+LAST, WAIT = 5, 6  # ordinary words count 0 1 2 3 4 5 0 1 ...; WAIT opens a step
+
+
+def clockwork(after_last):
+    """Two layers that write nothing; direction 7 of the residual stream is WAIT and nothing else.
+
+    A word's embedding is a unit vector, its follower's head row the same times 9; `after_last` is
+    what the head says after the word LAST. WAIT is followed by 0.
+    """
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=7, hidden_size=8, intermediate_size=8, num_hidden_layers=2,
+        num_attention_heads=1, max_position_embeddings=64, tie_word_embeddings=False))
+    eye = torch.eye(8)
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.self_attn.o_proj.weight.zero_()
+            block.mlp.down_proj.weight.zero_()
+        model.model.embed_tokens.weight.copy_(eye[:7])
+        head = torch.zeros(7, 8)
+        for word in range(7):
+            follower = {LAST: after_last, WAIT: 0}.get(word, word + 1)
+            head[follower, word] = 9.0
+        head[WAIT, 7] += 9.0
+        model.lm_head.weight.copy_(head)
+    return model.eval()
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_dose_response_is_exact(layer):
+    """p(WAIT) after the word 1 at each strength s: h = e1 + s e7, logits 9 h / rms."""
+    model, listen = clockwork(0), Listen()
+    direction = torch.eye(8)[7]
+    for s in (-2.0, 0.0, 0.25, 0.5, 1.0, 2.0, 4.0):
+        gate = hybrid.Gate(hybrid.always(0), 1, s)
+        sample(model, [[0, 1]], max_new_tokens=1, stop=(), mix=listen,
+               steer=[Steer(layer, direction[None], gate=gate)])
+        rms = math.sqrt((1 + s * s) / 8)
+        wait, two = math.exp(9 * s / rms), math.exp(9 / rms)
+        got = listen.seen[-1][0].softmax(-1)[0, WAIT].item()
+        assert got == pytest.approx(wait / (wait + two + 5), rel=1e-4)
+
+
+def test_the_gate_fires_where_it_must_and_the_hybrid_is_the_thinking_model():
+    base, thinking = clockwork(0), clockwork(WAIT)
+    table = torch.full((7,), -1)
+    table[WAIT] = 0
+    gate = hybrid.Gate(hybrid.oracle(table), 1, strength=4.0)
+    how = dict(max_new_tokens=20, stop=(), seed=1)
+    out = sample(base, [[0], [4, 5], [2, 3, 4]], 2, beside=[thinking],
+                 steer=[Steer(0, torch.eye(8)[7:], gate=gate)], **how)
+    assert out.ids() == sample(thinking, [[0], [4, 5], [2, 3, 4]], 2, **how).ids()
+    assert out.ids() != sample(base, [[0], [4, 5], [2, 3, 4]], 2, **how).ids()
+    assert torch.equal(out.steered_at, out.tokens == WAIT)
+    assert out.steered == int((out.tokens == WAIT).sum()) == 2 * (3 + 3 + 3)
+
+
+# --- who decides, who executes --------------------------------------------------------------------
+
+DECISION, INSIDE = torch.zeros(V, dtype=torch.bool), torch.zeros(V, dtype=torch.bool)
+DECISION[[2, 5, 6, 7, 30, 31]], INSIDE[[5, 6]] = True, True  # "5 6 7" is an opening of three words
+
+
+def by_definition(decides, executes, last):
+    """The swap's distribution (V,) of probabilities, token by token."""
+    p_d, p_e = decides.double().softmax(-1), executes.double().softmax(-1)
+    if INSIDE[last]:
+        return p_d
+    left = 1 - p_d[DECISION].sum()
+    return torch.stack([p_d[t] if DECISION[t] else left * p_e[t] / p_e[~DECISION].sum()
+                        for t in range(V)])
+
+
+def test_the_swap_of_a_model_with_itself_is_its_own_distribution(base):
+    """All 40 + 40 x 40 continuations of two tokens."""
+    mix, tails = hybrid.swap((DECISION, INSIDE)), [[], *([t] for t in range(V))]
+    logits = torch.stack([plain_logits(base, PROMPTS[0] + tail)[-1] for tail in tails])
+    past = torch.tensor([(PROMPTS[0] + tail)[-1:] for tail in tails])
+    mixed = mix(logits, moment_of([logits], tokens=past))
+    assert torch.allclose(mixed.softmax(-1), logits.softmax(-1), atol=1e-7)
+    own, how = sample(base, PROMPTS, 8, max_new_tokens=14, stop=STOP), dict(stop=STOP)
+    both = sample(base, PROMPTS, 8, max_new_tokens=14, **how, beside=[base], mix=mix)
+    assert own.ids() == both.ids() and torch.allclose(own.logprobs, both.logprobs, atol=1e-5)
+
+
+def test_the_swap_of_two_models_is_its_definition(base, thinking):
+    mix = hybrid.swap((DECISION, INSIDE))
+    forced = [[1, 5], [1, 5, 6], [1, 5, 6, 7], [1, 9, 8]]  # inside, inside, behind, outside
+    out = sample(base, forced, 30, max_new_tokens=6, stop=STOP, beside=[thinking], mix=mix)
+    for row, ids in enumerate(out.ids()):
+        text = forced[out.prompt[row]] + ids
+        d, e = (plain_logits(m, text[:-1])[-len(ids):] for m in (thinking, base))
+        for step, token in enumerate(ids):
+            p = by_definition(d[step], e[step], text[len(text) - len(ids) + step - 1])
+            assert p.sum().item() == pytest.approx(1, abs=1e-9)
+            assert out.logprobs[row, step].item() == pytest.approx(p[token].log().item(), abs=1e-4)
+
+
+def test_the_labs_decision_tokens():
+    decision, inside = hybrid.decision_tokens()
+    words = {w for w, on in zip(tokens.VOCABULARY, decision.tolist(), strict=True) if on}
+    assert words == {"<eos>", "next", *itertools.chain(*sum(tokens.OPENINGS.values(), ()))}
+    unfinished = {w for w, on in zip(tokens.VOCABULARY, inside.tolist(), strict=True) if on}
+    assert {"let", "us", "what", "i", "would"} <= unfinished
+    assert not {"see", "about", "say", "try", "<eos>", "27"} & unfinished
+
+
+# --- ceiling and leak -----------------------------------------------------------------------------
+
+def test_with_every_token_put_in_the_ceiling_is_the_thinking_model(base, thinking):
+    gate = hybrid.Gate(hybrid.always(0), 1)
+    how = dict(max_new_tokens=20, stop=STOP, seed=9)
+    out = sample(base, PROMPTS, 6, beside=[thinking], mix=hybrid.ceiling(gate),
+                 steer=[Steer(1, torch.randn(1, D), gate=gate)], **how)
+    want = sample(thinking, PROMPTS, 6, **how)
+    assert out.ids() == want.ids() != sample(base, PROMPTS, 6, **how).ids()
+    assert torch.allclose(out.logprobs, want.logprobs, atol=1e-5)
+    assert out.steered == int(out.lengths.sum())
+
+
+def test_the_ceiling_puts_tokens_in_where_the_gate_fires_and_nowhere_else(base, thinking):
+    gate, listen = hybrid.Gate(hybrid.oracle(TABLE), 2), Listen()
+
+    def mix(logits, moment):
+        listen(logits, moment)
+        return hybrid.ceiling(gate)(logits, moment)
+    out = sample(base, PROMPTS, 6, max_new_tokens=20, stop=STOP, beside=[thinking], mix=mix,
+                 steer=[Steer(1, torch.zeros(2, D), gate=gate)])
+    which = gate.table(out.tokens)
+    own = listen.rows(lambda logits, m: hybrid.draw(logits, m.u))
+    for row, ids in enumerate(out.ids()):
+        for step, token in enumerate(ids):
+            category = which[row, step].item()
+            assert TABLE[token] == category if category >= 0 else token == own[row][step]
+    assert (which >= 0).any()
+
+
+def test_the_leak_takes_the_thinking_models_favourite_of_m():
+    """P(the favourite among 3 draws is the r-th best) = F(r)^3 - F(r - 1)^3, F the tail sums of the
+    steered distribution in the thinking model's order."""
+    n, m = 20_000, 3
+    steered, theirs = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
+    u = engine.uniforms(0, torch.arange(n), 0, 0)
+    moment = moment_of([theirs.expand(n, 6)], u)
+    gate = hybrid.Gate(hybrid.always(0), 1)
+    gate.which = torch.where(torch.arange(n) % 5 > 0, 0, -1)
+    mixed = hybrid.leak(gate, m)(steered.expand(n, 6), moment)
+    off = gate.which < 0
+    assert torch.equal(mixed[off], steered.expand(n, 6)[off])
+    drawn = hybrid.draw(mixed, u)[~off]
+    worst_first = theirs.argsort()
+    below = steered.double().softmax(-1)[worst_first].cumsum(0)
+    want = below**m - torch.cat([torch.zeros(1), below[:-1]])**m
+    count = torch.bincount(drawn, minlength=6)[worst_first]
+    assert chisquare(count, want / want.sum() * len(drawn)).pvalue > 0.001
+
+
+# --- choosers -------------------------------------------------------------------------------------
+
+def says(*words):
+    """Logits (R, V) that leave no other word than these."""
+    return torch.nn.functional.one_hot(torch.tensor(words), V).float() * 100
+
+
+def test_oracle_and_disagreement():
+    moment = moment_of([says(5, 7, 9, 3, 3), says(5, 3, 7, 5, 4)])
+    assert hybrid.oracle(TABLE)(moment).tolist() == [0, 1, 0, -1, -1]
+    assert hybrid.disagreement(TABLE)(moment).tolist() == [-1, 1, 0, -1, -1]
+    # Another word of the same category is no disagreement.
+    assert hybrid.disagreement(TABLE)(moment_of([says(5), says(12)])).tolist() == [-1]
+
+
+def test_equal_distributions_never_disagree(base):
+    """The same number is behind both draws, so two copies of a model always say the same."""
+    gate = hybrid.Gate(hybrid.disagreement(TABLE), 2)
+    out = sample(base, PROMPTS, 8, max_new_tokens=14, stop=STOP, beside=[base, base],
+                 steer=[Steer(1, torch.ones(2, D), gate=gate)])
+    assert out.steered == 0
+
+
+def test_divergence_is_total_variation():
+    a, b = torch.tensor([[0.7, 0.2, 0.1]]).log(), torch.tensor([[0.4, 0.2, 0.4]]).log()
+    hidden = torch.tensor([[0.0, 3.0, 1.0]])
+    for threshold, want in ((0.29, 1), (0.31, -1)):
+        choose = hybrid.divergence(lambda x: x * 2, threshold)
+        assert choose(moment_of([(a, hidden), b])).tolist() == [want]
+
+
+def test_probe_is_the_logistic_regression_of_scikit_learn():
+    x = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
+    y = (x[:, :3] + 0.5 * torch.randn(300, 3, generator=torch.Generator().manual_seed(1))).argmax(1)
+    fit = LogisticRegression().fit(x, y)
+    weight, intercept = (torch.tensor(a, dtype=torch.float32)
+                         for a in (fit.coef_, fit.intercept_))
+    hidden = torch.stack([torch.full_like(x, 9), x], 1)  # (R, q = 2, D): the last one counts
+    got = hybrid.probe(weight, intercept, 0.6)(moment_of([], hidden=hidden, u=x[:, 0].double()))
+    p = fit.predict_proba(x)
+    want = [int(row[:2].argmax()) if row[:2].max() > 0.6 else -1 for row in p]
+    assert got.tolist() == want and len(set(want)) == 3
+
+
+def test_random_positions_and_categories_have_their_rates_and_know_nothing_of_the_draw():
+    n = 40_000
+    u = engine.uniforms(0, torch.arange(n), 0, 0)
+    which = hybrid.random_positions(0.1, [1, 2, 5])(moment_of([], u))
+    fired = which >= 0
+    assert binomtest(int(fired.sum()), n, 0.1).pvalue > 0.001
+    counts = torch.bincount(which[fired])
+    assert chisquare(counts, int(fired.sum()) * torch.tensor([1, 2, 5]) / 8).pvalue > 0.001
+    assert abs(torch.corrcoef(torch.stack([u, fired.double()]))[0, 1]) < 0.02
+    assert torch.equal(which, hybrid.random_positions(0.1, [1, 2, 5])(moment_of([], u)))
+
+
+def test_other_category_keeps_the_time_and_changes_the_category():
+    u = engine.uniforms(0, torch.arange(9000), 0, 0)
+    first = torch.arange(9000) % 4 - 1
+    which = hybrid.other_category(lambda moment: first, 3)(moment_of([], u))
+    assert torch.equal(which >= 0, first >= 0) and not (which == first)[first >= 0].any()
+    for k in range(3):
+        counts = torch.bincount(which[first == k], minlength=3)
+        assert chisquare([c for i, c in enumerate(counts.tolist()) if i != k]).pvalue > 0.001
+
+
+def test_bits_handed_over():
+    which = torch.tensor([-1] * 12 + [0, 0, 1, 1]).numpy()
+    entropy = -(0.75 * math.log2(0.75) + 2 * 0.125 * math.log2(0.125))
+    assert hybrid.handed_over(which) == pytest.approx(entropy / 0.25)
+    assert hybrid.handed_over(which[:12]) == 0
+
+
+def test_logit_push_is_the_direction_that_raises_a_categorys_words_most(base):
+    push, rows = hybrid.logit_push(base, TABLE, 3), base.lm_head.weight
+    assert push.shape == (3, D) and torch.allclose(push.norm(dim=-1), torch.tensor([1.0, 1, 0]))
+    others = torch.nn.functional.normalize(
+        torch.randn(200, D, generator=torch.Generator().manual_seed(0)), dim=-1)
+    for k in range(2):
+        raised = (rows[TABLE == k] @ torch.cat([push[k:k + 1], others]).T).mean(0)
+        assert raised.argmax() == 0
+
+
+# --- one arm --------------------------------------------------------------------------------------
+
+@pytest.fixture
+def lab(monkeypatch):
+    """Tiny random models of the lab's vocabulary by name, and chain problems."""
+    dials = params.load("smoke")["families"]["chain"]
+    built = {name: made(lambda: LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tokens.VOCABULARY), hidden_size=16, intermediate_size=24,
+        num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64,
+        initializer_range=0.4, pad_token_id=0)), i) for i, name in enumerate(("base", "thinking"))}
+    monkeypatch.setattr(zoo, "load", lambda profile, family, which, seed: built[which])
+    monkeypatch.setattr(zoo, "problems", lambda profile, family, n, split:
+                        corpus.FAMILIES[family].problems(split, n, 0, dials))
+
+    def arm(**how):
+        return hybrid.run_arm("smoke", "chain", 0, 6, 2, 30, **how)
+    return arm
+
+
+ORACLE = dict(gate="oracle", table=hybrid.behaviour_table(), layer=0)
+
+
+def test_arms_are_paired_and_counted(lab):
+    plain, zero = lab(), lab(vectors=torch.zeros(4, 16), **ORACLE)
+    assert plain.ids == zero.ids and plain.n_steered == 0 and plain.bits == 0
+    assert lab(decides="base").ids == plain.ids != lab(decides="thinking").ids
+    assert lab(vectors=torch.ones(4, 16), strength=0.0, **ORACLE).n_steered == 0
+    fired = sum(k >= 0 for row in zero.which for ids in row for k in ids)
+    assert zero.n_steered == fired > 0 and zero.bits > 0
+    for p in range(6):
+        ids = zero.ids[p]
+        assert [len(x) for x in ids] == zero.tokens[p].tolist() == [len(x) for x in zero.which[p]]
+        share = sum(k >= 0 for x in zero.which[p] for k in x) / zero.tokens[p].sum()
+        assert zero.steered[p] == pytest.approx(share)
+        for i, x in enumerate(ids):
+            assert zero.stopped[p, i] == (x[-1] in tokens.STOP)
+            steps = [behaviour for behaviour, _ in tokens.steps(tokens.decode(x))]
+            for behaviour in hybrid.BEHAVIOURS:
+                assert zero.behaviours[behaviour][p, i] == steps.count(behaviour)
+    assert pickle.loads(pickle.dumps(zero)).ids == zero.ids
+    part = lab(vectors=torch.zeros(4, 16), only=[4, 1], **ORACLE)
+    assert part.ids == [zero.ids[4], zero.ids[1]] and part.which == [zero.which[4], zero.which[1]]
+
+
+@pytest.mark.parametrize("how", [
+    dict(ORACLE), dict(ORACLE, gate="disagreement"), dict(ORACLE, gate="other category"),
+    dict(ORACLE, mix="ceiling"), dict(ORACLE, mix="leak", candidates=3),
+    dict(gate="divergence", layer=0, read=1, threshold=0.1, encode=torch.nn.Linear(16, 4)),
+    dict(gate="probe", layer=0, weight=torch.randn(5, 16), intercept=torch.zeros(5), threshold=0.2),
+    dict(gate="random positions", layer=1, rate=0.2), dict(gate="always", layer=1, category=2)],
+    ids=lambda how: how["gate"] + "".join(how.get("mix", "")))
+def test_every_gate_and_mix_runs_and_counts(lab, how):
+    vectors = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+    arm = lab(vectors=vectors, bias=torch.ones(16), strength=2.0, **how)
+    fired = sum(k >= 0 for row in arm.which for ids in row for k in ids)
+    assert arm.n_steered == fired > 0 and arm.ids != lab().ids
+    assert (arm.bits > 0) == (how["gate"] not in ("probe", "random positions", "always"))
+    # A bias alone is the same vector at the same times, whatever the category.
+    merged = lab(vectors=vectors + 1, strength=2.0, **how)
+    assert merged.ids == arm.ids
+
+
+@pytest.mark.parametrize("how, sentence", [
+    (dict(gate="never", vectors=torch.ones(4, 16), layer=0), "gate is 'never'; allowed are oracle"),
+    (dict(ORACLE, vectors=torch.ones(4, 16), mix="all"), "mix is 'all'; allowed"),
+    (dict(mix="ceiling"), "gate is None, decides None and mix 'ceiling'"),
+    (dict(ORACLE, decides="thinking"), "gate is 'oracle', decides 'thinking'")])
+def test_bad_arms_are_one_sentence(lab, how, sentence):
+    with pytest.raises(params.BadInput, match=sentence):
+        lab(**how)
