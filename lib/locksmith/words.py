@@ -14,6 +14,12 @@ Base models are asked in the form "Q: ... A: ...", after a few fixed examples wr
 book, which are in no split; an instruction-tuned model gets the very same text. The 92 templates
 of gsm_symbolic appear in every split, with other numbers and names: a split keeps questions
 apart, not kinds of question.
+
+Speed, Gemma-3-270m in bfloat16, 64 rollouts of 16 tokens from one prompt of 152, one thread, both
+in one run on a 2-core machine with ten other processes: `generate` 25 tokens a CPU second, the
+engine 96 (on the clock 3.5 and 9.6). The engine reads the prompt once for all its samples, shows
+the 262k-token head only last positions, and draws from a few rows of logits at a time, so that
+they stay in the processor's cache.
 """
 
 import atexit
@@ -121,10 +127,11 @@ def problems(split, n, seed, dials):
 
 _SHOTS = {
     "arithmetic": [
-        ("Calculate 6 + 8 - 5.", "6 + 8 = 14. 14 - 5 = 9.", "9"),
+        ("Calculate 6 + 8.", "6 + 8 = 14.", "14"),
         ("Calculate 7 * 4.", "7 * 4 = 28.", "28"),
-        ("Calculate 31 - 12 + 6.", "31 - 12 = 19. 19 + 6 = 25.", "25"),
-        ("Calculate 5 + 3 * 9.", "3 * 9 = 27. 5 + 27 = 32.", "32"),
+        ("State the final answer to the following arithmetic problem: 31 - 12 =",
+         "31 - 12 = 19.", "19"),
+        ("Calculate 53 + 29.", "53 + 29 = 82.", "82"),
     ],
     "words": [
         ("Ben has 4 boxes with 6 pens in each. He gives 5 pens away. How many pens are left?",
