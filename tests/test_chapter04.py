@@ -1,0 +1,155 @@
+"""Chapter 4's sums in words on tiny models, and what its cells compute."""
+
+import random
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+import yaml
+from locksmith import engine, notebooks, plots, probes, words_traces, zoo
+from repository import ROOT
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+CHAPTER = ROOT / "drafts/04_latent_vectors.ipynb"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """One token a byte: every character of a trace can be found again."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={x: i for i, x in enumerate(["<pad>", "<eos>", *letters])},
+                                merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>")
+
+
+@pytest.fixture(scope="module")
+def net(tokenizer):
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=1024, pad_token_id=0,
+        eos_token_id=1, initializer_range=0.2)).eval()
+
+
+def test_sums_differ_and_half_of_them_carry():
+    asked = words_traces.sums(50, 0)
+    assert len({one.numbers for one in asked}) == 50 and asked == words_traces.sums(50, 0)
+    assert sum(one.carries for one in asked) == 25
+    for one in asked:
+        a, b, _ = one.numbers
+        assert one.right == a + b != one.wrong and one.carries == ((a % 10) + (b % 10) >= 10)
+
+
+def test_traces_say_what_their_label_says():
+    one, rng = words_traces.Sum((17, 9, 30), 25), random.Random(0)
+    text, sentence = words_traces.trace(rng, one, "backtracking")
+    assert "17 plus 9 is 25." in text and sentence in text and "26, not 25" in sentence
+    plain, nothing = words_traces.trace(rng, one, None)
+    assert nothing == "" and "not" not in plain and plain.endswith("The answer is 56.")
+    assert {words_traces.trace(rng, one, "uncertainty")[1] for _ in range(50)} == set(
+        words_traces.OPENINGS["uncertainty"])
+
+
+def test_a_minimal_pair_ends_alike_and_differs_in_the_result(net, tokenizer):
+    asked = words_traces.sums(6, 1)
+    streams, wrong, carries, pair = words_traces.boundaries(net, tokenizer, asked)
+    assert set(streams) == {-1, 0, 1} and streams[0].shape == (12, 16)
+    assert wrong.tolist() == [False, True] * 6 and pair.tolist() == np.repeat(range(6), 2).tolist()
+    assert carries[::2].tolist() == [one.carries for one in asked]
+    # All end in the same full stop, so the embeddings are all the same and the rest is not.
+    assert np.ptp(streams[-1], axis=0).max() == 0 and np.ptp(streams[1], axis=0).max() > 0
+
+
+def test_span_vectors_find_their_sentences(tokenizer):
+    """A model whose embedding marks the letters of one behaviour's openings alone."""
+    torch.manual_seed(0)
+    marked = LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=1, max_position_embeddings=1024, pad_token_id=0)).eval()
+    with torch.no_grad():
+        block = marked.model.layers[0]
+        for module in (marked.model.embed_tokens, block.mlp.down_proj, block.self_attn.o_proj):
+            module.weight.zero_()
+        for letter in "I":  # of "I am not sure about that."
+            marked.model.embed_tokens.weight[tokenizer.encode(letter)[0], 0] = 1.0
+    asked = words_traces.sums(60, 2)
+    found = words_traces.span_vectors(marked, tokenizer, asked, 0)
+    assert found["uncertainty"][0] > 0.01 > found["backtracking"][0]
+    assert np.abs(found["uncertainty"][1:]).max() == 0
+
+
+def test_probabilities_at_the_boundary_are_those_of_a_plain_forward(net, tokenizer):
+    asked, layer = words_traces.sums(3, 3), 0
+    vectors = [np.zeros(16), np.random.default_rng(0).normal(size=16)]
+    found = words_traces.opening_probabilities(net, tokenizer, asked, layer, vectors)
+    for i, one in enumerate(asked):
+        for j, result in enumerate((one.right, one.wrong)):
+            ids = torch.tensor([tokenizer.encode(words_traces.examples() + one.question
+                                                 + one.step(result))])
+            for k, vector in enumerate(vectors):
+                def add(module, args, out, vector=vector):
+                    hidden = (out[0] if isinstance(out, tuple) else out).clone()
+                    hidden[:, -1] += torch.tensor(vector, dtype=hidden.dtype)
+                    return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+                hook = engine.blocks(net)[layer].register_forward_hook(add)
+                with torch.no_grad():
+                    p = net(ids).logits[0, -1].softmax(-1)
+                hook.remove()
+                for b in words_traces.BEHAVIOURS:
+                    first = words_traces.first_tokens(tokenizer, b)
+                    assert found[b][j, i, k] == pytest.approx(float(p[first].sum()), abs=1e-5)
+
+
+def test_free_rates_count_sentences(net, tokenizer, monkeypatch):
+    asked = words_traces.sums(2, 4)
+    said = [" Wait, that gives 3, not 4. 3 plus 4 is 7.", " 3 plus 4 is 7. Maybe that is right."]
+
+    class Drawn:
+        def ids(self):
+            return [tokenizer.encode(t) for t in said * 2]
+    monkeypatch.setattr(engine, "sample", lambda *a, **k: Drawn())
+    rates, texts = words_traces.free_rates(net, tokenizer, asked, 0, [np.zeros(16)] * 2, 8, {1})
+    assert rates["backtracking"].tolist() == [[0.5, 0.0]] * 2
+    assert rates["uncertainty"].tolist() == [[0.0, 0.5]] * 2 and texts[1] == said
+
+
+def test_free_samples_run_on_a_tiny_model(net, tokenizer):
+    asked = words_traces.sums(2, 5)
+    rates, texts = words_traces.free_rates(net, tokenizer, asked, 1, [np.zeros(16), np.ones(16)], 6,
+                                           {1})
+    assert [len(row) for row in texts] == [2, 2] and rates["uncertainty"].shape == (2, 2)
+
+
+# --- the chapter itself ---------------------------------------------------------------------------
+
+def test_the_chapter_is_clean_but_for_its_parameters():
+    found = [x for x in notebooks.complaints(CHAPTER) if "has no parameters for" not in x]
+    assert not found, found
+
+
+def test_every_model_and_vector_that_is_drawn_has_a_look():
+    text = "\n".join(c.source for c in nbformat.read(CHAPTER, as_version=4).cells)
+    for which in zoo.MODELS:
+        plots.look(which)
+    for name in ("noise", "base vector", "thinking vector", "own vector", "wrong behaviour",
+                 "wrong point vector", "base point vector", "backtracking", "uncertainty", "error"):
+        assert name in text
+        plots.look(name)
+
+
+def test_the_facts_that_the_verdict_reads_are_written():
+    """Names in claims.yml against names that the chapter's cells put together."""
+    claims = yaml.safe_load((ROOT / "claims.yml").read_text())["claims"]
+    claim, = [c for c in claims if c["id"] == "vectors-before-rl"]
+    rules = " ".join(part["rule"] for part in claim["parts"])
+    text = "\n".join(c.source for c in nbformat.read(CHAPTER, as_version=4).cells)
+    for quantity in ("probe_auroc", "cosine", "behaviour_slope"):
+        assert quantity in rules and f"{quantity}{{" in text
+    for name in ("other behaviours", "base vs thinking"):
+        assert name in rules and f'"{name}"' in text
+    assert "base vector in thinking" in rules and '"base vector"' in text
+    assert probes.CHOICES == ("wait", "check")
