@@ -113,8 +113,10 @@ def test_every_control_changes_what_its_row_says_and_nothing_else(chapter):
         return {k for k in on.keys() | arms[name] if not same(on.get(k), arms[name].get(k))}
     assert changed("bias only") == {"vectors"} and not arms["bias only"]["vectors"].any()
     assert changed("one vector") == {"vectors", "bias"}
-    assert changed("other category") == changed("oracle") == {"gate"}
-    assert changed("true kinds") == {"table"}  # the same made-up vectors stand in here
+    assert changed("other category") == {"gate"}
+    # the chosen strength; the same made-up vectors stand in for those of the true kinds
+    assert changed("true kinds") == {"table", "strength"}
+    assert changed("oracle") == {"gate", "strength"} and arms["oracle"]["strength"] == 2.0
     assert arms["twin vectors, true kinds"]["runs"] == "twin"
     assert changed("leak") == {"mix"} and changed("random vectors") == {"vectors", "bias"}
     assert changed("random positions") == {"gate", "table", "rate", "frequencies"}

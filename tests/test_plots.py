@@ -53,11 +53,28 @@ def test_band_draws_value_and_interval(tmp_path):
     plots.save(fig, tmp_path / "x.png", ALT)
 
 
+# What may stand in one figure, chapter by chapter.
+TOGETHER = (
+    {"base", "thinking", "guess", "entropy-matched thinking", "greedy", "low_temperature",
+     "majority", "best_of_n", "cot_decoding", "power_sampling"},
+    {"thinking traces", "shuffled traces", "corrupted traces"},
+    {"hybrid", "oracle", "probe", "network", "difference of means", "ceiling", "leak", "leak alone",
+     "bias only", "one vector", "other category", "random vectors", "random positions",
+     "twin vectors", "untrained vectors", "true kinds", "twin vectors, true kinds", "logit push"},
+    {"base", "thinking", "twin", "untrained", "distilled", "taught", "guess"},
+    {"base vector", "thinking vector", "own vector", "base point vector", "wrong behaviour",
+     "wrong point vector", "noise"},
+    {"correctness", "noise"},
+    {"backtracking", "uncertainty", "error", "noise"},
+)
+
+
 def test_models_differ_in_colour_or_line_and_unknown_ones_are_named():
     # Two models of one figure may never look the same.
-    looks = [(tuple(colour), line) for colour, line in plots.LOOKS.values()]
-    traces = [name for name in plots.LOOKS if name.endswith("traces")]
-    assert len(set(looks)) >= len(looks) - 1 and len(traces) == 3
+    assert set(plots.LOOKS) == set.union(*TOGETHER)
+    for names in TOGETHER:
+        looks = {(tuple(plots.LOOKS[name][0]), plots.LOOKS[name][1]) for name in names}
+        assert len(looks) == len(names), names
     with pytest.raises(KeyError, match="thinkng"):
         plots.look("thinkng")
 

@@ -29,6 +29,8 @@ def test_steps_are_those_of_the_grammar():
         assert len(words) - len(content) == tokens.opening_length(words, 0)
     assert [s.behaviour for s in found if s.text == 1] == ["try", "check", "try"]
     assert taxonomy.steps([tokens.encode("<bos> : 3 <eos> so 1".split())], [2]) == []
+    taught = taxonomy.steps([tokens.encode("<bos> find 3 : try 3 from 3 so 3".split())], [4])
+    assert [s.behaviour for s in taught] == ["try", tokens.TAUGHT["from"], "conclude"]
 
 
 def test_averages_are_over_each_steps_own_tokens():

@@ -163,7 +163,8 @@ def test_a_study_of_a_model_that_solves_nothing_keeps_all_its_traces(found):
     assert len(found.categories) == len(traces.steps) and found.n == 3
     for step in traces.steps:
         word = tokens.VOCABULARY[traces.texts[step.text][step.start]]
-        assert tokens.BEHAVIOUR[word] == step.behaviour and step.start >= traces.starts[step.text]
+        known = tokens.BEHAVIOUR | tokens.TAUGHT
+        assert known[word] == step.behaviour and step.start >= traces.starts[step.text]
         assert found.opening[tokens.IDS[word]] in range(3)
     part = traces.part(5, 9)
     assert len(part.texts) == 4 and {s.text for s in part.steps} <= set(range(4))
