@@ -276,9 +276,10 @@ def probe(stream, traces, marks, n):
     if len(seen) < 2:
         intercept[int(seen[0])] = 0
         return weight, intercept
-    scale = x.std(0) + 1e-6
-    model = LogisticRegression(C=1.0, max_iter=300).fit(x / scale, y)
-    rows, constant = model.coef_ / scale, model.intercept_
+    middle, scale = x.mean(0), x.std(0) + 1e-6
+    model = LogisticRegression(C=1.0, max_iter=1000).fit((x - middle) / scale, y)
+    rows = model.coef_ / scale
+    constant = model.intercept_ - rows @ middle
     if len(seen) == 2:  # scikit-learn keeps one row for two classes
         rows, constant = np.concatenate([0 * rows, rows]), np.array([0, constant[0]])
     weight[seen] = torch.from_numpy(rows).float()
