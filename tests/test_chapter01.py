@@ -91,7 +91,8 @@ def everything(chapter):
         bodies={"chain": ["base", "twin", "untrained"]},
         chosen={"chain": (1, 2.0)}, studies={key: study}, commonest={key: 2},
         fitted={("chain", body, 0): {1: one, 2: one._replace(vectors=2 * one.vectors)}
-                for body in ("base", "twin", "untrained", "base, true kinds", "twin, true kinds")},
+                for body in ("base", "twin", "untrained", "unrelated", "base, true kinds",
+                             "twin, true kinds")},
         others={key: (torch.randn(3, 8), torch.nn.Linear(8, 3), torch.randn(8))},
         tried={"chain": {(1, 2.0): [arm([1])]}},
         hybrid=SimpleNamespace(logit_push=lambda net, table, n: torch.eye(n, 8),
@@ -120,7 +121,8 @@ def test_every_control_changes_what_its_row_says_and_nothing_else(chapter):
     assert arms["twin vectors, true kinds"]["runs"] == "twin"
     assert changed("leak") == {"mix"} and changed("random vectors") == {"vectors", "bias"}
     assert changed("random positions") == {"gate", "table", "rate", "frequencies"}
-    for name, layer in (("random vectors", 1), ("untrained vectors", 1), ("logit push", 2)):
+    for name, layer in (("random vectors", 1), ("untrained vectors", 1), ("unrelated vectors", 1),
+                        ("logit push", 2)):
         fit = chapter["fitted"]["chain", "base", 0][layer]
         norms = (fit.vectors + fit.bias).norm(dim=1)
         assert torch.allclose(arms[name]["vectors"].norm(dim=1), norms)

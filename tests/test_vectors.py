@@ -190,5 +190,9 @@ def test_everything_is_fitted_in_every_body(found):
         for one in fitted.values():
             assert one.vectors.shape == one.means.shape == (3, one.bias.shape[0])
             assert one.probe[0].shape == (4, one.bias.shape[0]) and np.isfinite(one.losses).all()
+    own, other = (vectors.fit("smoke", "chain", 0, "untrained", found, [1], 3, body_seed=x)[1]
+                  for x in (None, 9))
+    assert torch.equal(own.vectors, fitted[1].vectors)
+    assert not torch.equal(own.vectors, other.vectors)
     rows, coefficients, one = vectors.fit_others("smoke", "chain", 0, found, 1, 3)
     assert coefficients(rows).shape == (3, 3) and one.shape == rows[0].shape

@@ -45,6 +45,7 @@ LOOKS = {
     "random positions": (GREY, "--"),
     "twin vectors": (PALETTE[5], "-"),
     "untrained vectors": (PALETTE[5], "--"),
+    "unrelated vectors": (PALETTE[5], "-."),
     "true kinds": (PALETTE[2], "--"),
     "twin vectors, true kinds": (PALETTE[5], ":"),
     "logit push": (PALETTE[7], "-."),

@@ -355,9 +355,13 @@ class Fitted(NamedTuple):
     norm: float
 
 
-def fit(profile, family, seed, body, found, layers, steps):
-    """{layer: Fitted} in a lab model; found: the `Study` whose traces and categories are used."""
-    model = zoo.load(profile, family, body, seed, exact=True)
+def fit(profile, family, seed, body, found, layers, steps, body_seed=None):
+    """{layer: Fitted} in a lab model; found: the `Study` whose traces and categories are used.
+
+    body_seed: of the body's weights, where they are not those of `seed` (an untrained model of
+    `seed` shares its first weights with the base, its words' embeddings among them).
+    """
+    model = zoo.load(profile, family, body, seed if body_seed is None else body_seed, exact=True)
     at = marks(found.traces.steps, found.categories)
     differ = disagreeing(model, found.traces, at, found.opening, seed)
     streams = activations.residuals(model, found.traces.texts, layers)
