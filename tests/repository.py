@@ -4,7 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
+from locksmith import corpus, model, params, zoo
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,3 +49,19 @@ def environment(folder):
         "OMP_NUM_THREADS": "1",
         "DVC_NO_ANALYTICS": "1",
     }
+
+
+@contextmanager
+def smoke_lab(root, families=("countdown", "chain"), models=("base", "thinking")):
+    """Inside: `root` is the working folder, with the smoke profile's problems, and models with
+    random weights where `zoo` looks for seed 0. Which of `models` a model is, is its weights' seed.
+    """
+    (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        corpus.run("smoke")
+        for family in families:
+            for i, which in enumerate(models):
+                net = model.build(params.load("smoke")["model"], i)
+                model.save(net, zoo.folder("smoke", family, which, 0))
+        yield root

@@ -10,8 +10,8 @@ import nbformat
 import numpy as np
 import pytest
 import yaml
-from locksmith import corpus, decoding, engine, model, parallel, params, plots, sampling, stats, tokens, zoo
-from repository import ROOT
+from locksmith import corpus, decoding, engine, parallel, params, plots, sampling, stats, tokens, zoo
+from repository import ROOT, smoke_lab
 
 CHAPTER = ROOT / "chapters/02_base_model_sampling.ipynb"
 N, NEW = 4, 12  # problems, tokens
@@ -20,16 +20,7 @@ N, NEW = 4, 12  # problems, tokens
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """A folder with the smoke profile's problems and untrained models, where a chapter looks."""
-    root = tmp_path_factory.mktemp("lab")
-    (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        corpus.run("smoke")
-        config = params.load("smoke")
-        for family in corpus.FAMILIES:
-            for i, which in enumerate(("base", "thinking")):
-                net = model.build(config["model"], i)
-                model.save(net, zoo.folder("smoke", family, which, 0))
+    with smoke_lab(tmp_path_factory.mktemp("lab")) as root:
         yield root
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from locksmith import corpus, distill, model, params, tokens, zoo
-from repository import ROOT
+from repository import smoke_lab
 
 BASE = "checkpoints/smoke/chain"
 
@@ -12,13 +12,7 @@ BASE = "checkpoints/smoke/chain"
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """The smoke profile's problems and models (random weights), where the library looks."""
-    root = tmp_path_factory.mktemp("lab")
-    (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        corpus.run("smoke")
-        for i, name in enumerate(("base", "rl", "twin")):
-            model.save(model.build(params.load("smoke")["model"], i), f"{BASE}/{name}/seed0")
+    with smoke_lab(tmp_path_factory.mktemp("lab"), ["chain"], ["base", "thinking", "twin"]) as root:
         yield root
 
 

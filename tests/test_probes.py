@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from locksmith import corpus, model, params, probes, tokens, zoo
-from repository import ROOT
+from repository import ROOT, smoke_lab
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
@@ -17,15 +17,7 @@ FAMILIES = ("countdown", "chain")
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """A folder with the smoke profile's problems and untrained models in the lab's places."""
-    root = tmp_path_factory.mktemp("lab")
-    (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        corpus.run("smoke")
-        for family in FAMILIES:
-            for i, which in enumerate(("base", "thinking")):
-                net = model.build(params.load("smoke")["model"], i)
-                model.save(net, zoo.folder("smoke", family, which, 0))
+    with smoke_lab(tmp_path_factory.mktemp("lab")) as root:
         yield root
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from locksmith import activations, corpus, model, params, taxonomy, tokens, vectors, zoo
+from locksmith import activations, model, params, taxonomy, tokens, vectors
 from locksmith.vectors import Mark, Traces
-from repository import ROOT
+from repository import smoke_lab
 from transformers import LlamaConfig, LlamaForCausalLM
 
 DIMS, WORDS, A, B = 24, 60, 1, 2
@@ -140,14 +140,7 @@ def test_random_vectors_keep_the_norm_and_not_the_direction():
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    root = tmp_path_factory.mktemp("lab")
-    (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        corpus.run("smoke")
-        for i, which in enumerate(("base", "thinking", "twin")):
-            model.save(model.build(params.load("smoke")["model"], i),
-                       zoo.folder("smoke", "chain", which, 0))
+    with smoke_lab(tmp_path_factory.mktemp("lab"), ["chain"], ["base", "thinking", "twin"]) as root:
         yield root
 
 
