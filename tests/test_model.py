@@ -151,6 +151,8 @@ def test_an_adapter_comes_back_on_its_base(adapter):
     merged = model.adapted(net(), folder)
     assert (merged(input_ids=batch()).logits - wanted).abs().max() < 1e-3 * wanted.abs().max()
     assert json.loads((folder / "manifest.json").read_text())["kind"] == "test"
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(config["target_modules"])
     assert "README.md" not in {p.name for p in folder.iterdir()}
 
 

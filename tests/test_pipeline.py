@@ -141,6 +141,9 @@ def test_every_stage_runs_into_a_rendered_book(book):
     for stage in (
         "pretrain@countdown",
         "pretrain@chain",
+        "twin@countdown",
+        "distill@countdown",
+        "distill@chain",
         "rl@countdown",
         "rl@chain",
         "chapter-00",
@@ -176,7 +179,9 @@ def test_metrics_plots_and_params_show(book):
 
 def test_rerunning_gives_the_same_bytes(book):
     lock = (book.folder / "dvc.lock").read_bytes()
-    book.run("dvc", "repro", "-f", "-s", "pretrain@chain", "rl@chain", "chapter-00", "chapter-02")
+    stages = ("pretrain@chain", "rl@chain", "twin@countdown", "distill@chain", "chapter-00",
+              "chapter-02")
+    book.run("dvc", "repro", "-f", "-s", *stages)
     assert (book.folder / "dvc.lock").read_bytes() == lock
     assert git(book.folder, "status", "--porcelain") == ""
 

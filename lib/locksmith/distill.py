@@ -101,8 +101,6 @@ def train(profile, family, kind, seed):
             if best is None or abs(found - goal) < abs(best[0] - goal):
                 best = found, step, copy.deepcopy(net.state_dict())
     net.load_state_dict(best[2])
-    # Where the base lies depends on who loads it: the reader names it.
-    net.peft_config["default"].base_model_name_or_path = None
     model.save_adapter(net, zoo.folder(profile, family, kind, seed), family=family, seed=seed,
                        step=best[1], base=model.checksum(zoo.folder(profile, family, "base", seed)))
     return {"seed": seed, "goal": goal, "reached": best[0], "step": best[1], "traces": len(texts),

@@ -101,6 +101,8 @@ def save(model, folder, **facts):
 
 def save_adapter(model, folder, **facts):
     """Writes the LoRA weights of a `peft` model in bf16, with a manifest; whole or not at all."""
+    config = model.peft_config["default"]
+    config.target_modules = sorted(config.target_modules)  # a set's order differs between processes
     _write(Path(folder), [model.to(torch.bfloat16)], facts)
 
 
