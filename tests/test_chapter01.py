@@ -14,7 +14,7 @@ from locksmith import claims, hybrid, plots, stats, vectors
 from locksmith.taxonomy import Step
 from repository import ROOT
 
-NB = nbformat.read(ROOT / "drafts/01_hybrid_steering.ipynb", as_version=4)
+NB = nbformat.read(ROOT / "chapters/01_hybrid_steering.ipynb", as_version=4)
 CODE = [cell.source for cell in NB.cells if cell.cell_type == "code"]
 TEXT = "\n".join(cell.source for cell in NB.cells if cell.cell_type == "markdown")
 

@@ -12,7 +12,7 @@ from repository import ROOT
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-CHAPTER = ROOT / "drafts/04_latent_vectors.ipynb"
+CHAPTER = ROOT / "chapters/04_latent_vectors.ipynb"
 
 
 @pytest.fixture(scope="module")

@@ -209,7 +209,7 @@ def chooser(gate, categories, options):
     alike = [1.0] * categories
     makers = {"oracle": (oracle, 1), "disagreement": (disagreement, 2),
               "divergence": (divergence, 2), "probe": (probe, 0), "always": (always, 0),
-              "other category": (lambda table: other_category(oracle(table), categories), 1),
+              "other category": (lambda table: other_category(disagreement(table), categories), 2),
               "random positions": (lambda rate, frequencies=alike: random_positions(
                   rate, frequencies), 0)}
     if gate not in makers:
