@@ -67,6 +67,11 @@ TOGETHER = (
      "wrong point vector", "noise"},
     {"correctness", "noise"},
     {"backtracking", "uncertainty", "error", "noise"},
+    {"critiques", "flipped critiques", "shuffled critiques", "format only", "noisy critiques",
+     "own critiques", "many critiques", "SFT right", "SFT wrong", "RL on one problem",
+     "RL, same budget", "format reward", "random reward", "entropy alone"},
+    {"base", "thinking", "critiques"},
+    {"gain by when", "gain by how"},
 )
 
 

@@ -65,6 +65,23 @@ LOOKS = {
     "backtracking": (PALETTE[0], "-"),
     "uncertainty": (PALETTE[4], "-"),
     "error": (PALETTE[3], "--"),
+    # Chapter 3: what was trained on.
+    "critiques": (PALETTE[2], "-"),
+    "flipped critiques": (PALETTE[4], "-"),
+    "shuffled critiques": (PALETTE[4], "--"),
+    "format only": (GREY, "-"),
+    "noisy critiques": (PALETTE[4], ":"),
+    "own critiques": (PALETTE[9], "-"),
+    "many critiques": (PALETTE[2], "--"),
+    "SFT right": (PALETTE[1], "-"),
+    "SFT wrong": (PALETTE[1], ":"),
+    "RL on one problem": (PALETTE[3], "--"),
+    "RL, same budget": (PALETTE[3], "-."),
+    "format reward": (PALETTE[5], "-"),
+    "random reward": (PALETTE[5], "--"),
+    "entropy alone": (PALETTE[5], ":"),
+    "gain by when": (PALETTE[0], "-"),
+    "gain by how": (PALETTE[1], "-"),
 }
 
 

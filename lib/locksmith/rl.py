@@ -12,6 +12,7 @@ engine for its rollouts (benchmarks/trl_step.py). On one identical batch both ma
 """
 
 import argparse
+import random
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -21,17 +22,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from locksmith import corpus, device, engine, model, params, results, tokens
+from locksmith import corpus, device, engine, model, params, results, rewards, tokens
 
 
-def rollout(net, task, problems, samples, max_new_tokens, seed):
+def rollout(net, task, problems, samples, max_new_tokens, seed, steer=None):
     """Samples each problem `samples` times at temperature 1.
 
     Returns sequences (list of prompt + continuation ids), prompt lengths, and grades, prompt-major.
     """
     prompts = [tokens.encode(p.prompt) for p in problems]
     out = engine.sample(net, prompts, samples, max_new_tokens=max_new_tokens,
-                        stop=tokens.STOP, seed=seed).ids()
+                        stop=tokens.STOP, seed=seed, steer=steer).ids()
     owners = [i for i in range(len(problems)) for _ in range(samples)]
     grades = [task.grade(problems[i], tokens.decode(ids)) for i, ids in zip(owners, out)]
     return [prompts[i] + ids for i, ids in zip(owners, out)], [len(prompts[i]) for i in owners], grades
@@ -43,13 +44,15 @@ def advantages(rewards, samples):
     return (groups - groups.mean(1, keepdim=True)).flatten()
 
 
-def update(net, optimizer, sequences, prompt_lengths, advantage, micro_tokens):
+def update(net, optimizer, sequences, prompt_lengths, advantage, micro_tokens,
+           logits=model.logits, bonus=0.0):
     """One policy-gradient step on a batch: sum of advantage x log-prob, over all sampled tokens.
 
-    Groups without contrast have no gradient and cost nothing. Returns (gradient norm, entropy in
-    nats a token).
+    Groups without contrast have no gradient and cost nothing, unless there is a `bonus` on the
+    entropy of every sampled token. logits: (net, ids (B, T)) -> (B, T, V). Returns (gradient norm,
+    entropy in nats a token).
     """
-    live = [i for i in range(len(sequences)) if advantage[i] != 0]
+    live = [i for i in range(len(sequences)) if advantage[i] != 0 or bonus]
     live.sort(key=lambda i: len(sequences[i]))
     n_tokens = sum(len(s) for s in sequences) - sum(prompt_lengths)
     entropy, counted = 0.0, 0
@@ -62,13 +65,15 @@ def update(net, optimizer, sequences, prompt_lengths, advantage, micro_tokens):
         for row, i in enumerate(micro):
             ids[row, :len(sequences[i])] = torch.tensor(sequences[i])
             sampled[row, prompt_lengths[i]:len(sequences[i])] = True
-        logp = model.logits(net, ids[:, :-1]).float().log_softmax(-1)
+        logp = logits(net, ids[:, :-1]).float().log_softmax(-1)
         chosen = logp.gather(-1, ids[:, 1:, None])[..., 0]
         weight = advantage[micro][:, None] * sampled[:, 1:]
-        (-(chosen * weight).sum() / n_tokens).backward()
-        with torch.no_grad():
-            entropy -= ((logp.exp() * logp).sum(-1) * sampled[:, 1:]).sum().item()
-            counted += int(sampled.sum())
+        with torch.set_grad_enabled(bonus != 0):
+            undecided = -((logp.exp() * logp).sum(-1) * sampled[:, 1:]).sum()
+        gained = (chosen * weight).sum()
+        (-(gained + bonus * undecided if bonus else gained) / n_tokens).backward()
+        entropy += undecided.item()
+        counted += int(sampled.sum())
     norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0).item()
     optimizer.step()
     optimizer.zero_grad()
@@ -85,6 +90,38 @@ def schedule(step, steps, warmup=10, cooldown=0.6):
     return min(1.0, (step + 1) / warmup, (steps - step) / (cooldown * steps))
 
 
+def learn(net, task, pool, recipe, seed, sync, reward=rewards.correct, logits=model.logits, bonus=0.0,
+          label="RL", before=None):
+    """`recipe["steps"]` updates of what `net` trains, each on the next recipe["problems"] of `pool`.
+
+    sync: called before each step, returns the model that writes the rollouts and its `Steer`s.
+    reward: one of `rewards`; bonus: on the entropy. before: called with each step's number.
+    Returns the curve; its accuracies are on the problems of the step, before its update.
+    """
+    optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=recipe["lr"],
+                                  betas=(0.9, 0.95), weight_decay=0.0)
+    curve = []
+    for step in (bar := tqdm(range(recipe["steps"]), desc=label, mininterval=5)):
+        if before:
+            before(step)
+        optimizer.param_groups[0]["lr"] = recipe["lr"] * schedule(step, recipe["steps"])
+        batch = pool[step * recipe["problems"]:(step + 1) * recipe["problems"]]
+        sampler, steer = sync()
+        sequences, lengths, grades = rollout(sampler, task, batch, recipe["samples"],
+                                             recipe["max_new_tokens"], seed * 1_000_000 + step, steer)
+        chance = random.Random(f"reward {seed} {step}")
+        gain = advantages([reward(g, chance) for g in grades], recipe["samples"])
+        norm, entropy = update(net, optimizer, sequences, lengths, gain, recipe["micro_tokens"],
+                               logits, bonus)
+        mean = {name: float(np.mean([getattr(g, name) for g in grades]))
+                for name in ("correct", "trace", "attempts", "valid_attempts", "checks", "backtracks")}
+        size = float(np.mean([len(s) - n for s, n in zip(sequences, lengths)]))
+        curve.append({"seed": seed, "step": step, "accuracy": mean.pop("correct"), **mean,
+                      "tokens": size, "entropy": entropy, "grad_norm": norm})
+        bar.set_postfix(accuracy=f"{curve[-1]['accuracy']:.2f}", tokens=f"{size:.0f}")
+    return curve
+
+
 def train(profile, family, seed, base, folder):
     """One RL run from base/seed<seed> into folder/seed<seed>; the first seed keeps its way there.
 
@@ -96,26 +133,17 @@ def train(profile, family, seed, base, folder):
     task = corpus.FAMILIES[family]
     net = model.load(base / f"seed{seed}").train()
     sampler = model.load(base / f"seed{seed}", dtype=torch.bfloat16)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=recipe["lr"], betas=(0.9, 0.95),
-                                  weight_decay=0.0)
     pool = task.problems("train", recipe["steps"] * recipe["problems"], seed + 1, dials)
-    curve = []
-    for step in (bar := tqdm(range(recipe["steps"]), desc=f"RL {family} seed {seed}", mininterval=5)):
+
+    def sync():
+        sampler.load_state_dict(net.state_dict())
+        return sampler, None
+
+    def keep(step):
         if step in recipe["checkpoints"] and seed == config["seeds"][0]:
             model.save(net, folder / f"seed{seed}_steps" / f"{step:03d}", step=step)
-        optimizer.param_groups[0]["lr"] = recipe["lr"] * schedule(step, recipe["steps"])
-        sampler.load_state_dict(net.state_dict())
-        batch = pool[step * recipe["problems"]:(step + 1) * recipe["problems"]]
-        sequences, lengths, grades = rollout(sampler, task, batch, recipe["samples"],
-                                             recipe["max_new_tokens"], seed * 1_000_000 + step)
-        gain = advantages([g.correct for g in grades], recipe["samples"])
-        norm, entropy = update(net, optimizer, sequences, lengths, gain, recipe["micro_tokens"])
-        mean = {name: float(np.mean([getattr(g, name) for g in grades]))
-                for name in ("correct", "trace", "attempts", "valid_attempts", "checks", "backtracks")}
-        size = float(np.mean([len(s) - n for s, n in zip(sequences, lengths)]))
-        curve.append({"seed": seed, "step": step, "accuracy": mean.pop("correct"), **mean,
-                      "tokens": size, "entropy": entropy, "grad_norm": norm})
-        bar.set_postfix(accuracy=f"{curve[-1]['accuracy']:.2f}", tokens=f"{size:.0f}")
+
+    curve = learn(net, task, pool, recipe, seed, sync, label=f"RL {family} seed {seed}", before=keep)
     model.save(net, folder / f"seed{seed}", seed=seed, family=family,
                base=model.checksum(base / f"seed{seed}"))
     return curve

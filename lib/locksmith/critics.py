@@ -1,0 +1,38 @@
+"""Critics: functions (task, problem, trace, chance) -> words, a critique and its verdict.
+
+A critique has the words of the corpus' review documents: the work done again, then `right` or
+`wrong`. trace: a solution's words without `<eos>`; chance: a `random.Random`. A critic of your own
+is one more function here and its name in CRITICS. What a model itself says is not among them: it
+needs a batch of calls (`tuning.own_critiques`).
+"""
+
+from locksmith import tokens
+
+WRONG_RATE = 0.3  # of the noisy critic
+_OTHER = {"yes": "no", "no": "yes", "right": "wrong", "wrong": "right"}
+
+
+def exact(task, problem, trace, chance):
+    """The lab's checker."""
+    return task.critique(problem, trace)
+
+
+def flipped(task, problem, trace, chance):
+    """The same work, every judgement turned round."""
+    return [_OTHER.get(word, word) for word in task.critique(problem, trace)]
+
+
+def noisy(task, problem, trace, chance):
+    """Flipped in three cases out of ten, exact otherwise."""
+    return (flipped if chance.random() < WRONG_RATE else exact)(task, problem, trace, chance)
+
+
+def form(task, problem, trace, chance):
+    """Format only: an exact critique with every number, operator and judgement drawn at random."""
+    alike = [tokens.NUMBERS, tokens.OPERATORS, ("yes", "no"), ("right", "wrong")]
+    return [chance.choice(next((kind for kind in alike if word in kind), (word,)))
+            for word in task.critique(problem, trace)]
+
+
+CRITICS = {"critiques": exact, "flipped critiques": flipped, "noisy critiques": noisy,
+           "format only": form}
