@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 from test_claims import rows_where_all_holds
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("_config.yml", "_toc.yml", "index.md", "references.bib", "claims.yml")
+SOURCES = ("_config.yml", "_toc.yml", "index.md", "post.md", "references.bib", "claims.yml")
 ALT = "Bars for the base model and the thinking model"
 MATHS = "Unbiased: $1 - \\binom{n-c}{k} / \\binom{n}{k}$.\n\n$$\n\\hat{p} = \\frac{c}{n}\n$$"
 
@@ -56,13 +56,14 @@ def root(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         results.facts()
-    fig, axes = plots.figure()
-    axes.bar(["base", "thinking"], [0.2, 0.7])
-    figure = plots.save(fig, root / "results" / "lab" / "figures" / "02_bars.png", ALT)
+    for name in ("02_pass_at_k", "02_tokens"):
+        fig, axes = plots.figure()
+        axes.bar(["base", "thinking"], [0.2, 0.7])
+        figure = plots.save(fig, root / "results" / "lab" / "figures" / f"{name}.png", ALT)
     executed = root / "build" / "notebooks" / "lab"
     executed.mkdir(parents=True)
     listed = yaml.safe_load((ROOT / "_toc.yml").read_text())["chapters"]
-    for name in (Path(entry["file"]).name for entry in listed):
+    for name in (Path(entry["file"]).name for entry in listed if entry["file"] != "post"):
         nbformat.write(placeholder(f"Placeholder {name[:2]}", figure), executed / f"{name}.ipynb")
     verdict = nbformat.read(ROOT / "chapters" / "verdict.ipynb", 4)
     NotebookClient(verdict, resources={"metadata": {"path": root}}).execute()
@@ -158,6 +159,19 @@ def test_verdict_page_shows_every_claim_with_numbers_and_status(pages):
         assert sources[at + 1] == f'show("{claim["id"]}")'
 
 
+def test_post_is_the_first_page_and_links_into_the_book(pages, root):
+    text = pages["post.html"]
+    assert "crediting the locksmith for the key" in re.search(r"<h1>(.*?)<", text)[1]
+    index = pages["index.html"]
+    assert index.index('href="post.html"') < index.index('href="chapters/00_the_lab.html"')
+    for name in ("00_the_lab", "02_base_model_sampling", "verdict"):
+        assert f'href="chapters/{name}.html"><span' in text  # in the prose, not in the contents
+    shown = re.findall(rf'<img alt="{ALT}" src="([^"]+)"', text)
+    assert len(shown) == 2
+    assert all((root / "build" / "book" / source).exists() for source in shown)
+    assert "**" not in text and "Not run yet." in text and "{{" not in text
+
+
 def test_downloads_are_there(root, pages):
     found = {p.name for p in (root / "build" / "book" / "_downloads").rglob("*") if p.is_file()}
     assert {"facts.csv", "claims.yml"} <= found
@@ -187,5 +201,6 @@ def test_a_chapter_that_was_not_executed_is_named_in_one_sentence(root, tmp_path
 
 def test_chapters_of_the_contents_are_notebooks_of_the_repository():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    listed = {Path(entry["file"]).name for entry in toc["chapters"]}
-    assert {path.stem for path in (ROOT / "chapters").glob("*.ipynb")} == listed
+    first, *chapters = [entry["file"] for entry in toc["chapters"]]
+    listed = {Path(chapter).name for chapter in chapters}
+    assert first == "post" and {path.stem for path in (ROOT / "chapters").glob("*.ipynb")} == listed

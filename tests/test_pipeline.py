@@ -158,6 +158,9 @@ def test_every_stage_runs_into_a_rendered_book(book):
     assert page.name == "index.html" and page.is_file()
     for chapter in (book.folder / "chapters").glob("*.ipynb"):
         assert (page.parent / "chapters" / f"{chapter.stem}.html").is_file()
+    assert (page.parent / "post.html").is_file()
+    post = Path(book.run("python", "-m", "locksmith.post", "build").strip().splitlines()[-1])
+    assert {"post.md", "post.html", "card.png"} <= {path.name for path in post.iterdir()}
     table = (book.folder / "results/facts.csv").read_text().splitlines()
     assert {row.split(",")[1] for row in table if row.startswith("smoke,")} >= {"00", "01", "02", "04"}
 

@@ -41,7 +41,7 @@ def assemble(profile, root=".", out="build/asm"):
     """Lay out the book's sources for `profile` in the folder `out` (emptied first); returns it."""
     root, out = Path(root), Path(out)
     toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
-    chapters = [entry["file"] for entry in toc["chapters"]]
+    chapters = [entry["file"] for entry in toc["chapters"] if entry["file"] != "post"]
     executed = root / "build" / "notebooks" / profile
     missing = [c for c in chapters if not (executed / f"{Path(c).name}.ipynb").exists()]
     if missing:
@@ -57,6 +57,7 @@ def assemble(profile, root=".", out="build/asm"):
         target.parent.mkdir(parents=True, exist_ok=True)
         notebook = json.loads((executed / target.name).read_text(encoding="utf-8"))
         target.write_text(json.dumps(with_alt_texts(notebook), indent=1), encoding="utf-8")
+    (out / "post.md").write_text(post(profile, root), encoding="utf-8")
     for file in [root / "results" / "facts.csv", *root.glob("results/*/figures/*.png")]:
         if file.exists():
             target = out / file.relative_to(root)
@@ -66,6 +67,13 @@ def assemble(profile, root=".", out="build/asm"):
     config.setdefault("parse", {})["myst_substitutions"] = substitutions(profile, root)
     (out / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return out
+
+
+def post(profile, root):
+    """The post as a page, its links and figures relative to the assembled folder."""
+    from locksmith.sentences import Writer  # which itself needs this module
+    return Writer(profile, root, lambda page: f"{page}.ipynb" if "/" in page else f"{page}.md",
+                  lambda path: path.relative_to(root).as_posix()).render()
 
 
 def with_alt_texts(notebook):

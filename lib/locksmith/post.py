@@ -1,0 +1,145 @@
+"""The post as a folder to publish from: Markdown, one HTML page, two figures, a card to share.
+
+    python -m locksmith.post build [--profile lab]      writes build/post/ and prints its path
+
+What it says is written in post.md and checked in `locksmith.sentences`. Nothing here reads a clock:
+the same facts and figures give the same bytes.
+"""
+
+import argparse
+import html
+import re
+import shutil
+import textwrap
+from pathlib import Path
+
+import yaml
+from markdown_it import MarkdownIt
+
+from locksmith import params, plots
+from locksmith.sentences import FAMILIES, FOUR, PostError, Writer, description
+
+WORDS = (900, 1300)
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
+body {{ margin: 0; background: #fff; color: #222; font: 18px/1.6 Georgia, serif }}
+main {{ max-width: 720px; margin: auto; padding: 24px }}
+h1, h2 {{ font-family: system-ui, sans-serif; line-height: 1.25 }}
+img {{ width: 100% }}
+a {{ color: #0a5a94; overflow-wrap: anywhere }}
+blockquote {{ margin: 16px 0; padding-left: 16px; border-left: 3px solid #bbb; color: #444 }}
+</style>
+<main>
+<img src="card.png" alt="{alt}">
+{body}</main>
+</html>
+"""
+
+
+def build(profile, root="."):
+    """Write build/post/ whole or not at all, and return it.
+
+    Raises PostError for a sentence that does not hold, an unknown name, a length not in WORDS.
+    """
+    root = Path(root)
+    site = address(root / "_config.yml")
+    writer = Writer(profile, root, lambda page: f"{site}{page}.html", lambda path: path.name)
+    text = writer.render()
+    if not WORDS[0] <= words(text) <= WORDS[1]:
+        raise PostError(f"The post has {words(text)} words; allowed are {WORDS[0]} to {WORDS[1]}.")
+    title = text.splitlines()[0].removeprefix("# ")
+    folder = root / "build" / "post"
+    temporary = folder.with_name(".post.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        for path in writer.figures:
+            shutil.copyfile(path, temporary / path.name)
+        card(writer, title, temporary / "card.png")
+        (temporary / "post.md").write_text(text, encoding="utf-8")
+        (temporary / "post.html").write_text(PAGE.format(
+            title=html.escape(title, quote=False), body=MarkdownIt().render(text),
+            alt=html.escape(description(temporary / "card.png"))), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def words(markdown):
+    """How many words a reader sees; neither link targets nor alt texts count."""
+    text = re.sub(r"!\[[^]]*\]\([^)]*\)", "", markdown)
+    return len(re.findall(r"\w\S*", re.sub(r"\]\([^)]*\)", "]", text)))
+
+
+def address(config):
+    """Where GitHub Pages serves the book, with a slash at its end; html.baseurl comes first."""
+    settings = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    known = settings.get("html", {}).get("baseurl")
+    found = re.fullmatch(r"https://github\.com/([^/]+)/([^/]+)", settings["repository"]["url"])
+    if not known and not found:
+        raise PostError(f"{config}: the book's address does not follow from repository.url; put "
+                        "it into html.baseurl.")
+    return (known or f"https://{found[1]}.github.io/{found[2]}").rstrip("/") + "/"
+
+
+# ------------------------------------------------------------------------------------------------
+# The card
+
+
+def card(writer, title, path):
+    """A PNG of 1200 x 627: the title, the count of verdicts, and what one and many samples solve.
+
+    Sound traces alone count here, as at many samples a right answer may be a guess.
+    """
+    families = writer.families("02")
+    if not families:
+        raise PostError(f"The card shows chapter 02, which has no results in {writer.profile!r}.")
+    fig, axes = plots.figure(width=6, height=3.135)  # plots.save draws 200 dots an inch
+    spelled = []
+    for row, (family, models) in enumerate(families.items()):
+        most = max((q for q in models["base"] if q.startswith("trace_pass@")),
+                   key=lambda q: int(q.partition("@")[2]))
+        for model, marker, quantity in (("base", "o", "trace_pass@1"), ("base", "s", most),
+                                        ("thinking", "D", "trace_pass@1")):
+            value, *ends = (100 * models[model][quantity][key] for key in ("value", "low", "high"))
+            k = quantity.partition("@")[2]
+            label = f"{'after RL' if model == 'thinking' else model}, " + (
+                "one sample" if k == "1" else f"{k} samples")
+            color = plots.look(model)["color"]
+            axes.plot(ends, [row, row], lw=6, alpha=0.35, color=color, solid_capstyle="butt")
+            axes.plot(value, row, marker, ms=8, color=color, label=None if row else label)
+            axes.annotate(f"{value:.3g} %", (value, row), (0, 9), textcoords="offset points",
+                          ha="center", fontsize=10)
+            spelled.append(f"{FAMILIES.get(family, family)}, {label}: {value:.3g} %")
+    axes.set(xlim=(-4, 106), ylim=(len(families) - 0.5, -0.6), yticks=range(len(families)),
+             yticklabels=[FAMILIES.get(family, family) for family in families],
+             xlabel="problems solved by a sound trace, %")
+    axes.grid(axis="y", visible=False)
+    axes.spines[["left", "top", "right"]].set_visible(False)
+    fig.suptitle(textwrap.fill(title, 30), x=0.02, ha="left", fontsize=16, fontweight="bold")
+    fig.legend(loc="outside lower center", ncols=3, handletextpad=0.2)
+    count = f"Four claims, tested in a lab: {writer.tally(*FOUR)}"
+    axes.set_title(count, fontsize=10)
+    plots.save(fig, path, f"{title}. {count}. Problems solved by a sound trace, with 95 % "
+                          f"intervals. {'; '.join(spelled)}.")
+
+
+# ------------------------------------------------------------------------------------------------
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m locksmith.post", description="Write the post.")
+    parser.add_argument("command", choices=["build"])
+    parser.add_argument("--profile", help="default: the one named in params.yaml")
+    options = parser.parse_args()
+    print(build(params.load(options.profile)["profile"]).resolve())
+
+
+if __name__ == "__main__":
+    params.run(main)

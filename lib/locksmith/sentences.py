@@ -1,0 +1,177 @@
+"""The post's sentences: renders post.md, a Jinja template in which no measured number is typed.
+
+Between braces the template may use what the book's pages may (`book.substitutions`) and the methods
+in DEVICES. A sentence that the facts no longer bear out fails the build: `by_verdict` must have one
+for every verdict, and `holds` guards the others.
+"""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import jinja2
+import yaml
+from PIL import Image
+
+from locksmith import book, claims, params
+
+FAMILIES = {"countdown": "Countdown", "chain": "Chain"}
+NUMBERS = ("none", "one", "two", "three", "four", "five", "six")
+FOUR = ("hybrid-steering", "base-already-samples", "one-problem", "vectors-before-rl")
+DEVICES = ("by_verdict", "everywhere", "figure", "holds", "ours", "page", "published", "tally",
+           "word")
+
+
+class PostError(params.BadInput):
+    """The post cannot be written; the message names the sentence, the claim or the fact."""
+
+
+class Writer:
+    """post.md for one profile; link(page in _toc.yml) and image(path) give their addresses."""
+
+    def __init__(self, profile, root, link, image):
+        self.root, self.link, self.image, self.profile = Path(root), link, image, profile
+        self.figures = []  # paths of those shown so far
+        self.names = book.substitutions(profile, root)
+        self.rows = claims.facts(self.root / "results" / "facts.csv")
+        listed = claims.load(self.root / "claims.yml")
+        self.claims = {claim["id"]: claim for claim in listed["claims"]}
+        self.verdicts = claims.verdicts(listed, self.rows, claims.stale(self.rows, root),
+                                        list(claims.columns(profile)))
+        toc = yaml.safe_load((self.root / "_toc.yml").read_text(encoding="utf-8"))
+        files = [toc["root"], *(entry["file"] for entry in toc["chapters"])]
+        self.pages = {Path(file).name.split("_")[0]: file for file in files}
+
+    def render(self):
+        """The post as Markdown."""
+        environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True,
+                                         lstrip_blocks=True, keep_trailing_newline=True)
+        devices = {name: getattr(self, name) for name in DEVICES}
+        try:
+            template = environment.from_string((self.root / "post.md").read_text(encoding="utf-8"))
+            return template.render(four=FOUR, **self.names, **devices)
+        except jinja2.TemplateSyntaxError as error:
+            raise PostError(f"post.md, line {error.lineno}: {error.message}") from error
+        except jinja2.UndefinedError as error:
+            raise PostError(f"post.md reads a name that no fact has: {error}.") from error
+
+    # ---- verdicts
+
+    def _judged(self, claim, profile=None):
+        if claim not in self.claims:
+            raise PostError(f"post.md names claim {claim!r}; there are {', '.join(self.claims)}.")
+        wanted = (claim, profile or self.profile)
+        return [row for row in self.verdicts if (row["claim"], row["profile"]) == wanted]
+
+    def word(self, claim, profile=None):
+        """A claim's verdict, one of claims.VERDICTS."""
+        return claims.overall([row["verdict"] for row in self._judged(claim, profile)])
+
+    def by_verdict(self, claim, sentences):
+        """The sentence for the claim's verdict; `sentences` (dict) must have one for each."""
+        word = self.word(claim)
+        for verdict in (word, *claims.VERDICTS):
+            if verdict not in sentences:
+                raise PostError(f"post.md has no sentence for claim {claim!r} when it is "
+                                f"{verdict!r}; needed are {', '.join(claims.VERDICTS)}.")
+        stale = any(row["stale"] for row in self._judged(claim))
+        return sentences[word] + " (These results are older than their rule.)" * stale
+
+    def holds(self, condition, sentence):
+        """`sentence` where `condition` is true; otherwise PostError names it."""
+        if not condition:
+            sentence = " ".join(sentence.split())
+            raise PostError(f"A sentence of post.md no longer holds: {sentence!r}")
+        return sentence
+
+    def everywhere(self, rule):
+        """Whether a rule as in claims.yml, "02:a.x.low > 02:b.x.high", holds in every family."""
+        parsed = claims.parse(rule, "")
+        families = {family for term in parsed if isinstance(term, dict)
+                    for family in self.families(term["chapter"])}
+
+        def outcome(family):
+            def lookup(term):
+                fact = self._fact(term["chapter"], family, term["model"], term["quantity"])
+                return (fact["low"], fact["high"]) if fact else "not measured"
+            return claims.judge_part({"parsed": parsed}, lookup)[0]
+        return {outcome(family) for family in families} == {"holds"}
+
+    def tally(self, *named):
+        """How many of the claims have which verdict: "one partly, three not tested yet"."""
+        count = Counter(map(self.word, named))
+        return ", ".join(f"{NUMBERS[count[v]]} {v}" for v in claims.VERDICTS if count[v])
+
+    # ---- numbers
+
+    def families(self, chapter):
+        """The families that a chapter has facts for, {name: {model: {quantity: fact}}}."""
+        found = self.names["this"].get(params.chapter_key(chapter), {})
+        return dict(sorted(found.items(), key=lambda item: [*FAMILIES, *found].index(item[0])))
+
+    def _fact(self, chapter, family, model, quantity):
+        """A fact or None; PostError if the model or the quantity is in no fact and no rule."""
+        terms = [term for claim in self.claims.values() for part in claim["parts"]
+                 for term in part["parsed"] if isinstance(term, dict)]
+        for name, value in (("model", model), ("quantity", quantity)):
+            if (chapter, value) not in {(row["chapter"], row[name]) for row in self.rows + terms}:
+                raise PostError(f"post.md reads {model}.{quantity} of chapter {chapter}; no fact "
+                                f"and no rule there has the {name} {value!r}.")
+        return self.families(chapter).get(family, {}).get(model, {}).get(quantity)
+
+    def ours(self, chapter, model, quantity, percent=True):
+        """A fact in each family, with intervals: "59.6 % [54.6, 64.8] and 68.3 % [64.5, 72.2]"."""
+        told = []
+        for family in self.families(chapter):
+            fact = self._fact(chapter, family, model, quantity)
+            text = fact["text"] if fact else "not measured"
+            if fact and percent:
+                ends = {k: fact[k] if fact[k] is None else 100 * fact[k]
+                        for k in ("value", "low", "high")}
+                value, _, rest = book.interval(ends).partition(" ")
+                text = f"{value} % {rest}".strip()
+            told.append(text)
+        return " and ".join(told)
+
+    def published(self, claim, phrase):
+        """The published figure of the claim that has `phrase`, with version, place and status."""
+        self._judged(claim)
+        found = [f for f in self.claims[claim]["published"] if phrase in f["figure"]]
+        if len(found) != 1:
+            raise PostError(f"post.md wants the published figure of claim {claim!r} with "
+                            f"{phrase!r}; {len(found)} have it, exactly one must.")
+        figure = found[0]
+        link = r"[\g<0>](https://arxiv.org/abs/\1)"
+        source = re.sub(r"arXiv (\d{4}\.\d{5})", link, f"{figure['version']}; {figure['where']}")
+        status = {"verified": "verified", "reported": "reported by a third party, not checked"}
+        return f"{figure['figure'].strip()} (*{source}; {status[figure['status']]}*)."
+
+    # ---- pages and figures
+
+    def page(self, chapter, text):
+        """`text`, linked to the page of "02", "verdict" or "index" where the contents have one."""
+        if chapter in self.pages:
+            return f"[{text}]({self.link(self.pages[chapter])})"
+        if chapter not in {claim["chapter"] for claim in self.claims.values()}:
+            known = ", ".join(self.pages)
+            raise PostError(f"post.md links to page {chapter!r}; there are {known}.")
+        return text
+
+    def figure(self, captions):
+        """The first figure that exists, with its alt text; captions: dict file name -> caption."""
+        folder = self.root / "results" / self.profile / "figures"
+        path = next((folder / name for name in captions if (folder / name).exists()), None)
+        if path is None:
+            raise PostError(f"post.md shows one of {', '.join(captions)}; {folder} has none.")
+        self.figures.append(path)
+        alt = description(path).translate(str.maketrans("[]", "()"))  # brackets would end it
+        return f"![{alt}]({self.image(path)})\n\n*{captions[path.name]}*"
+
+
+def description(path):
+    """The alt text that plots.save wrote into a PNG; PostError if there is none."""
+    with Image.open(path) as image:
+        alt = image.info.get("Description", "").strip()
+    if not alt:
+        raise PostError(f"{path} has no alt text; plots.save writes one.")
+    return alt
