@@ -7,11 +7,12 @@ TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,--extra-index-url https://do
 
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 export DVC_NO_ANALYTICS := 1
+REMOTE ?= origin
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 TORCH := $(shell grep ^torch== constraints.txt)
 STAMP := $(VENV)/.installed
 
-.PHONY: book test lab open facts lint clean
+.PHONY: book test lab open facts post publish lint clean
 
 book: $(STAMP)  ## the rendered book, from versioned data, checkpoints and results
 	python -m locksmith.params check
@@ -36,6 +37,13 @@ open: $(STAMP)  ## the chapters on real weights: shows their terms, and runs onc
 
 facts: $(STAMP)  ## results/facts.csv from the JSON in results/
 	python -m locksmith.results facts
+
+post: $(STAMP)  ## the post as a folder: Markdown, HTML page, figures, card; prints its path
+	python -m locksmith.post build
+
+publish: $(STAMP)  ## the book to branch gh-pages of REMOTE, from chapters that `make book` left executed
+	python -m locksmith.book build
+	ghp-import -n -p -f -r $(REMOTE) build/book
 
 lint: $(STAMP)
 	ruff check lib tests
