@@ -3,10 +3,9 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
-
 from locksmith import decoding
 from locksmith.engine import Rollouts, sample
+from transformers import LlamaConfig, LlamaForCausalLM
 
 BOS, EOS, LONGEST, ALPHA = 0, 3, 4, 2.5
 

@@ -2,11 +2,18 @@
 
 import pytest
 import torch
-from transformers import (Gemma3ForCausalLM, Gemma3TextConfig, GPTNeoXConfig, GPTNeoXForCausalLM,
-                          LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM)
-
 from locksmith import engine
 from locksmith.engine import Steer, sample, score
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 V, D, STOP = 40, 32, 2
 SIZE = dict(vocab_size=V, hidden_size=D, intermediate_size=48, num_hidden_layers=3,

@@ -9,13 +9,12 @@ import weakref
 
 import pytest
 import torch
+from locksmith import corpus, engine, hybrid, params, tokens, zoo
+from locksmith.engine import Moment, Steer, sample
 from scipy.stats import binomtest, chisquare
 from sklearn.linear_model import LogisticRegression
 from test_engine import PROMPTS, D, V, gemma3, gpt_neox, llama, plain_logits, plain_steered, qwen2
 from transformers import LlamaConfig, LlamaForCausalLM
-
-from locksmith import corpus, engine, hybrid, params, tokens, zoo
-from locksmith.engine import Moment, Steer, sample
 
 STOP = {2, *range(27, 36)}
 TABLE = torch.full((V,), -1)

@@ -4,10 +4,9 @@ import time
 
 import numpy as np
 import pytest
+from locksmith import stats
 from scipy import stats as scipy_stats
 from statsmodels.stats.proportion import proportion_confint
-
-from locksmith import stats
 
 
 def test_pass_at_k_equals_counting_every_subset():

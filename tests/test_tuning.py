@@ -5,8 +5,21 @@ import random
 import numpy as np
 import pytest
 import torch
-from locksmith import chain, corpus, countdown, critics, engine, model, params, rewards, rl, stats
-from locksmith import tokens, tuning, zoo
+from locksmith import (
+    chain,
+    corpus,
+    countdown,
+    critics,
+    engine,
+    model,
+    params,
+    rewards,
+    rl,
+    stats,
+    tokens,
+    tuning,
+    zoo,
+)
 from repository import ROOT, smoke_lab
 
 FAMILIES = {"countdown": countdown, "chain": chain}
