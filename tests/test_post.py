@@ -15,7 +15,7 @@ from test_claims import rows_where_all_holds
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("_config.yml", "_toc.yml", "post.md", "claims.yml", "params.yaml")
-FIGURES = ("01_recovery", "02_pass_at_k", "02_tokens", "05_cost")
+FIGURES = ("01_arms", "02_pass_at_k", "02_tokens", "05_cost")
 ALT = "Two bars [0, 1]: the base model and the thinking model"
 
 
@@ -224,7 +224,7 @@ def images(markdown):
 def test_folder_is_self_contained_and_pictures_have_alt_texts(folder, root):
     text, page = ((folder / f"post.{kind}").read_text() for kind in ("md", "html"))
     shown = images(text)
-    assert list(shown) == ["01_recovery.png", "05_cost.png"]
+    assert list(shown) == ["01_arms.png", "05_cost.png"]
     assert {path.name for path in folder.iterdir()} == {*shown, "post.md", "post.html", "card.png"}
     for name in shown:
         assert (folder / name).read_bytes() == (root / f"results/lab/figures/{name}").read_bytes()
@@ -309,7 +309,7 @@ def test_page_links_and_figures_are_relative_to_the_book(root):
         if not target.startswith("https://arxiv.org/"):
             source = root if target.startswith("results/") else ROOT
             assert (source / target).exists(), target
-    assert list(images(text)) == ["results/lab/figures/01_recovery.png",
+    assert list(images(text)) == ["results/lab/figures/01_arms.png",
                                   "results/lab/figures/05_cost.png"]
     first = yaml.safe_load((ROOT / "_toc.yml").read_text())["chapters"][0]
     assert first == {"file": "post"}
