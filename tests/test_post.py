@@ -22,8 +22,9 @@ ALT = "Two bars [0, 1]: the base model and the thinking model"
 def all_rows():
     """Facts under which all rules hold but one: the base hardly writes the thinking traces."""
     rows = rows_where_all_holds()
-    leak = [{**r, "model": "leak alone", "quantity": quantity} for r in rows
+    leak = [{**r, "model": model, "quantity": quantity} for r in rows
             if (r["model"], r["quantity"]) == ("random vectors", "gap_recovered")
+            for model in ("leak alone", "base decides thinking executes")
             for quantity in ("gap_recovered", "steered_share")]
     once = [{**r, "quantity": "trace_pass@1", "value": 0.1, "low": 0.05, "high": 0.15} for r in rows
             if (r["model"], r["quantity"]) == ("base", "trace_pass@256")]
