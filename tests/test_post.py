@@ -28,7 +28,10 @@ def all_rows():
             for quantity in ("gap_recovered", "steered_share")]
     once = [{**r, "quantity": "trace_pass@1", "value": 0.1, "low": 0.05, "high": 0.15} for r in rows
             if (r["model"], r["quantity"]) == ("base", "trace_pass@256")]
-    return changed([*rows, *leak, *once], "thinking traces", "expected_base_samples", 1e9)
+    split = [{**r, "model": "thinking", "quantity": quantity} for r in rows
+             if (r["model"], r["quantity"]) == ("critiques", "gap_recovered")
+             for quantity in ("gain_when", "gain_how")]
+    return changed([*rows, *leak, *once, *split], "thinking traces", "expected_base_samples", 1e9)
 
 
 def changed(rows, model, quantity, value):
