@@ -13,7 +13,6 @@ An undefined name is a warning, and any warning fails the build. The module is a
 extension that writes maths as MathML, so that no page needs a script from elsewhere.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -174,13 +173,5 @@ def setup(app):
 # ------------------------------------------------------------------------------------------------
 
 
-def main():
-    parser = argparse.ArgumentParser(prog="python -m locksmith.book", description="Build the book.")
-    parser.add_argument("command", choices=["build"])
-    parser.add_argument("--profile", help="default: the one named in params.yaml")
-    options = parser.parse_args()
-    print(build(params.load(options.profile)["profile"]).resolve())
-
-
 if __name__ == "__main__":
-    params.run(main)
+    params.run(lambda: params.build_command("book", build))

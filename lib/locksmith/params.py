@@ -264,6 +264,16 @@ def run(main):
         sys.exit(2)
 
 
+def build_command(module, build):
+    """The command line `python -m locksmith.<module> build [--profile ...]`, which prints the path
+    that build(profile) returns."""
+    parser = argparse.ArgumentParser(prog=f"python -m locksmith.{module}",
+                                     description=build.__doc__.splitlines()[0])
+    parser.add_argument("command", choices=["build"])
+    parser.add_argument("--profile", help="default: the one named in params.yaml")
+    print(build(load(parser.parse_args().profile)["profile"]).resolve())
+
+
 def _read(path):
     try:
         everything = yaml.safe_load(Path(path).read_text())

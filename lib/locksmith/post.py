@@ -6,7 +6,6 @@ What it says is written in post.md and checked in `locksmith.sentences`. Nothing
 the same facts and figures give the same bytes.
 """
 
-import argparse
 import html
 import re
 import shutil
@@ -133,13 +132,5 @@ def card(writer, title, path):
 # ------------------------------------------------------------------------------------------------
 
 
-def main():
-    parser = argparse.ArgumentParser(prog="python -m locksmith.post", description="Write the post.")
-    parser.add_argument("command", choices=["build"])
-    parser.add_argument("--profile", help="default: the one named in params.yaml")
-    options = parser.parse_args()
-    print(build(params.load(options.profile)["profile"]).resolve())
-
-
 if __name__ == "__main__":
-    params.run(main)
+    params.run(lambda: params.build_command("post", build))

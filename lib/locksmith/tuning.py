@@ -34,7 +34,8 @@ MICRO_TOKENS = 4096
 # --- one problem and its solutions ----------------------------------------------------------------
 
 def pool(profile, family, n):
-    """n training problems that neither RL nor distillation drew: the ones a single one comes from."""
+    """n training problems, the single ones among them. Countdown's training set is small enough that
+    the lab's RL has met some of them too; no test problem is among them."""
     return corpus.FAMILIES[family].problems("train", n, 7000, zoo.config(profile)["families"][family])
 
 
