@@ -171,6 +171,7 @@ SCHEMA = {
             "rl_steps": "int 1..",
             "rl_problems": "int 1..",
             "rl_samples": "int 2..",
+            "rl_lr": "float 0..1",
             "vector_lr": "float 0..10",
             "adapter_lr": "float 0..1",
             "pool_problems": "int 1..",
