@@ -1,5 +1,6 @@
 """Publishing: `make publish` against a bare repository, and a workflow that runs no notebook."""
 
+import os
 import re
 import shlex
 import shutil
@@ -17,8 +18,10 @@ RUNS_A_NOTEBOOK = re.compile(
 
 def dry_run(folder, *words):
     """The commands that `make` would run there, with nothing installed yet."""
-    return subprocess.run(["make", "-n", *words], cwd=folder, check=True, capture_output=True,
-                          text=True).stdout
+    # `make test` hands its own variables on; a make started by it would print which folder it enters.
+    fresh = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
+    return subprocess.run(["make", "-n", *words], cwd=folder, env=fresh, check=True,
+                          capture_output=True, text=True).stdout
 
 
 @pytest.fixture
