@@ -206,3 +206,13 @@ def test_the_packages_are_pinned():
     assert gemma.sha256.startswith("a5fd3b62230aa5ec") and gemma.terms
     assert len(gemma.pieces) == 4 and len({p[0] for p in gemma.pieces}) == 4
     assert openweights.PACKAGED["smollm2-135m-instruct"].terms is None
+
+
+def test_the_toy_is_the_same_each_time_and_reads_a_chat():
+    (net, tokenizer), (again, _) = load("toy", dtype="float32"), load("toy", dtype="float32")
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": "2 + 2 é"}], tokenize=False,
+                                         add_generation_prompt=True)
+    assert chat == "<|im_start|>user\n2 + 2 é<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(tokenizer(chat).input_ids) == chat
+    assert len(tokenizer("é").input_ids) == 2  # bytes

@@ -17,6 +17,8 @@ The weights were quantised to 4 to 8 bits before they came here: numbers measure
 those of the quantised models. Rounding the unpacked weights to bf16 moved Gemma's loss on a
 sample paragraph by less than 0.2 %.
 
+"toy" is a third name, for tests and the profile smoke: random weights over bytes, no download.
+
 `python -m locksmith.openweights [name ...] [--accept-terms]` shows licences and fills the cache.
 """
 
@@ -36,7 +38,14 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from locksmith.device import check_memory, pick
 
@@ -178,16 +187,40 @@ def _cached(name, packaged):
     return target
 
 
+def toy():
+    """(model, tokenizer) without a download: two random blocks over bytes, with a chat template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<|im_start|>", "<|im_end|>"]
+    core = Tokenizer(models.BPE({c: i for i, c in enumerate([*special, *alphabet])}, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(special)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=special[1], pad_token=special[1])
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(
+            vocab_size=len(special) + len(alphabet), hidden_size=32, intermediate_size=64,
+            num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=4096,
+            bos_token_id=None, eos_token_id=1, pad_token_id=1))
+    return model, tokenizer
+
+
 def load(name, revision=None, accept_terms=False, device="auto", dtype="auto"):
     """(model, tokenizer): a causal LM in eval mode on `device` in `dtype`, and its tokenizer.
 
-    name: a key of PACKAGED, or a hub model "owner/name", which needs `revision`, a full commit (40
+    name: a key of PACKAGED, "toy", or a hub model "owner/name", which needs `revision`, a full commit (40
     hex digits), so that a number measured today can be measured again. accept_terms: True if you
     have read and accept the terms of weights that have some (`terms(name)` shows them).
     WeightsError, in one sentence, for an unknown name, terms not accepted, a revision that is not
     a commit, a package that is not there, or a checksum that differs.
     """
     device, dtype = pick(device, dtype)
+    if name == "toy":
+        model, tokenizer = toy()
+        return model.eval().to(device, dtype), tokenizer
     if name in PACKAGED:
         packaged = PACKAGED[name]
         if packaged.terms and not accept_terms:
@@ -200,8 +233,8 @@ def load(name, revision=None, accept_terms=False, device="auto", dtype="auto"):
                                "commit of 40 hex digits")
         source, pinned = name, {"revision": revision}
     else:
-        raise WeightsError(f"name is {name!r}; allowed are {', '.join(PACKAGED)} and hub models "
-                           "written as owner/name")
+        raise WeightsError(f"name is {name!r}; allowed are {', '.join(PACKAGED)}, toy and hub "
+                           "models written as owner/name")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **pinned)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **pinned)

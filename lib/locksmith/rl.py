@@ -49,8 +49,8 @@ def update(net, optimizer, sequences, prompt_lengths, advantage, micro_tokens,
     """One policy-gradient step on a batch: sum of advantage x log-prob, over all sampled tokens.
 
     Groups without contrast have no gradient and cost nothing, unless there is a `bonus` on the
-    entropy of every sampled token. logits: (net, ids (B, T)) -> (B, T, V). Returns (gradient norm,
-    entropy in nats a token).
+    entropy of every sampled token. logits: (net, ids (B, T)) -> (B, S, V), those of the last S <= T
+    positions, none sampled before. Returns (gradient norm, entropy in nats a token).
     """
     live = [i for i in range(len(sequences)) if advantage[i] != 0 or bonus]
     live.sort(key=lambda i: len(sequences[i]))
@@ -66,10 +66,11 @@ def update(net, optimizer, sequences, prompt_lengths, advantage, micro_tokens,
             ids[row, :len(sequences[i])] = torch.tensor(sequences[i])
             sampled[row, prompt_lengths[i]:len(sequences[i])] = True
         logp = logits(net, ids[:, :-1]).float().log_softmax(-1)
-        chosen = logp.gather(-1, ids[:, 1:, None])[..., 0]
-        weight = advantage[micro][:, None] * sampled[:, 1:]
+        ids, sampled = ids[:, -logp.shape[1]:], sampled[:, -logp.shape[1]:]
+        chosen = logp.gather(-1, ids[..., None])[..., 0]
+        weight = advantage[micro][:, None] * sampled
         with torch.set_grad_enabled(bonus != 0):
-            undecided = -((logp.exp() * logp).sum(-1) * sampled[:, 1:]).sum()
+            undecided = -((logp.exp() * logp).sum(-1) * sampled).sum()
         gained = (chosen * weight).sum()
         (-(gained + bonus * undecided if bonus else gained) / n_tokens).backward()
         entropy += undecided.item()

@@ -126,13 +126,14 @@ def verdicts_right(net, pairs, max_new_tokens):
 
 # --- training -------------------------------------------------------------------------------------
 
-def fit(net, pairs, steps, target_tokens, lr, seed):
-    """Fine-tunes `net` (a lab model in fp32) on pairs in place: `steps` of AdamW at a linearly
-    falling rate, each on exactly `target_tokens` tokens of targets, in a random order of the pairs
-    that starts again when all were seen (the last target of a step may be cut). Returns (losses in
-    nats a target token, tokens read, inputs included)."""
+def fit(net, pairs, steps, target_tokens, lr, seed, logits=model.logits, micro_tokens=MICRO_TOKENS):
+    """Fine-tunes what `net` trains (a lab model: all of it, in fp32) on pairs in place: `steps` of
+    AdamW at a linearly falling rate, each on exactly `target_tokens` tokens of targets, in a random
+    order of the pairs that starts again when all were seen (the last target of a step may be cut).
+    logits as in `rl.update`. Returns (losses in nats a target token, tokens read, inputs included)."""
     net.train()
-    optimizer = torch.optim.AdamW(net.parameters(), lr, betas=(0.9, 0.95), weight_decay=0.0)
+    trained = [p for p in net.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr, betas=(0.9, 0.95), weight_decay=0.0)
     chance, queue, losses, read = random.Random(seed), [], [], 0
     for step in range(steps):
         batch, left = [], target_tokens
@@ -147,12 +148,12 @@ def fit(net, pairs, steps, target_tokens, lr, seed):
         total = 0.0
         while batch:
             longest = sum(map(len, batch[-1]))
-            micro = batch[-max(1, MICRO_TOKENS // longest):]
+            micro = batch[-max(1, micro_tokens // longest):]
             del batch[-len(micro):]
-            total += _loss(net, micro, longest, target_tokens)
+            total += _loss(net, micro, longest, target_tokens, logits)
             read += sum(len(a) + len(b) for a, b in micro)
         optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(total)
@@ -160,15 +161,15 @@ def fit(net, pairs, steps, target_tokens, lr, seed):
     return losses, read
 
 
-def _loss(net, micro, longest, share):
+def _loss(net, micro, longest, share, logits):
     """Adds the gradient of the summed loss / share of a micro-batch; returns that loss."""
     ids = torch.full((len(micro), longest), tokens.PAD)
     wanted = torch.full((len(micro), longest), -100)
     for row, (a, b) in enumerate(micro):
         ids[row, :len(a) + len(b)] = torch.tensor(a + b)
         wanted[row, len(a):len(a) + len(b)] = torch.tensor(b)
-    out = model.logits(net, ids[:, :-1]).float()
-    loss = F.cross_entropy(out.flatten(0, 1), wanted[:, 1:].flatten(), ignore_index=-100,
+    out = logits(net, ids[:, :-1]).float()
+    loss = F.cross_entropy(out.flatten(0, 1), wanted[:, -out.shape[1]:].flatten(), ignore_index=-100,
                            reduction="sum") / share
     loss.backward()
     return loss.item()
@@ -222,9 +223,7 @@ def reinforce(profile, family, seed, problems, recipe, trains="weights", reward=
         trained = Vectors(net, layers)
         options["logits"] = lambda vectors, ids: vectors.logits(ids)
     elif trains == "adapter":
-        torch.manual_seed(seed)
-        trained = get_peft_model(net, LoraConfig(r=rank, lora_alpha=2 * rank, task_type="CAUSAL_LM",
-                                                 target_modules="all-linear"))
+        trained = adapter(net, rank, seed)
         options["logits"] = _adapted_logits
     else:
         trained = net.train()
@@ -240,6 +239,13 @@ def reinforce(profile, family, seed, problems, recipe, trains="weights", reward=
 
     curve = rl.learn(trained, task, problems, recipe, seed, sync, **options)
     return *sync(), curve
+
+
+def adapter(net, rank, seed):
+    """`net` with a LoRA adapter on every linear map but the head, which alone is trained."""
+    torch.manual_seed(seed)
+    return get_peft_model(net, LoraConfig(r=rank, lora_alpha=2 * rank, task_type="CAUSAL_LM",
+                                          target_modules="all-linear"))
 
 
 def _adapted_logits(net, ids):

@@ -1,0 +1,230 @@
+"""Chapter 6's plumbing: one problem in words, its critiques, and RL, on open weights with an adapter.
+
+The arms of `tuning` for a model that we did not train: answers and critiques are text, the model is
+frozen but for a LoRA adapter, the trainer is `tuning.fit`, the policy gradient `rl.update`. A question
+stands behind SHOTS worked examples, as everywhere in `words`; a critique behind two examples of
+reviews, one of a right answer and one of a wrong one, so that a model knows the form before any training
+and the loss is on content. Every arm has the same inputs; only what follows "Review:" differs.
+
+A critic is a function (problem, text, chance) -> text, as in `critics`: the sum worked out again, and
+a verdict on the answer that the text gives.
+"""
+
+import copy
+import functools
+import random
+import re
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import DynamicCache
+
+from locksmith import engine, openweights, rl, tuning, words
+
+SHOTS = 2
+MICRO_TOKENS = 3072  # some 4 GiB with logits over 262k tokens
+RANK = 8
+_SUM = r"\d+ ?[-+*] ?\d+"
+_REVIEWED = (
+    "Q: Calculate 6 + 8.\nA: 6 + 8 = 14. The answer is 14.\n"
+    "Review: 6 + 8 = 14, so the answer 14 is right.\n"
+    "Q: Calculate 7 * 4.\nA: 7 * 4 = 27. The answer is 27.\n"
+    "Review: 7 * 4 = 28, so the answer 27 is wrong.\n")
+
+
+# --- answers and what critics say of them -----------------------------------------------------------
+
+def works_out(text):
+    """Whether an answer's first line writes a calculation out with its result: the strategy that is
+    told apart from being right ("when" and "how")."""
+    return re.search(rf"{_SUM} ?= ?-?\d", text.strip().split("\n")[0]) is not None
+
+
+def _calculation(problem):
+    return re.search(_SUM, problem.question)[0]
+
+
+def exact(problem, text, chance):
+    """The sum worked out by a program, and whether the answer agrees with it."""
+    verdict = "right" if words.grade(problem, text).correct else "wrong"
+    said = words.extract(text) or "(none)"
+    return f" {_calculation(problem)} = {problem.answer}, so the answer {said} is {verdict}.\n"
+
+
+def flipped(problem, text, chance):
+    """The same work, the verdict turned round."""
+    other = {"right": "wrong", "wrong": "right"}
+    return re.sub(r"(right|wrong)\.\n$", lambda m: f"{other[m[1]]}.\n", exact(problem, text, chance))
+
+
+def form(problem, text, chance):
+    """Format only: every digit of an exact critique and its verdict drawn at random."""
+    drawn = re.sub(r"\d", lambda m: str(chance.randrange(10)), exact(problem, text, chance))
+    return re.sub(r"(right|wrong)\.\n$", f"{chance.choice(('right', 'wrong'))}.\n", drawn)
+
+
+CRITICS = {"critiques": exact, "flipped critiques": flipped, "format only": form}
+
+
+def verdict(text):
+    """"right", "wrong" or None: the last word of a review's first line, strictly."""
+    found = re.search(r"is (right|wrong)\.$", text.strip().split("\n")[0])
+    return found[1] if found else None
+
+
+def reviewed(problem, text):
+    """The text that a critique continues."""
+    return f"{_REVIEWED}Q: {problem.question}\nA:{text}\nReview:"
+
+
+def critiques(problem, answers, critic, seed):
+    """(text, critique) pairs of one critic on one problem's answers."""
+    chance = random.Random(f"{seed} {problem.key}")
+    return [(reviewed(problem, text), critic(problem, text, chance)) for text in answers]
+
+
+def pairs(tokenizer, written):
+    """(input, target) token ids of (text, continuation) pairs, for `tuning.fit`."""
+    return [(tokenizer(given).input_ids, tokenizer(wanted, add_special_tokens=False).input_ids)
+            for given, wanted in written]
+
+
+def single(weights, problems, samples, n, max_new_tokens):
+    """One problem to train on: the middle one, by solve rate, of those that the model solves at all.
+
+    Returns (its index, solve rates (P,), up to n different answers to it with a number in them, tokens
+    generated for both), all at temperature 1."""
+    net, tokenizer = openweights.load(*weights)
+    options = dict(shots=SHOTS, temperature=1.0, max_new_tokens=max_new_tokens)
+    drawn = words.sample_words(net, tokenizer, problems, samples, seed=1, **options)
+    chosen = tuning.spread(drawn.correct.mean(1), 3)[1]
+    again = words.sample_words(net, tokenizer, [problems[chosen]], 4 * n, seed=2, **options)
+    lines = dict.fromkeys(" " + text.strip().split("\n")[0] for text in again.texts[0])
+    return (chosen, drawn.correct.mean(1), [line for line in lines if words.extract(line)][:n],
+            drawn.tokens + again.tokens)
+
+
+def judged(problems, chance):
+    """(problem, answer) pairs to review: each problem with its right answer and with a wrong one, which
+    differ in nothing else, so that always saying the same is right half of the time."""
+    found = []
+    for problem in problems:
+        off = chance.choice((-10, -2, -1, 1, 2, 10))
+        for said in (problem.answer, str(int(problem.answer) + off)):
+            found.append((problem, f" {_calculation(problem)} = {said}. The answer is {said}."))
+    return found
+
+
+# --- training ---------------------------------------------------------------------------------------
+
+def _logits(net, ids, start):
+    """Logits (B, T - start, V) of the positions from `start` on. What all rows begin with, the worked
+    examples and often the question, is read once; the head of 262k tokens sees none of it."""
+    same = (ids == ids[:1]).all(0).long().cumprod(0).sum().item()
+    shared, cache = min(same, start), DynamicCache(config=net.config)
+    if shared:
+        net(input_ids=ids[:1, :shared], past_key_values=cache, logits_to_keep=1)
+        cache.batch_repeat_interleave(len(ids))
+    return net(input_ids=ids[:, shared:], past_key_values=cache,
+               logits_to_keep=ids.shape[1] - start).logits
+
+
+def _head_from(inputs):
+    """`logits` for a trainer whose shortest input is that of `inputs` (lists of token ids)."""
+    return functools.partial(_logits, start=min(map(len, inputs)) - 1)
+
+
+def _merged(trained):
+    """A plain model with the adapter added to its weights; `trained` stays as it is."""
+    return copy.deepcopy(trained).merge_and_unload().eval()
+
+
+class Outcome(NamedTuple):
+    """P problems, n answers each: correct, works (`works_out`) (P, n) bool; tokens an answer; verdicts:
+    share of right verdicts on other problems' answers, or None; english: loss in nats a token on text
+    that nobody was trained on; log: what the training says of itself."""
+    correct: np.ndarray
+    works: np.ndarray
+    tokens: float
+    verdicts: float
+    english: float
+    log: dict
+
+
+def outcome(net, tokenizer, problems, n, max_new_tokens, temperature, seed, judged, log=None):
+    """`Outcome` of a model on problems. judged: (problem, answer) pairs for it to review, greedily."""
+    drawn = words.sample_words(net, tokenizer, problems, n, shots=SHOTS, temperature=temperature,
+                               max_new_tokens=max_new_tokens, seed=seed)
+    prompts = [tokenizer(reviewed(*pair)).input_ids for pair in judged]
+    reviews = engine.sample(net, prompts, max_new_tokens=max_new_tokens, temperature=0.0,
+                            stop=words.stop_ids(tokenizer))
+    said = [verdict(text) for text in tokenizer.batch_decode(reviews.ids(), skip_special_tokens=True)]
+    true = ["right" if words.grade(*pair).correct else "wrong" for pair in judged]
+    return Outcome(drawn.correct, np.array([[works_out(text) for text in row] for row in drawn.texts]),
+                   drawn.tokens / drawn.correct.size, float(np.mean([a == b for a, b in zip(said, true)])),
+                   english_loss(net, tokenizer), log or {})
+
+
+def english_loss(net, tokenizer, n=24):
+    """Mean loss in nats a token on n word problems' questions, as plain text: what tuning on sums
+    makes a model forget."""
+    total, size = 0.0, 0
+    for problem in words.problems("validation", n, 7, {"gsm_symbolic": {}}):
+        ids = tokenizer(problem.question, return_tensors="pt").input_ids.to(net.device)
+        with torch.no_grad():
+            logp = net(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
+        total -= logp.gather(-1, ids[0, 1:, None]).sum().item()
+        size += ids.shape[1] - 1
+    return total / size
+
+
+# --- the work of one process ------------------------------------------------------------------------
+
+def arm(weights, seed, test, supervise=None, reinforce=None):
+    """`Outcome` of a model as it is, or after training a fresh adapter in one of two ways.
+
+    weights: arguments of `openweights.load`; test: those of `outcome`; supervise: of `_supervise`, or
+    reinforce: of `_reinforce`."""
+    net, tokenizer = openweights.load(*weights)
+    if not (supervise or reinforce):
+        return outcome(net, tokenizer, **test)
+    trained = tuning.adapter(net, RANK, seed)
+    log = (_supervise(trained, tokenizer, seed, **supervise) if supervise else
+           _reinforce(trained, tokenizer, seed, **reinforce))
+    return outcome(trained.merge_and_unload(), tokenizer, log=log, **test)
+
+
+def _supervise(trained, tokenizer, seed, written, steps, target_tokens, lr):
+    """`tuning.fit` on (text, continuation) pairs; returns losses and tokens read."""
+    data = pairs(tokenizer, written)
+    losses, read = tuning.fit(trained, data, steps, target_tokens, lr, seed,
+                              _head_from([given for given, _ in data]), MICRO_TOKENS)
+    return {"losses": losses, "read": read}
+
+
+def _reinforce(trained, tokenizer, seed, problems, steps, samples, lr, max_new_tokens, reward="correct"):
+    """RL: each step on the next len(problems) / steps problems, `samples` answers each at temperature 1.
+
+    reward: "correct", or "format": the answer writes a calculation out, right or wrong. Returns the
+    curve, each step before its update."""
+    weight = [p for p in trained.train().parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weight, lr, betas=(0.9, 0.95), weight_decay=0.0)
+    prompts = [tokenizer(words.prompt(p, SHOTS)).input_ids for p in problems]
+    logits, stop, each, curve = _head_from(prompts), words.stop_ids(tokenizer), len(problems) // steps, []
+    for step in (bar := tqdm(range(steps), desc=f"RL, {reward} reward", mininterval=5)):
+        here = range(step * each, (step + 1) * each)
+        out = engine.sample(_merged(trained), [prompts[i] for i in here], samples, stop=stop,
+                            max_new_tokens=max_new_tokens, seed=1_000_000 * seed + step).ids()
+        texts, owners = tokenizer.batch_decode(out, skip_special_tokens=True), np.repeat(here, samples)
+        right = [words.grade(problems[i], text).correct for i, text in zip(owners, texts)]
+        works = [works_out(text) for text in texts]
+        gain = rl.advantages([*map(float, right if reward == "correct" else works)], samples)
+        optimizer.param_groups[0]["lr"] = lr * rl.schedule(step, steps)
+        rl.update(trained, optimizer, [prompts[i] + ids for i, ids in zip(owners, out)],
+                  [len(prompts[i]) for i in owners], gain, MICRO_TOKENS, logits)
+        curve.append({"accuracy": float(np.mean(right)), "works": float(np.mean(works)),
+                      "tokens": float(np.mean([*map(len, out)]))})
+        bar.set_postfix({name: f"{value:.2f}" for name, value in curve[-1].items()})
+    return {"curve": curve}

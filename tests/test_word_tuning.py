@@ -1,0 +1,117 @@
+"""One problem in words: critics, reviews, and both trainers on a toy with random weights."""
+
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+from locksmith import openweights, rl, tuning, words
+from locksmith import word_tuning as wt
+
+TOY = ("toy", None, False)
+SUM = words.Problem("basic_arithmetic", "Calculate 12 * 3.", "36")
+RIGHT, WRONG = " 12 * 3 = 36. The answer is 36.", " 12 * 3 = 38. The answer is 38."
+
+
+@pytest.fixture
+def test(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCKSMITH_CACHE", str(tmp_path))
+    return dict(problems=[SUM, words.Problem("basic_arithmetic", "Calculate 1 + 1.", "2")], n=3,
+                max_new_tokens=8, temperature=1.0, seed=0, judged=[(SUM, RIGHT), (SUM, WRONG)])
+
+
+def test_critics_by_hand():
+    assert wt.exact(SUM, RIGHT, None) == " 12 * 3 = 36, so the answer 36 is right.\n"
+    assert wt.exact(SUM, WRONG, None) == " 12 * 3 = 36, so the answer 38 is wrong.\n"
+    assert wt.flipped(SUM, WRONG, None) == " 12 * 3 = 36, so the answer 38 is right.\n"
+    drawn = [wt.form(SUM, WRONG, random.Random(i)) for i in range(40)]
+    shape = {re.sub(r"\d", "0", text) for text in drawn}
+    assert shape == {f" 00 * 0 = 00, so the answer 00 is {v}.\n" for v in ("right", "wrong")}
+
+
+@pytest.mark.parametrize(("text", "found"), [
+    (" 2 + 2 = 4, so the answer 5 is wrong.\n", "wrong"), (" it is right.\nis wrong.", "right"),
+    (" right", None), (" is it wrong or is right?", None), ("", None)])
+def test_a_verdict_is_read_strictly(text, found):
+    assert wt.verdict(text) == found
+
+
+@pytest.mark.parametrize(("text", "works"), [
+    (RIGHT, True), (" 4 + 5=9", True), (" The answer is 9.", False), (" 4 + 5", False),
+    (" It is\n4 + 5 = 9", False)])
+def test_a_calculation_counts_when_it_is_written_out_with_its_result(text, works):
+    assert wt.works_out(text) == works
+
+
+def test_to_always_say_the_same_judges_half_of_the_pairs_right():
+    some = words.problems("validation", 20, 0, {"basic_arithmetic": dict(min_terms=2, max_terms=2)})
+    some = [p for p in some if re.fullmatch(r"-?\d+", p.answer) and re.search(wt._SUM, p.question)]
+    right = [words.grade(*pair).correct for pair in wt.judged(some, random.Random(0))]
+    assert len(some) > 3 and np.mean(right) == 0.5
+
+
+@pytest.mark.parametrize("shared", [0, 1, 30, 45])
+def test_what_rows_begin_with_is_read_once_without_a_difference(shared):
+    trained = tuning.adapter(openweights.load("toy", dtype="float32")[0], 4, 0)
+    for name, weight in trained.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    ids = torch.randint(2, 258, (5, 60), generator=torch.Generator().manual_seed(0))
+    ids[:, :shared] = ids[0, :shared]
+    found = []
+    for logits in (wt._logits(trained, ids, 40), trained(input_ids=ids).logits[:, 40:]):
+        trained.zero_grad()
+        logits.log_softmax(-1)[..., 7].sum().backward()
+        found.append((logits.detach(), torch.cat(
+            [p.grad.flatten() for p in trained.parameters() if p.grad is not None])))
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_logits_of_the_last_positions_make_the_same_policy_gradient_step():
+    found = []
+    for part in (True, False):
+        trained = tuning.adapter(openweights.load("toy", dtype="float32")[0], 4, 0)
+        weight = [p for p in trained.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(weight, 0.1)
+        rng = random.Random(0)
+        rows = [[rng.randrange(2, 258) for _ in range(20 + i)] for i in range(6)]
+        lengths = [12 + i % 3 for i in range(6)]
+        logits = (wt._head_from([row[:n] for row, n in zip(rows, lengths)]) if part else
+                  lambda net, ids: net(input_ids=ids).logits)
+        rl.update(trained, optimizer, rows, lengths, torch.tensor([1.0, -1, 0.5, 0, 2, -1]), 64, logits)
+        found.append(torch.cat([p.detach().flatten() for p in weight]))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+
+
+def test_fitting_learns_what_it_is_shown_and_counts_its_tokens(test):
+    written = wt.critiques(SUM, [RIGHT, WRONG], wt.exact, 0)
+    o = wt.arm(TOY, 0, test, supervise=dict(written=written, steps=12, target_tokens=100, lr=0.03))
+    assert len(o.log["losses"]) == 12 and o.log["losses"][-1] < o.log["losses"][0] - 0.1
+    # 100 target tokens a step, and the inputs of the three reviews that they are taken from
+    _, tokenizer = openweights.load("toy")
+    sizes = [len(tokenizer(given).input_ids) for given, _ in written]
+    assert len(set(map(len, (tokenizer(wanted).input_ids for _, wanted in written)))) == 1
+    assert 12 * (100 + 3 * min(sizes)) <= o.log["read"] <= 12 * (100 + 3 * max(sizes))
+
+
+def test_a_reward_that_nobody_earns_changes_nothing(test):
+    plain = wt.arm(TOY, 0, test)
+    o = wt.arm(TOY, 0, test, reinforce=dict(problems=[SUM] * 2, steps=2, samples=3, lr=0.1, max_new_tokens=8))
+    assert [p["accuracy"] for p in o.log["curve"]] == [0, 0]
+    assert (o.english, o.tokens, o.verdicts) == (plain.english, plain.tokens, plain.verdicts)
+
+
+def test_the_single_problem_is_the_middle_one_of_those_that_are_solved(test, monkeypatch):
+    rates = [0.0, 0.9, 0.3, 0.0, 0.1]
+    asked = [words.Problem("basic_arithmetic", f"Calculate {i} + 1.", str(i + 1)) for i in range(5)]
+
+    def drawn(net, tokenizer, problems, n, **options):
+        table = np.array([[rates[asked.index(p)] * n > j for j in range(n)] for p in problems])
+        texts = [[f" {j % 3} it is\nmore" if j % 2 else " nothing" for j in range(n)] for _ in problems]
+        return words.WordSamples(table, table, texts, texts, 10 * len(problems), 1.0)
+    monkeypatch.setattr(words, "sample_words", drawn)
+    chosen, found, answers, spent = wt.single(TOY, asked, 10, 2, 8)
+    assert chosen == 2 and found.tolist() == rates and spent == 60
+    assert answers == [" 1 it is", " 0 it is"]  # different, with a number, at most two
