@@ -10,6 +10,7 @@ from locksmith import (
     corpus,
     countdown,
     critics,
+    device,
     engine,
     model,
     params,
@@ -113,17 +114,16 @@ def test_persistence_by_hand(family, words, persistent):
 def test_every_arm_trains_on_the_same_number_of_target_tokens(lab, monkeypatch):
     counted, one = [], tuning._loss
 
-    def count(net, micro, longest, share):
+    def count(net, micro, *rest):
         counted.append(sum(len(b) for _, b in micro))
-        return one(net, micro, longest, share)
+        return one(net, micro, *rest)
     monkeypatch.setattr(tuning, "_loss", count)
-    monkeypatch.setattr(tuning, "MICRO_TOKENS", 64)
     rng = random.Random(0)
     for length in (3, 17, 40):
         pairs = [([1] * rng.randint(1, 9), [5] * rng.randint(1, length)) for _ in range(7)]
         counted.clear()
         net = model.build(params.load("smoke")["model"], 0)
-        losses, read = tuning.fit(net, pairs, 4, 50, 0.0, 0)
+        losses, read = tuning.fit(net, pairs, 4, 50, 0.0, 0, micro_tokens=64)
         assert sum(counted) == 4 * 50 and len(losses) == 4 and read > 200
 
 
@@ -198,7 +198,7 @@ def test_vectors_in_training_are_those_in_sampling(lab):
     assert torch.allclose(told, out.logprobs, atol=0.1)
     with torch.no_grad():
         vectors.table.zero_()
-    with torch.autocast("cpu", torch.bfloat16):
+    with device.autocast("cpu"):
         plain = net(input_ids=ids, use_cache=False).logits
     assert torch.equal(vectors.logits(ids), plain)  # a vector of zeros changes no bit
 

@@ -87,7 +87,7 @@ def train(profile, family, kind, seed):
         for group in optimizer.param_groups:
             group["lr"] = recipe["lr"] * min(1, step / 10)
         ids = torch.from_numpy(batch.astype(np.int64))
-        with torch.autocast("cpu", torch.bfloat16):
+        with device.autocast("cpu"):
             logits = net(input_ids=ids[:, :-1]).logits
         targets = ids[:, 1:].masked_fill(ids[:, 1:] == tokens.PAD, -100)
         F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100).backward()

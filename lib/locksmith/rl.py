@@ -133,7 +133,7 @@ def train(profile, family, seed, base, folder):
     dials, recipe = config["families"][family], config["rl"]
     task = corpus.FAMILIES[family]
     net = model.load(base / f"seed{seed}").train()
-    sampler = model.load(base / f"seed{seed}", dtype=torch.bfloat16)
+    sampler = model.load(base / f"seed{seed}", dtype=device.pick("cpu")[1])
     pool = task.problems("train", recipe["steps"] * recipe["problems"], seed + 1, dials)
 
     def sync():

@@ -190,7 +190,7 @@ class Vectors(nn.Module):
         hooks = [blocks[i].register_forward_hook(lambda m, a, out, v=v: _added(out, v))
                  for i, v in zip(self.layers, self.table)]
         try:
-            with torch.autocast(ids.device.type, torch.bfloat16):
+            with device.autocast(ids.device):
                 return self.frozen[0](input_ids=ids, use_cache=False).logits
         finally:
             for hook in hooks:
@@ -249,7 +249,7 @@ def adapter(net, rank, seed):
 
 
 def _adapted_logits(net, ids):
-    with torch.autocast(ids.device.type, torch.bfloat16):
+    with device.autocast(ids.device):
         return net(input_ids=ids, use_cache=False).logits
 
 
