@@ -152,6 +152,7 @@ def test_every_stage_runs_into_a_rendered_book(book):
         "chapter-03",
         "chapter-04",
         "chapter-05",
+        "chapter-06",
         "facts",
         "verdict",
     ):
@@ -207,7 +208,8 @@ def test_only_what_depends_on_a_change_reruns(book):
     assert changed("lib/locksmith/notebooks.py") == set()
     assert changed("lib/locksmith/taxonomy.py") == {"chapter-01"}
     assert changed("claims.yml") == {"verdict"}
-    assert changed("lib/locksmith/rl.py") == {"rl@countdown", "rl@chain", "chapter-03", "chapter-05"}
+    assert changed("lib/locksmith/rl.py") == {
+        "rl@countdown", "rl@chain", "chapter-03", "chapter-05", "chapter-06"}
 
 
 def test_a_clone_pulls_and_has_nothing_to_do(book, tmp_path):

@@ -160,7 +160,7 @@ def test_a_stale_verdict_says_so(root):
     ('{{ word("two-problems") }}', "two-problems"),
     ('{{ published("one-problem", "Qwen2.5") }}', "2 have it, exactly one must"),
     ('{{ published("one-problem", "sixty tasks") }}', "0 have it"),
-    ('{{ page("06", "chapter 6") }}', "page '06'"),
+    ('{{ page("07", "chapter 7") }}', "page '07'"),
     ('{{ figure({"07_x.png": "x"}) }}', "07_x.png"),
     ("fine\n{{ unheard_of }}", "unheard_of"),
     ("fine\n{% if %}", "line 2"),
