@@ -21,7 +21,7 @@ book: $(STAMP)  ## the rendered book, from versioned data, checkpoints and resul
 	python -m locksmith.book build
 
 test: $(STAMP)  ## every test, the smoke profile through the whole pipeline included
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lab: $(STAMP)  ## every lab result from zero: problems, pre-training, RL, chapters
 	python -m locksmith.params check

@@ -16,7 +16,6 @@ from repository import ROOT, copy, environment, git
 PLUMBING = {"params", "results", "notebooks", "colab"}  # checks and writes, computes nothing
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 OPEN = yaml.safe_load((ROOT / "open/dvc.yaml").read_text())["stages"]
-pytestmark = pytest.mark.xdist_group("pipeline")
 
 
 def imports(source):
