@@ -111,41 +111,6 @@ def test_persistence_by_hand(family, words, persistent):
 
 # --- training -------------------------------------------------------------------------------------
 
-def test_every_arm_trains_on_the_same_number_of_target_tokens(lab, monkeypatch):
-    counted, one = [], tuning._loss
-
-    def count(net, micro, *rest):
-        counted.append(sum(len(b) for _, b in micro))
-        return one(net, micro, *rest)
-    monkeypatch.setattr(tuning, "_loss", count)
-    rng = random.Random(0)
-    for length in (3, 17, 40):
-        pairs = [([1] * rng.randint(1, 9), [5] * rng.randint(1, length)) for _ in range(7)]
-        counted.clear()
-        net = model.build(params.load("smoke")["model"], 0)
-        losses, read = tuning.fit(net, pairs, 4, 50, 0.0, 0, micro_tokens=64)
-        assert sum(counted) == 4 * 50 and len(losses) == 4 and read > 200
-
-
-def test_the_loss_is_that_of_the_targets_alone(lab, monkeypatch):
-    """Against transformers' own forward, without rounding."""
-    monkeypatch.setattr(torch, "bfloat16", torch.float32)
-    net = model.build(params.load("smoke")["model"], 0)
-    pairs = [([1, 7, 9, 3], [4, 5, 6]), ([1, 8], [9, 9, 9, 9, 2])]
-    losses, _ = tuning.fit(net, pairs, 1, 8, 0.0, 0)
-    wanted = 0.0
-    for given, target in pairs:
-        logp = net(input_ids=torch.tensor([given + target])).logits[0].log_softmax(-1)
-        wanted -= sum(logp[len(given) + i - 1, t].item() for i, t in enumerate(target))
-    assert losses[0] == pytest.approx(wanted / 8, rel=1e-4)
-
-
-def test_fitting_learns_the_targets(lab):
-    net = model.build(params.load("smoke")["model"], 0)
-    losses, _ = tuning.fit(net, [([1, 7], [9, 11, 2])], 30, 12, 0.01, 0)
-    assert losses[-1] < 0.3 * losses[0]
-
-
 def small(**recipe):
     return {"steps": 3, "problems": 2, "samples": 4, "lr": 0.01, "max_new_tokens": 24,
             "micro_tokens": 512} | recipe

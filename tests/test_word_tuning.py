@@ -6,11 +6,13 @@ import re
 import numpy as np
 import pytest
 import torch
-from locksmith import openweights, rl, tuning, words
+from locksmith import model, openweights, rl, words
 from locksmith import word_tuning as wt
+from locksmith.params import BadInput
 
 TOY = ("toy", None, False)
 SUM = words.Problem("basic_arithmetic", "Calculate 12 * 3.", "36")
+RECIPE = dict(steps=2, problems=1, samples=3, lr=0.1, max_new_tokens=8)
 RIGHT, WRONG = " 12 * 3 = 36. The answer is 36.", " 12 * 3 = 38. The answer is 38."
 
 
@@ -18,7 +20,7 @@ RIGHT, WRONG = " 12 * 3 = 36. The answer is 36.", " 12 * 3 = 38. The answer is 3
 def test(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCKSMITH_CACHE", str(tmp_path))
     return dict(problems=[SUM, words.Problem("basic_arithmetic", "Calculate 1 + 1.", "2")], n=3,
-                max_new_tokens=8, temperature=1.0, seed=0, judged=[(SUM, RIGHT), (SUM, WRONG)])
+                max_new_tokens=8, low_temperature=0.6, seed=0, judged=[(SUM, RIGHT), (SUM, WRONG)])
 
 
 def test_critics_by_hand():
@@ -53,7 +55,7 @@ def test_to_always_say_the_same_judges_half_of_the_pairs_right():
 
 @pytest.mark.parametrize("shared", [0, 1, 30, 45])
 def test_what_rows_begin_with_is_read_once_without_a_difference(shared):
-    trained = tuning.adapter(openweights.load("toy", dtype="float32")[0], 4, 0)
+    trained = model.adapter(openweights.load("toy", dtype="float32")[0], 4, 0)
     for name, weight in trained.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.1)
@@ -72,7 +74,7 @@ def test_what_rows_begin_with_is_read_once_without_a_difference(shared):
 def test_logits_of_the_last_positions_make_the_same_policy_gradient_step():
     found = []
     for part in (True, False):
-        trained = tuning.adapter(openweights.load("toy", dtype="float32")[0], 4, 0)
+        trained = model.adapter(openweights.load("toy", dtype="float32")[0], 4, 0)
         weight = [p for p in trained.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(weight, 0.1)
         rng = random.Random(0)
@@ -98,9 +100,27 @@ def test_fitting_learns_what_it_is_shown_and_counts_its_tokens(test):
 
 def test_a_reward_that_nobody_earns_changes_nothing(test):
     plain = wt.arm(TOY, 0, test)
-    o = wt.arm(TOY, 0, test, reinforce=dict(problems=[SUM] * 2, steps=2, samples=3, lr=0.1, max_new_tokens=8))
+    o = wt.arm(TOY, 0, test, reinforce=dict(problems=[SUM] * 2, recipe=RECIPE))
     assert [p["accuracy"] for p in o.log["curve"]] == [0, 0]
     assert (o.english, o.tokens, o.verdicts) == (plain.english, plain.tokens, plain.verdicts)
+
+
+def test_a_reward_is_earned_more_often_after_rl(monkeypatch):
+    monkeypatch.setattr(wt, "works_out", lambda text: any(vowel in text for vowel in "aeiou"))
+    net, tokenizer = openweights.load("toy", dtype="float32")
+    net.lm_head.weight.data.mul_(30)  # as drawn, no hidden state could prefer a byte
+    recipe = RECIPE | dict(steps=8, samples=48, lr=0.05)
+    curve = wt._reinforce(model.adapter(net, 8, 0), tokenizer, 0, [SUM] * 8, recipe, "format")["curve"]
+    assert curve[0]["works"] < 0.4 and curve[-1]["works"] > 0.8
+
+
+def test_a_model_that_answers_one_thing_alone_is_refused(test, monkeypatch):
+    def drawn(net, tokenizer, problems, n, **options):
+        table, texts = np.ones((len(problems), n), bool), [[" 1"] * n for _ in problems]
+        return words.WordSamples(table, table, texts, texts, 1, 1.0)
+    monkeypatch.setattr(words, "sample_words", drawn)
+    with pytest.raises(BadInput, match="only 1 different answers"):
+        wt.single(TOY, [SUM], 4, 2, 8)
 
 
 def test_the_single_problem_is_the_middle_one_of_those_that_are_solved(test, monkeypatch):

@@ -14,7 +14,7 @@ problems `looks` times and keeps the look whose accuracy is nearest to the RL mo
 models differ in what they were taught and not in how well they do.
 
 LoRA (Hu et al. 2021, arXiv 2106.09685) on every linear layer, by `peft`: an adapter takes a fifth
-of a checkpoint. Plain loop, one thread, batches of like length, as in pretrain.
+of a checkpoint. By `finetune`, on one thread, batches of like length, as in pretrain.
 """
 
 import argparse
@@ -27,11 +27,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model
-from tqdm import tqdm
 
-from locksmith import corpus, device, engine, model, params, pretrain, results, tokens, zoo
+from locksmith import corpus, device, engine, finetune, model, params, pretrain, results, tokens, zoo
 
 KINDS = ("distilled",)  # what the pipeline trains; "taught" is there for whoever has more hours
 
@@ -65,41 +62,41 @@ def accuracy(net, profile, family, n):
                           for i, ids in enumerate(out)]))
 
 
+def _whole(batch):
+    """A step of `finetune` in which every token but padding is a target."""
+    ids = torch.from_numpy(batch.astype(np.int64))
+    return ids, ids.masked_fill(ids == tokens.PAD, finetune.IGNORED)
+
+
 def train(profile, family, kind, seed):
     """One adapter into checkpoints/<profile>/<family>/<kind>/seed<seed>; returns its record."""
     torch.set_num_threads(1)
-    torch.manual_seed(seed)
     recipe = params.load(profile)["distill"]
     base = zoo.load(profile, family, "base", seed, exact=True)
-    net = get_peft_model(base, LoraConfig(r=recipe["rank"], lora_alpha=2 * recipe["rank"],
-                                          target_modules="all-linear", task_type="CAUSAL_LM"))
+    net = model.adapter(base, recipe["rank"], seed)
     goal = accuracy(zoo.load(profile, family, "thinking", seed), profile, family,
                     recipe["validation"])
     texts = traces(profile, family, kind, seed)
     flat = np.array([i for ids in texts for i in ids], dtype=np.uint8)
     rng = np.random.default_rng(seed)
-    work = [b for _ in range(recipe["epochs"]) for b in pretrain.batches(flat, 4096, rng)]
-    optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], recipe["lr"])
-    looks = set(np.linspace(0, len(work), recipe["looks"] + 1).astype(int)[1:].tolist())
+    batches = [b for _ in range(recipe["epochs"]) for b in pretrain.batches(flat, 4096, rng)]
+    looks = set(np.linspace(0, len(batches), recipe["looks"] + 1).astype(int)[1:].tolist())
     best, curve = None, []
-    bar = tqdm(work, desc=f"{kind} {family} seed {seed}", mininterval=5)
-    for step, batch in enumerate(bar, 1):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe["lr"] * min(1, step / 10)
-        ids = torch.from_numpy(batch.astype(np.int64))
-        with device.autocast("cpu"):
-            logits = net(input_ids=ids[:, :-1]).logits
-        targets = ids[:, 1:].masked_fill(ids[:, 1:] == tokens.PAD, -100)
-        F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if step in looks:
-            merged = copy.deepcopy(net).merge_and_unload().to(device.pick()[1])
-            found = accuracy(merged, profile, family, recipe["validation"])
-            curve.append({"seed": seed, "step": step, "accuracy": found})
-            bar.set_postfix(accuracy=f"{found:.2f}", goal=f"{goal:.2f}")
-            if best is None or abs(found - goal) < abs(best[0] - goal):
-                best = found, step, copy.deepcopy(net.state_dict())
+
+    def look(step, bar):
+        nonlocal best
+        if step not in looks:
+            return
+        merged = model.merged(net).to(device.pick()[1])
+        found = accuracy(merged, profile, family, recipe["validation"])
+        curve.append({"seed": seed, "step": step, "accuracy": found})
+        bar.set_postfix(accuracy=f"{found:.2f}", goal=f"{goal:.2f}")
+        if best is None or abs(found - goal) < abs(best[0] - goal):
+            best = found, step, copy.deepcopy(net.state_dict())
+
+    optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], recipe["lr"])
+    finetune.train(net, [[_whole(b)] for b in batches], optimizer, lambda step: min(1, (step + 1) / 10),
+                   finetune.hidden_logits, clip=0, label=f"{kind} {family} seed {seed}", look=look)
     net.load_state_dict(best[2])
     model.save_adapter(net, zoo.folder(profile, family, kind, seed), family=family, seed=seed,
                        step=best[1], base=model.checksum(zoo.folder(profile, family, "base", seed)))

@@ -4,6 +4,7 @@ A checkpoint is a folder that `AutoModelForCausalLM` and `AutoTokenizer` load li
 plus manifest.json with the SHA-256 of its files, which `load` verifies.
 """
 
+import copy
 import hashlib
 import json
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from locksmith import device, params, tokens
@@ -83,6 +84,22 @@ def optimizer(model, muon_lr, adam_lr, weight_decay=0.0):
             torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0))
 
 
+# --- adapters ------------------------------------------------------------------------------------
+
+
+def adapter(net, rank, seed):
+    """`net` with a LoRA adapter on every linear map but the head, which alone is trained (Hu et al.
+    2021, arXiv 2106.09685); it starts as no change."""
+    torch.manual_seed(seed)
+    return get_peft_model(net, LoraConfig(r=rank, lora_alpha=2 * rank, task_type="CAUSAL_LM",
+                                          target_modules="all-linear"))
+
+
+def merged(adapted):
+    """A plain model with the adapter added to its weights; `adapted` stays as it is."""
+    return copy.deepcopy(adapted).merge_and_unload()
+
+
 # --- checkpoints ---------------------------------------------------------------------------------
 
 
@@ -95,9 +112,9 @@ def save(model, folder, **facts):
 
     facts: what the checkpoint comes from, kept in the manifest.
     """
-    copy = LlamaForCausalLM(model.config).to(torch.bfloat16)
-    copy.load_state_dict(model.state_dict())
-    _write(Path(folder), [copy, tokens.tokenizer()], facts)
+    rounded = LlamaForCausalLM(model.config).to(torch.bfloat16)
+    rounded.load_state_dict(model.state_dict())
+    _write(Path(folder), [rounded, tokens.tokenizer()], facts)
 
 
 def save_adapter(model, folder, **facts):

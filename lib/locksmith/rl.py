@@ -24,6 +24,8 @@ from tqdm import tqdm
 
 from locksmith import corpus, device, engine, model, params, results, rewards, tokens
 
+MEASURED = ("correct", "trace", "attempts", "valid_attempts", "checks", "backtracks")
+
 
 def rollout(net, task, problems, samples, max_new_tokens, seed, steer=None):
     """Samples each problem `samples` times at temperature 1.
@@ -55,7 +57,7 @@ def update(net, optimizer, sequences, prompt_lengths, advantage, micro_tokens,
     live = [i for i in range(len(sequences)) if advantage[i] != 0 or bonus]
     live.sort(key=lambda i: len(sequences[i]))
     n_tokens = sum(len(s) for s in sequences) - sum(prompt_lengths)
-    entropy, counted = 0.0, 0
+    entropy, counted, place = 0.0, 0, next(net.parameters()).device
     while live:
         longest = len(sequences[live[-1]])
         micro = live[-max(1, micro_tokens // longest):]
@@ -65,10 +67,11 @@ def update(net, optimizer, sequences, prompt_lengths, advantage, micro_tokens,
         for row, i in enumerate(micro):
             ids[row, :len(sequences[i])] = torch.tensor(sequences[i])
             sampled[row, prompt_lengths[i]:len(sequences[i])] = True
+        ids, sampled, gain = ids.to(place), sampled.to(place), advantage[micro].to(place)
         logp = logits(net, ids[:, :-1]).float().log_softmax(-1)
         ids, sampled = ids[:, -logp.shape[1]:], sampled[:, -logp.shape[1]:]
         chosen = logp.gather(-1, ids[..., None])[..., 0]
-        weight = advantage[micro][:, None] * sampled
+        weight = gain[:, None] * sampled
         with torch.set_grad_enabled(bonus != 0):
             undecided = -((logp.exp() * logp).sum(-1) * sampled).sum()
         gained = (chosen * weight).sum()
@@ -92,11 +95,12 @@ def schedule(step, steps, warmup=10, cooldown=0.6):
 
 
 def learn(net, task, pool, recipe, seed, sync, reward=rewards.correct, logits=model.logits, bonus=0.0,
-          label="RL", before=None):
+          label="RL", before=None, play=rollout, measured=MEASURED):
     """`recipe["steps"]` updates of what `net` trains, each on the next recipe["problems"] of `pool`.
 
     sync: called before each step, returns the model that writes the rollouts and its `Steer`s.
-    reward: one of `rewards`; bonus: on the entropy. before: called with each step's number.
+    reward: one of `rewards`; bonus: on the entropy. before: called with each step's number. play: as
+    `rollout`, for a task that is not of the lab; measured: attributes of its grades, `correct` among them.
     Returns the curve; its accuracies are on the problems of the step, before its update.
     """
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=recipe["lr"],
@@ -108,14 +112,13 @@ def learn(net, task, pool, recipe, seed, sync, reward=rewards.correct, logits=mo
         optimizer.param_groups[0]["lr"] = recipe["lr"] * schedule(step, recipe["steps"])
         batch = pool[step * recipe["problems"]:(step + 1) * recipe["problems"]]
         sampler, steer = sync()
-        sequences, lengths, grades = rollout(sampler, task, batch, recipe["samples"],
-                                             recipe["max_new_tokens"], seed * 1_000_000 + step, steer)
+        sequences, lengths, grades = play(sampler, task, batch, recipe["samples"],
+                                          recipe["max_new_tokens"], seed * 1_000_000 + step, steer)
         chance = random.Random(f"reward {seed} {step}")
         gain = advantages([reward(g, chance) for g in grades], recipe["samples"])
         norm, entropy = update(net, optimizer, sequences, lengths, gain, recipe["micro_tokens"],
                                logits, bonus)
-        mean = {name: float(np.mean([getattr(g, name) for g in grades]))
-                for name in ("correct", "trace", "attempts", "valid_attempts", "checks", "backtracks")}
+        mean = {name: float(np.mean([getattr(g, name) for g in grades])) for name in measured}
         size = float(np.mean([len(s) - n for s, n in zip(sequences, lengths)]))
         curve.append({"seed": seed, "step": step, "accuracy": mean.pop("correct"), **mean,
                       "tokens": size, "entropy": entropy, "grad_norm": norm})

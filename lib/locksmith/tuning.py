@@ -21,11 +21,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from locksmith import corpus, device, engine, model, pretrain, rewards, rl, stats, tokens, zoo
+from locksmith import corpus, device, engine, finetune, model, pretrain, rewards, rl, stats, tokens, zoo
 
 COUNTS = ("attempts", "checks", "backtracks")
 MICRO_TOKENS = 4096
@@ -126,55 +124,6 @@ def verdicts_right(net, pairs, max_new_tokens):
 
 # --- training -------------------------------------------------------------------------------------
 
-def fit(net, pairs, steps, target_tokens, lr, seed, logits=model.logits, micro_tokens=MICRO_TOKENS):
-    """Fine-tunes what `net` trains (a lab model: all of it, in fp32) on pairs in place: `steps` of
-    AdamW at a linearly falling rate, each on exactly `target_tokens` tokens of targets, in a random
-    order of the pairs that starts again when all were seen (the last target of a step may be cut).
-    logits as in `rl.update`. Returns (losses in nats a target token, tokens read, inputs included)."""
-    net.train()
-    trained = [p for p in net.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr, betas=(0.9, 0.95), weight_decay=0.0)
-    chance, queue, losses, read = random.Random(seed), [], [], 0
-    for step in range(steps):
-        batch, left = [], target_tokens
-        while left:
-            if not queue:
-                queue = list(pairs)
-                chance.shuffle(queue)
-            given, wanted = queue.pop()
-            batch.append((given, wanted[:left]))
-            left -= len(batch[-1][1])
-        batch.sort(key=lambda pair: sum(map(len, pair)))
-        total = 0.0
-        while batch:
-            longest = sum(map(len, batch[-1]))
-            micro = batch[-max(1, micro_tokens // longest):]
-            del batch[-len(micro):]
-            total += _loss(net, micro, longest, target_tokens, logits)
-            read += sum(len(a) + len(b) for a, b in micro)
-        optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(total)
-    net.eval()
-    return losses, read
-
-
-def _loss(net, micro, longest, share, logits):
-    """Adds the gradient of the summed loss / share of a micro-batch; returns that loss."""
-    ids = torch.full((len(micro), longest), tokens.PAD)
-    wanted = torch.full((len(micro), longest), -100)
-    for row, (a, b) in enumerate(micro):
-        ids[row, :len(a) + len(b)] = torch.tensor(a + b)
-        wanted[row, len(a):len(a) + len(b)] = torch.tensor(b)
-    out = logits(net, ids[:, :-1]).float()
-    loss = F.cross_entropy(out.flatten(0, 1), wanted[:, -out.shape[1]:].flatten(), ignore_index=-100,
-                           reduction="sum") / share
-    loss.backward()
-    return loss.item()
-
-
 class Vectors(nn.Module):
     """One vector a block, added to the residual stream after it at every position; the model's own
     weights are no parameters of this module and stay as they are. layers: the blocks."""
@@ -182,7 +131,7 @@ class Vectors(nn.Module):
     def __init__(self, net, layers):
         super().__init__()
         self.layers, self.frozen = list(layers), [net.requires_grad_(False)]
-        self.table = nn.Parameter(torch.zeros(len(self.layers), net.config.hidden_size))
+        self.table = nn.Parameter(torch.zeros(len(self.layers), net.config.hidden_size, device=net.device))
 
     def logits(self, ids):
         """ids (B, T) -> logits (B, T, V), with gradients for the vectors."""
@@ -223,8 +172,8 @@ def reinforce(profile, family, seed, problems, recipe, trains="weights", reward=
         trained = Vectors(net, layers)
         options["logits"] = lambda vectors, ids: vectors.logits(ids)
     elif trains == "adapter":
-        trained = adapter(net, rank, seed)
-        options["logits"] = _adapted_logits
+        trained = model.adapter(net, rank, seed)
+        options["logits"] = finetune.hidden_logits
     else:
         trained = net.train()
 
@@ -233,24 +182,12 @@ def reinforce(profile, family, seed, problems, recipe, trains="weights", reward=
         if trains == "vectors":
             steer = trained.steers(sampler.lm_head.weight)
         else:
-            whole = trained if trains == "weights" else copy.deepcopy(trained).merge_and_unload()
+            whole = trained if trains == "weights" else model.merged(trained)
             sampler.load_state_dict(whole.state_dict())
         return sampler, steer
 
     curve = rl.learn(trained, task, problems, recipe, seed, sync, **options)
     return *sync(), curve
-
-
-def adapter(net, rank, seed):
-    """`net` with a LoRA adapter on every linear map but the head, which alone is trained."""
-    torch.manual_seed(seed)
-    return get_peft_model(net, LoraConfig(r=rank, lora_alpha=2 * rank, task_type="CAUSAL_LM",
-                                          target_modules="all-linear"))
-
-
-def _adapted_logits(net, ids):
-    with device.autocast(ids.device):
-        return net(input_ids=ids, use_cache=False).logits
 
 
 # --- what came of it ------------------------------------------------------------------------------
@@ -302,10 +239,11 @@ def document_loss(net, family, dials, n=200):
     rng = random.Random("held out")
     written = [corpus.document(rng, corpus.FAMILIES[family], dials)[0] for _ in range(n)]
     ids = np.concatenate([np.array(tokens.encode(words), dtype=np.uint8) for words in written])
+    batches = [torch.from_numpy(batch.astype(np.int64)).to(net.device) for batch in
+               pretrain.batches(ids, MICRO_TOKENS, np.random.default_rng(0))]
     with torch.no_grad():
         found = [(float(pretrain.loss(net, batch)), int((batch[:, 1:] != tokens.PAD).sum()))
-                 for batch in map(torch.from_numpy, (b.astype(np.int64) for b in pretrain.batches(
-                     ids, MICRO_TOKENS, np.random.default_rng(0))))]
+                 for batch in batches]
     loss, size = np.array(found).T
     return float((loss * size).sum() / size.sum())
 
@@ -323,11 +261,11 @@ def untouched(profile, family, which, seed, n_problems, n, max_new_tokens):
 
 def tuned(profile, family, seed, pairs, steps, target_tokens, lr, n_problems, n, max_new_tokens,
           judged=None, judge_tokens=64):
-    """`Outcome` of a base model after `fit` on pairs; log: losses, tokens read, document_loss, and
+    """`Outcome` of a base model after `finetune.fit` on pairs; log: losses, tokens read, document_loss, and
     verdicts, the shares of right verdicts on the pairs `judged`, before and after."""
     net = zoo.load(profile, family, "base", seed, exact=True)
     before = verdicts_right(net, judged, judge_tokens) if judged else None
-    losses, read = fit(net, pairs, steps, target_tokens, lr, seed)
+    losses, read = finetune.fit(net, pairs, steps, target_tokens, lr, seed)
     after = verdicts_right(net, judged, judge_tokens) if judged else None
     log = {"losses": losses, "read": read, "verdicts": (before, after),
            "document_loss": document_loss(net, family, zoo.config(profile)["families"][family])}
@@ -376,11 +314,11 @@ def self_solved(profile, family, seed, n_problems, samples, max_new_tokens):
 
 def elsewhere(profile, family, other, seed, pairs, steps, target_tokens, lr, n_problems):
     """(before, after): share of another family's problems that a base model solves, and solves after
-    `fit` on pairs of its own family."""
+    `finetune.fit` on pairs of its own family."""
     net, found = zoo.load(profile, family, "base", seed, exact=True), []
     for train in (False, True):
         if train:
-            fit(net, pairs, steps, target_tokens, lr, seed)
+            finetune.fit(net, pairs, steps, target_tokens, lr, seed)
         asked = zoo.problems(profile, other, n_problems)
         found.append(float(outcome(net, other, asked, 1, 64, seed).correct.mean()))
     return tuple(found)

@@ -1,16 +1,15 @@
 """Chapter 6's plumbing: one problem in words, its critiques, and RL, on open weights with an adapter.
 
 The arms of `tuning` for a model that we did not train: answers and critiques are text, the model is
-frozen but for a LoRA adapter, the trainer is `tuning.fit`, the policy gradient `rl.update`. A question
+frozen but for a LoRA adapter, the trainers are `finetune.fit` and `rl.learn`. A question
 stands behind SHOTS worked examples, as everywhere in `words`; a critique behind two examples of
 reviews, one of a right answer and one of a wrong one, so that a model knows the form before any training
-and the loss is on content. Every arm has the same inputs; only what follows "Review:" differs.
+and the loss is on content. All critics are given the same inputs; only what follows "Review:" differs.
 
 A critic is a function (problem, text, chance) -> text, as in `critics`: the sum worked out again, and
 a verdict on the answer that the text gives.
 """
 
-import copy
 import functools
 import random
 import re
@@ -18,14 +17,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import DynamicCache
 
-from locksmith import engine, openweights, rl, tuning, words
+from locksmith import engine, finetune, model, openweights, rewards, rl, tuning, words
+from locksmith.params import BadInput
 
 SHOTS = 2
 MICRO_TOKENS = 3072  # some 4 GiB with logits over 262k tokens
 RANK = 8
+ENGLISH = 24  # questions
 _SUM = r"\d+ ?[-+*] ?\d+"
 _REVIEWED = (
     "Q: Calculate 6 + 8.\nA: 6 + 8 = 14. The answer is 14.\n"
@@ -86,7 +86,7 @@ def critiques(problem, answers, critic, seed):
 
 
 def pairs(tokenizer, written):
-    """(input, target) token ids of (text, continuation) pairs, for `tuning.fit`."""
+    """(input, target) token ids of (text, continuation) pairs, for `finetune.fit`."""
     return [(tokenizer(given).input_ids, tokenizer(wanted, add_special_tokens=False).input_ids)
             for given, wanted in written]
 
@@ -95,15 +95,18 @@ def single(weights, problems, samples, n, max_new_tokens):
     """One problem to train on: the middle one, by solve rate, of those that the model solves at all.
 
     Returns (its index, solve rates (P,), up to n different answers to it with a number in them, tokens
-    generated for both), all at temperature 1."""
+    generated for both), all at temperature 1. BadInput where there are not two answers."""
     net, tokenizer = openweights.load(*weights)
     options = dict(shots=SHOTS, temperature=1.0, max_new_tokens=max_new_tokens)
     drawn = words.sample_words(net, tokenizer, problems, samples, seed=1, **options)
     chosen = tuning.spread(drawn.correct.mean(1), 3)[1]
     again = words.sample_words(net, tokenizer, [problems[chosen]], 4 * n, seed=2, **options)
     lines = dict.fromkeys(" " + text.strip().split("\n")[0] for text in again.texts[0])
-    return (chosen, drawn.correct.mean(1), [line for line in lines if words.extract(line)][:n],
-            drawn.tokens + again.tokens)
+    answers = [line for line in lines if words.extract(line)][:n]
+    if len(answers) < 2:
+        raise BadInput(f"n_candidates is {n}, but the model gave only {len(answers)} different answers with "
+                       f"a number to {problems[chosen].question!r}; allowed is a model that gives 2.")
+    return chosen, drawn.correct.mean(1), answers, drawn.tokens + again.tokens
 
 
 def judged(problems, chance):
@@ -136,42 +139,41 @@ def _head_from(inputs):
     return functools.partial(_logits, start=min(map(len, inputs)) - 1)
 
 
-def _merged(trained):
-    """A plain model with the adapter added to its weights; `trained` stays as it is."""
-    return copy.deepcopy(trained).merge_and_unload().eval()
-
-
 class Outcome(NamedTuple):
-    """P problems, n answers each: correct, works (`works_out`) (P, n) bool; tokens an answer; verdicts:
-    share of right verdicts on other problems' answers, or None; english: loss in nats a token on text
-    that nobody was trained on; log: what the training says of itself."""
+    """P problems, n answers each at temperature 1: correct, works (`works_out`) (P, n) bool; low, correct
+    (P, n) at the low temperature; tokens an answer; verdicts: share of right verdicts on other problems'
+    answers; english: loss in nats a token on text that nobody was trained on; log: what the training says
+    of itself."""
     correct: np.ndarray
     works: np.ndarray
+    low: np.ndarray
     tokens: float
     verdicts: float
     english: float
     log: dict
 
 
-def outcome(net, tokenizer, problems, n, max_new_tokens, temperature, seed, judged, log=None):
+def outcome(net, tokenizer, problems, n, max_new_tokens, low_temperature, seed, judged, log=None):
     """`Outcome` of a model on problems. judged: (problem, answer) pairs for it to review, greedily."""
-    drawn = words.sample_words(net, tokenizer, problems, n, shots=SHOTS, temperature=temperature,
-                               max_new_tokens=max_new_tokens, seed=seed)
+    drawn, low = (words.sample_words(net, tokenizer, problems, n, shots=SHOTS, temperature=temperature,
+                                     max_new_tokens=max_new_tokens, seed=seed)
+                  for temperature in (1.0, low_temperature))
     prompts = [tokenizer(reviewed(*pair)).input_ids for pair in judged]
     reviews = engine.sample(net, prompts, max_new_tokens=max_new_tokens, temperature=0.0,
                             stop=words.stop_ids(tokenizer))
     said = [verdict(text) for text in tokenizer.batch_decode(reviews.ids(), skip_special_tokens=True)]
     true = ["right" if words.grade(*pair).correct else "wrong" for pair in judged]
+    agree = float(np.mean([a == b for a, b in zip(said, true, strict=True)]))
     return Outcome(drawn.correct, np.array([[works_out(text) for text in row] for row in drawn.texts]),
-                   drawn.tokens / drawn.correct.size, float(np.mean([a == b for a, b in zip(said, true)])),
-                   english_loss(net, tokenizer), log or {})
+                   low.correct, drawn.tokens / drawn.correct.size, agree, english_loss(net, tokenizer),
+                   log or {})
 
 
-def english_loss(net, tokenizer, n=24):
-    """Mean loss in nats a token on n word problems' questions, as plain text: what tuning on sums
-    makes a model forget."""
+def english_loss(net, tokenizer):
+    """Mean loss in nats a token on the questions of ENGLISH word problems, as plain text: what tuning on
+    sums makes a model forget."""
     total, size = 0.0, 0
-    for problem in words.problems("validation", n, 7, {"gsm_symbolic": {}}):
+    for problem in words.problems("validation", ENGLISH, 7, {"gsm_symbolic": {}}):
         ids = tokenizer(problem.question, return_tensors="pt").input_ids.to(net.device)
         with torch.no_grad():
             logp = net(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
@@ -190,41 +192,49 @@ def arm(weights, seed, test, supervise=None, reinforce=None):
     net, tokenizer = openweights.load(*weights)
     if not (supervise or reinforce):
         return outcome(net, tokenizer, **test)
-    trained = tuning.adapter(net, RANK, seed)
+    trained = model.adapter(net, RANK, seed)
     log = (_supervise(trained, tokenizer, seed, **supervise) if supervise else
            _reinforce(trained, tokenizer, seed, **reinforce))
     return outcome(trained.merge_and_unload(), tokenizer, log=log, **test)
 
 
 def _supervise(trained, tokenizer, seed, written, steps, target_tokens, lr):
-    """`tuning.fit` on (text, continuation) pairs; returns losses and tokens read."""
+    """`finetune.fit` on (text, continuation) pairs; returns losses and tokens read."""
     data = pairs(tokenizer, written)
-    losses, read = tuning.fit(trained, data, steps, target_tokens, lr, seed,
+    losses, read = finetune.fit(trained, data, steps, target_tokens, lr, seed,
                               _head_from([given for given, _ in data]), MICRO_TOKENS)
     return {"losses": losses, "read": read}
 
 
-def _reinforce(trained, tokenizer, seed, problems, steps, samples, lr, max_new_tokens, reward="correct"):
-    """RL: each step on the next len(problems) / steps problems, `samples` answers each at temperature 1.
+class Answer(NamedTuple):
+    """What `rl.learn` is told of a rollout."""
+    correct: bool
+    works: bool
 
-    reward: "correct", or "format": the answer writes a calculation out, right or wrong. Returns the
-    curve, each step before its update."""
-    weight = [p for p in trained.train().parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weight, lr, betas=(0.9, 0.95), weight_decay=0.0)
-    prompts = [tokenizer(words.prompt(p, SHOTS)).input_ids for p in problems]
-    logits, stop, each, curve = _head_from(prompts), words.stop_ids(tokenizer), len(problems) // steps, []
-    for step in (bar := tqdm(range(steps), desc=f"RL, {reward} reward", mininterval=5)):
-        here = range(step * each, (step + 1) * each)
-        out = engine.sample(_merged(trained), [prompts[i] for i in here], samples, stop=stop,
-                            max_new_tokens=max_new_tokens, seed=1_000_000 * seed + step).ids()
-        texts, owners = tokenizer.batch_decode(out, skip_special_tokens=True), np.repeat(here, samples)
-        right = [words.grade(problems[i], text).correct for i, text in zip(owners, texts)]
-        works = [works_out(text) for text in texts]
-        gain = rl.advantages([*map(float, right if reward == "correct" else works)], samples)
-        optimizer.param_groups[0]["lr"] = lr * rl.schedule(step, steps)
-        rl.update(trained, optimizer, [prompts[i] + ids for i, ids in zip(owners, out)],
-                  [len(prompts[i]) for i in owners], gain, MICRO_TOKENS, logits)
-        curve.append({"accuracy": float(np.mean(right)), "works": float(np.mean(works)),
-                      "tokens": float(np.mean([*map(len, out)]))})
-        bar.set_postfix({name: f"{value:.2f}" for name, value in curve[-1].items()})
-    return {"curve": curve}
+
+def _works(grade, chance):
+    """1 for an answer that writes a calculation out, right or wrong."""
+    return float(grade.works)
+
+
+REWARDS = {"correct": rewards.correct, "format": _works}
+
+
+def _reinforce(trained, tokenizer, seed, problems, recipe, reward="correct"):
+    """`rl.learn` on problems, with one of REWARDS; returns its curve."""
+    prompts = {p.key: tokenizer(words.prompt(p, SHOTS)).input_ids for p in problems}
+    stop = words.stop_ids(tokenizer)
+
+    def rollout(net, task, batch, samples, max_new_tokens, seed, steer):
+        asked = [prompts[p.key] for p in batch]
+        out = engine.sample(net, asked, samples, max_new_tokens=max_new_tokens, stop=stop, seed=seed).ids()
+        texts = tokenizer.batch_decode(out, skip_special_tokens=True)
+        owners = [i for i in range(len(batch)) for _ in range(samples)]
+        grades = [Answer(words.grade(batch[i], text).correct, works_out(text))
+                  for i, text in zip(owners, texts)]
+        return [asked[i] + ids for i, ids in zip(owners, out)], [len(asked[i]) for i in owners], grades
+
+    return {"curve": rl.learn(
+        trained.train(), words, problems, recipe | {"micro_tokens": MICRO_TOKENS}, seed,
+        lambda: (model.merged(trained).eval(), None), reward=REWARDS[reward], play=rollout,
+        logits=_head_from(prompts.values()), label=f"RL, {reward} reward", measured=Answer._fields)}
