@@ -97,7 +97,7 @@ def test_only_what_is_trained_moves_and_looks_come_after_each_step(exact):
     before = {name: p.clone() for name, p in adapted.named_parameters()}
     finetune.train(adapted, finetune.pack(PAIRS, 3, 10, 0), torch.optim.AdamW(
         [p for p in adapted.parameters() if p.requires_grad], 0.01), lambda number: 1.0,
-        finetune.hidden_logits, look=lambda step, bar: seen.append(step))
+        finetune.own_logits, look=lambda step, bar: seen.append(step))
     moved = {name for name, p in adapted.named_parameters() if not torch.equal(p, before[name])}
     assert seen == [1, 2, 3] and moved and all("lora_" in name for name in moved)
 

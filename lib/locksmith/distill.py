@@ -96,7 +96,7 @@ def train(profile, family, kind, seed):
 
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], recipe["lr"])
     finetune.train(net, [[_whole(b)] for b in batches], optimizer, lambda step: min(1, (step + 1) / 10),
-                   finetune.hidden_logits, clip=0, label=f"{kind} {family} seed {seed}", look=look)
+                   finetune.own_logits, clip=0, label=f"{kind} {family} seed {seed}", look=look)
     net.load_state_dict(best[2])
     model.save_adapter(net, zoo.folder(profile, family, kind, seed), family=family, seed=seed,
                        step=best[1], base=model.checksum(zoo.folder(profile, family, "base", seed)))

@@ -18,15 +18,16 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from locksmith import device, model, tokens
 
 IGNORED = -100
+MICRO_TOKENS = 4096
 
 
-def hidden_logits(net, ids):
+def own_logits(net, ids):
     """Logits (B, T, V) of ids (B, T) by a model's own forward, for one with an adapter in it."""
     with device.autocast(ids.device):
         return net(input_ids=ids, use_cache=False).logits
 
 
-def pack(pairs, steps, target_tokens, seed, micro_tokens=4096):
+def pack(pairs, steps, target_tokens, seed, micro_tokens=MICRO_TOKENS):
     """Steps of exactly `target_tokens` targets from (input, target) pairs of token ids, in a random
     order that starts again when all were seen; a step's last target may be cut, and a micro-batch holds
     at most `micro_tokens` ids, padding included, or one pair."""
@@ -118,7 +119,7 @@ def train(net, steps, optimizer, rate, logits=model.logits, clip=1.0, label=None
     return trainer.losses
 
 
-def fit(net, pairs, steps, target_tokens, lr, seed, logits=model.logits, micro_tokens=4096):
+def fit(net, pairs, steps, target_tokens, lr, seed, logits=model.logits, micro_tokens=MICRO_TOKENS):
     """`train` on `pack` by AdamW at a linearly falling rate: (losses, tokens read, inputs included)."""
     packed = pack(pairs, steps, target_tokens, seed, micro_tokens)
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr,

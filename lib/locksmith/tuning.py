@@ -26,7 +26,6 @@ from torch import nn
 from locksmith import corpus, device, engine, finetune, model, pretrain, rewards, rl, stats, tokens, zoo
 
 COUNTS = ("attempts", "checks", "backtracks")
-MICRO_TOKENS = 4096
 
 
 # --- one problem and its solutions ----------------------------------------------------------------
@@ -173,7 +172,7 @@ def reinforce(profile, family, seed, problems, recipe, trains="weights", reward=
         options["logits"] = lambda vectors, ids: vectors.logits(ids)
     elif trains == "adapter":
         trained = model.adapter(net, rank, seed)
-        options["logits"] = finetune.hidden_logits
+        options["logits"] = finetune.own_logits
     else:
         trained = net.train()
 
@@ -240,7 +239,7 @@ def document_loss(net, family, dials, n=200):
     written = [corpus.document(rng, corpus.FAMILIES[family], dials)[0] for _ in range(n)]
     ids = np.concatenate([np.array(tokens.encode(words), dtype=np.uint8) for words in written])
     batches = [torch.from_numpy(batch.astype(np.int64)).to(net.device) for batch in
-               pretrain.batches(ids, MICRO_TOKENS, np.random.default_rng(0))]
+               pretrain.batches(ids, finetune.MICRO_TOKENS, np.random.default_rng(0))]
     with torch.no_grad():
         found = [(float(pretrain.loss(net, batch)), int((batch[:, 1:] != tokens.PAD).sum()))
                  for batch in batches]
