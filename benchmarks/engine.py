@@ -16,9 +16,8 @@ import statistics
 import time
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor
-
 from locksmith import engine, results
+from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor
 
 
 def lab_sized(dtype):

@@ -33,10 +33,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from locksmith import engine, results
+from locksmith.experiments import hybrid
 from safetensors.torch import save_file
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LogitsProcessor
-
-from locksmith import engine, hybrid, results
 
 LENGTH, CAP, STOP, LAYER = 12, 200, {2, 3}, 2
 TABLE = torch.full((144,), -1)

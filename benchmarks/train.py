@@ -20,7 +20,7 @@ import time
 import numpy as np
 import torch
 import torch.nn.functional as F
-from locksmith import corpus, model, params, pretrain, results, tokens
+from locksmith import corpus, model, params, pretrain, results, vocabulary
 from torch.profiler import ProfilerActivity, profile
 
 
@@ -33,7 +33,7 @@ def seconds(job, times=1):
 
 def plain_loss(net, ids):
     """`pretrain.loss` through transformers' forward under autocast."""
-    targets = ids[:, 1:].masked_fill(ids[:, 1:] == tokens.PAD, -100)
+    targets = ids[:, 1:].masked_fill(ids[:, 1:] == vocabulary.PAD, -100)
     with torch.autocast("cpu", torch.bfloat16):
         out = net(input_ids=ids[:, :-1], use_cache=False).logits
         return F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-100)
@@ -52,7 +52,7 @@ def measure(config, net, batch, repeats):
     """Quantity -> values, one a repeat, and where the time goes."""
     recipe, shape = config["pretrain"], config["model"]
     optimizers = model.optimizer(net, recipe["muon_lr"], recipe["adam_lr"], recipe["weight_decay"])
-    n_tokens = int((batch[:, 1:] != tokens.PAD).sum())
+    n_tokens = int((batch[:, 1:] != vocabulary.PAD).sum())
     flops = n_tokens * (6 * sum(p.numel() for p in net.parameters())
                         + 12 * shape["layers"] * (batch.shape[1] - 1) * shape["hidden"])
     square = torch.randn(2048, 2048, dtype=torch.bfloat16)

@@ -22,7 +22,7 @@ import time
 import datasets
 import torch
 import trl
-from locksmith import corpus, engine, model, params, results, rl, tokens
+from locksmith import corpus, engine, model, params, results, rl, vocabulary
 from transformers import TrainerCallback
 
 
@@ -63,7 +63,7 @@ def compare(config, family, way, shape, steps, folder):
 
     def reward(prompts, completion_ids, **_):
         for prompt, ids in zip(prompts, completion_ids, strict=True):
-            task.grade(by_prompt[prompt], tokens.decode(ids))
+            task.grade(by_prompt[prompt], vocabulary.decode(ids))
         turns.sampled = sum(map(len, completion_ids))
         return rewards
 
@@ -74,19 +74,19 @@ def compare(config, family, way, shape, steps, folder):
 
     def rollouts(prompts, trainer):
         twin.load_state_dict(other.state_dict())
-        ids = [tokens.encode(p.split()) for p in prompts]
-        out = engine.sample(twin, ids[::samples], samples, max_new_tokens=cap, stop=tokens.STOP,
+        ids = [vocabulary.encode(p.split()) for p in prompts]
+        out = engine.sample(twin, ids[::samples], samples, max_new_tokens=cap, stop=vocabulary.STOP,
                             seed=len(turns.pairs))
         return {"prompt_ids": ids, "completion_ids": out.ids(), "logprobs": None}
 
-    other.generation_config.eos_token_id = list(tokens.STOP)
+    other.generation_config.eos_token_id = list(vocabulary.STOP)
     args = trl.GRPOConfig(
         folder, max_steps=steps + 1, learning_rate=1e-6, per_device_train_batch_size=len(rewards),
         num_generations=samples, max_completion_length=cap, loss_type="dapo", beta=0.0,
         scale_rewards="none", bf16=True, gradient_checkpointing=False, use_cpu=True,
         save_strategy="no", report_to="none", disable_tqdm=True, logging_strategy="no")
     data = datasets.Dataset.from_dict({"prompt": list(by_prompt)})
-    trl.GRPOTrainer(other, reward, args, data, processing_class=tokens.tokenizer(),
+    trl.GRPOTrainer(other, reward, args, data, processing_class=vocabulary.tokenizer(),
                     callbacks=[turns],
                     rollout_func=rollouts if way == "fp32_engine" else None).train()
     return turns.pairs[1:]

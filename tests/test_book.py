@@ -8,7 +8,8 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from locksmith import book, claims, plots, results
+from locksmith import results
+from locksmith.book import claims, plots, site
 from nbclient import NotebookClient
 from test_claims import rows_where_all_holds
 
@@ -74,7 +75,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pages(root):
     """{path below build/book: text} of every page, after one build without warnings."""
-    index = book.build("lab", root)
+    index = site.build("lab", root)
     assert index == root / "build" / "book" / "index.html" and index.exists()
     files = index.parent.rglob("*.html")
     return {file.relative_to(index.parent).as_posix(): file.read_text() for file in files}
@@ -125,7 +126,7 @@ def test_maths_is_on_the_page_without_a_script(pages):
 @pytest.mark.parametrize("latex", [r"\begin{aligned} a &= b \\ c &= d \end{aligned}"])
 def test_maths_that_has_no_translation_is_refused(latex):
     with pytest.raises(ValueError, match="more simply"):
-        book.mathml(latex, "block")
+        site.mathml(latex, "block")
 
 
 def test_figure_has_its_alt_text_and_set_up_cells_are_hidden(pages, root):
@@ -183,17 +184,17 @@ def test_numbers_reach_the_prose_and_an_unknown_one_fails_the_build(root, tmp_pa
     known = '{{ "%.2f" | format(this.ch02.countdown.base["pass@1"].value) }} of'
     unknown = "{{ this.ch02.chain.nobody.x }}"
     (copy / "index.md").write_text(f"# Title\n\nSolved {known} {unknown}\n")
-    with pytest.raises(book.BookError, match="nobody"):
-        book.build("lab", copy)
+    with pytest.raises(site.BookError, match="nobody"):
+        site.build("lab", copy)
     (copy / "index.md").write_text(
         f'# Title\n\nSolved {known} {{{{ res.lab.ch02.chain.base["pass@1"].text }}}}.\n')
-    text = book.build("lab", copy).read_text()
+    text = site.build("lab", copy).read_text()
     assert "Solved 0.20 of 0.2 [0.196, 0.204]." in text
 
 
 def test_a_chapter_that_was_not_executed_is_named_in_one_sentence(root, tmp_path):
-    with pytest.raises(book.BookError) as caught:
-        book.assemble("smoke", root, tmp_path / "asm")
+    with pytest.raises(site.BookError) as caught:
+        site.assemble("smoke", root, tmp_path / "asm")
     message = str(caught.value)
     assert "chapters/00_the_lab" in message and "smoke" in message and "\n" not in message
     assert not (tmp_path / "asm").exists()

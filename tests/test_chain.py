@@ -4,7 +4,8 @@ import random
 import re
 
 import pytest
-from locksmith import chain, corpus, params
+from locksmith import corpus, params
+from locksmith.tasks import chain
 
 DIALS = {**params.load("lab")["families"]["chain"], "persistence": [0.3, 0.8, 1.0],
          "check": [0.3, 1.0], "backtrack": 1.0, "slip": 0.1, "check_steps": 0.5}

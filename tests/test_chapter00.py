@@ -4,7 +4,9 @@ import random
 
 import numpy as np
 import pytest
-from locksmith import corpus, countdown, model, params, skills, stats
+from locksmith import corpus, model, params, stats
+from locksmith.experiments import skills
+from locksmith.tasks import countdown
 
 FAMILIES = params.load("lab")["families"]
 both = pytest.mark.parametrize("family", list(corpus.FAMILIES))

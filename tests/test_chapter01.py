@@ -10,8 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from locksmith import claims, hybrid, plots, stats, vectors
-from locksmith.taxonomy import Step
+from locksmith import stats
+from locksmith.book import claims, plots
+from locksmith.experiments import hybrid, vectors
+from locksmith.experiments.taxonomy import Step
 from repository import ROOT
 
 NB = nbformat.read(ROOT / "chapters/01_hybrid_steering.ipynb", as_version=4)

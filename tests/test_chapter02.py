@@ -10,7 +10,19 @@ import nbformat
 import numpy as np
 import pytest
 import yaml
-from locksmith import corpus, decoding, engine, parallel, params, plots, sampling, stats, tokens, zoo
+from locksmith import (
+    corpus,
+    decoding,
+    engine,
+    errors,
+    grammar,
+    loading,
+    parallel,
+    stats,
+    vocabulary,
+)
+from locksmith.book import plots
+from locksmith.experiments import sampling
 from repository import ROOT, smoke_lab
 
 CHAPTER = ROOT / "chapters/02_base_model_sampling.ipynb"
@@ -35,32 +47,32 @@ def draw(**options):
 
 def test_problems_are_the_versioned_ones(lab):
     kept = (lab / "data/smoke/chain_test.jsonl").read_text().splitlines()
-    assert [p.key for p in zoo.problems("smoke", "chain", 5)] == [
+    assert [p.key for p in loading.problems("smoke", "chain", 5)] == [
         json.loads(line)["key"] for line in kept[:5]]
-    with pytest.raises(params.BadInput, match=f"n_problems is 999; allowed is at most {len(kept)}"):
-        zoo.problems("smoke", "chain", 999)
+    with pytest.raises(errors.BadInput, match=f"n_problems is 999; allowed is at most {len(kept)}"):
+        loading.problems("smoke", "chain", 999)
 
 
 def test_other_problems_in_data_are_noticed(lab, monkeypatch):
     path = lab / "data/smoke/chain_test.jsonl"
     whole = path.read_text()
     path.write_text("\n".join(whole.splitlines()[::-1]))
-    with pytest.raises(params.BadInput, match="holds other problems"):
-        zoo.problems("smoke", "chain", 5)
+    with pytest.raises(errors.BadInput, match="holds other problems"):
+        loading.problems("smoke", "chain", 5)
     path.write_text(whole)
 
 
 def test_samples_are_the_engines_graded_one_by_one():
     drawn = draw()
-    task, problems = corpus.FAMILIES["countdown"], zoo.problems("smoke", "countdown", N)
-    net = zoo.load("smoke", "countdown", "base", 0)
-    prompts = [tokens.encode(p.prompt) for p in problems]
-    rollouts = engine.sample(net, prompts, 3, max_new_tokens=NEW, stop=tokens.STOP, seed=0)
+    task, problems = corpus.FAMILIES["countdown"], loading.problems("smoke", "countdown", N)
+    net = loading.load("smoke", "countdown", "base", 0)
+    prompts = [vocabulary.encode(p.prompt) for p in problems]
+    rollouts = engine.sample(net, prompts, 3, max_new_tokens=NEW, stop=vocabulary.STOP, seed=0)
     texts = drawn.texts()
     assert drawn.correct.shape == drawn.trace.shape == (N, 3)
     for row, ids in enumerate(rollouts.ids()):
         p, s = divmod(row, 3)
-        grade = task.grade(problems[p], tokens.decode(ids))
+        grade = task.grade(problems[p], vocabulary.decode(ids))
         assert texts[p][s] == bytes(ids) and drawn.answers[p][s] == grade.answer
         assert drawn.correct[p, s] == grade.correct
         assert len(drawn.behaviours[p][s]) == len(grade.behaviours)
@@ -99,10 +111,10 @@ def test_methods_average_over_their_chains():
 def test_answers_are_read_where_they_stand():
     problem = corpus.FAMILIES["countdown"].Problem((3, 7, 9), (30, 54))
     words = "try 3 * 7 = 21 + 9 = 30 so 3 * 7 + 9 the answer 7 + 3 * 9 <eos>".split()
-    answer, places = sampling.read_answer("countdown", problem, tokens.encode(words))
+    answer, places = sampling.read_answer("countdown", problem, vocabulary.encode(words))
     assert [words[i] for i in places] == "3 * 7 + 9 7 + 3 * 9".split()
     assert answer == (("3", "*", "7", "+", "9"), ("7", "+", "3", "*", "9"))
-    unfinished = tokens.encode(["try", "<pad>", "3"])
+    unfinished = vocabulary.encode(["try", "<pad>", "3"])
     assert sampling.read_answer("countdown", problem, unfinished) == (None, [])
 
 
@@ -133,7 +145,7 @@ def test_median_interval_covers_the_median_and_skips_what_is_missing():
 @pytest.fixture(scope="module")
 def chapter():
     """The functions of the chapter's cells, by name, with what they need around them."""
-    scope = {"math": math, "random": random, "np": np, "stats": stats, "tokens": tokens,
+    scope = {"math": math, "random": random, "np": np, "stats": stats, "grammar": grammar, "vocabulary": vocabulary,
              "plots": plots, "Counter": Counter, "ks": np.array([1, 2, 4])}
     for cell in nbformat.read(CHAPTER, as_version=4).cells:
         if cell.cell_type == "code" and cell.source.startswith("def "):
@@ -149,7 +161,7 @@ def test_shuffled_traces_keep_their_steps_and_change_their_order(chapter):
     for seed in range(20):
         new = chapter.shuffled(TRACE, random.Random(seed))
         assert new != TRACE and new[-1] == "<eos>"
-        assert sorted(map(str, tokens.steps(new))) == sorted(map(str, tokens.steps(TRACE)))
+        assert sorted(map(str, grammar.steps(new))) == sorted(map(str, grammar.steps(TRACE)))
     assert chapter.shuffled("so 1 2 <eos>".split(), random.Random(0)) is None
 
 

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import nbformat
 import numpy as np
 import pytest
-from locksmith import claims, critics, plots, stats, tuning
+from locksmith import stats
+from locksmith.book import claims, plots
+from locksmith.experiments import critics, tuning
 from repository import ROOT
 
 

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from locksmith import engine, notebooks, plots, probes, words_traces, zoo
+from locksmith import engine, loading
+from locksmith.book import notebooks, plots
+from locksmith.experiments import probes, word_traces
 from repository import ROOT
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -36,8 +38,8 @@ def net(tokenizer):
 
 
 def test_sums_differ_and_half_of_them_carry():
-    asked = words_traces.sums(50, 0)
-    assert len({one.numbers for one in asked}) == 50 and asked == words_traces.sums(50, 0)
+    asked = word_traces.sums(50, 0)
+    assert len({one.numbers for one in asked}) == 50 and asked == word_traces.sums(50, 0)
     assert sum(one.carries for one in asked) == 25
     for one in asked:
         a, b, _ = one.numbers
@@ -45,18 +47,18 @@ def test_sums_differ_and_half_of_them_carry():
 
 
 def test_traces_say_what_their_label_says():
-    one, rng = words_traces.Sum((17, 9, 30), 25), random.Random(0)
-    text, sentence = words_traces.trace(rng, one, "backtracking")
+    one, rng = word_traces.Sum((17, 9, 30), 25), random.Random(0)
+    text, sentence = word_traces.trace(rng, one, "backtracking")
     assert "17 plus 9 is 25." in text and sentence in text and "26, not 25" in sentence
-    plain, nothing = words_traces.trace(rng, one, None)
+    plain, nothing = word_traces.trace(rng, one, None)
     assert nothing == "" and "not" not in plain and plain.endswith("The answer is 56.")
-    assert {words_traces.trace(rng, one, "uncertainty")[1] for _ in range(50)} == set(
-        words_traces.OPENINGS["uncertainty"])
+    assert {word_traces.trace(rng, one, "uncertainty")[1] for _ in range(50)} == set(
+        word_traces.OPENINGS["uncertainty"])
 
 
 def test_a_minimal_pair_ends_alike_and_differs_in_the_result(net, tokenizer):
-    asked = words_traces.sums(6, 1)
-    streams, wrong, carries, pair = words_traces.boundaries(net, tokenizer, asked)
+    asked = word_traces.sums(6, 1)
+    streams, wrong, carries, pair = word_traces.boundaries(net, tokenizer, asked)
     assert set(streams) == {-1, 0, 1} and streams[0].shape == (12, 16)
     assert wrong.tolist() == [False, True] * 6 and pair.tolist() == np.repeat(range(6), 2).tolist()
     assert carries[::2].tolist() == [one.carries for one in asked]
@@ -76,19 +78,19 @@ def test_span_vectors_find_their_sentences(tokenizer):
             module.weight.zero_()
         for letter in "I":  # of "I am not sure about that."
             marked.model.embed_tokens.weight[tokenizer.encode(letter)[0], 0] = 1.0
-    asked = words_traces.sums(60, 2)
-    found = words_traces.span_vectors(marked, tokenizer, asked, 0)
+    asked = word_traces.sums(60, 2)
+    found = word_traces.span_vectors(marked, tokenizer, asked, 0)
     assert found["uncertainty"][0] > 0.01 > found["backtracking"][0]
     assert np.abs(found["uncertainty"][1:]).max() == 0
 
 
 def test_probabilities_at_the_boundary_are_those_of_a_plain_forward(net, tokenizer):
-    asked, layer = words_traces.sums(3, 3), 0
+    asked, layer = word_traces.sums(3, 3), 0
     vectors = [np.zeros(16), np.random.default_rng(0).normal(size=16)]
-    found = words_traces.opening_probabilities(net, tokenizer, asked, layer, vectors)
+    found = word_traces.opening_probabilities(net, tokenizer, asked, layer, vectors)
     for i, one in enumerate(asked):
         for j, result in enumerate((one.right, one.wrong)):
-            ids = torch.tensor([tokenizer.encode(words_traces.examples() + one.question
+            ids = torch.tensor([tokenizer.encode(word_traces.examples() + one.question
                                                  + one.step(result))])
             for k, vector in enumerate(vectors):
                 def add(module, args, out, vector=vector):
@@ -99,27 +101,27 @@ def test_probabilities_at_the_boundary_are_those_of_a_plain_forward(net, tokeniz
                 with torch.no_grad():
                     p = net(ids).logits[0, -1].softmax(-1)
                 hook.remove()
-                for b in words_traces.BEHAVIOURS:
-                    first = words_traces.first_tokens(tokenizer, b)
+                for b in word_traces.BEHAVIOURS:
+                    first = word_traces.first_tokens(tokenizer, b)
                     assert found[b][j, i, k] == pytest.approx(float(p[first].sum()), abs=1e-5)
 
 
 def test_free_rates_count_sentences(net, tokenizer, monkeypatch):
-    asked = words_traces.sums(2, 4)
+    asked = word_traces.sums(2, 4)
     said = [" Wait, that gives 3, not 4. 3 plus 4 is 7.", " 3 plus 4 is 7. Maybe that is right."]
 
     class Drawn:
         def ids(self):
             return [tokenizer.encode(t) for t in said * 2]
     monkeypatch.setattr(engine, "sample", lambda *a, **k: Drawn())
-    rates, texts = words_traces.free_rates(net, tokenizer, asked, 0, [np.zeros(16)] * 2, 8, {1})
+    rates, texts = word_traces.free_rates(net, tokenizer, asked, 0, [np.zeros(16)] * 2, 8, {1})
     assert rates["backtracking"].tolist() == [[0.5, 0.0]] * 2
     assert rates["uncertainty"].tolist() == [[0.0, 0.5]] * 2 and texts[1] == said
 
 
 def test_free_samples_run_on_a_tiny_model(net, tokenizer):
-    asked = words_traces.sums(2, 5)
-    rates, texts = words_traces.free_rates(net, tokenizer, asked, 1, [np.zeros(16), np.ones(16)], 6,
+    asked = word_traces.sums(2, 5)
+    rates, texts = word_traces.free_rates(net, tokenizer, asked, 1, [np.zeros(16), np.ones(16)], 6,
                                            {1})
     assert [len(row) for row in texts] == [2, 2] and rates["uncertainty"].shape == (2, 2)
 
@@ -133,7 +135,7 @@ def test_the_chapter_is_clean_but_for_its_parameters():
 
 def test_every_model_and_vector_that_is_drawn_has_a_look():
     text = "\n".join(c.source for c in nbformat.read(CHAPTER, as_version=4).cells)
-    for which in zoo.MODELS:
+    for which in loading.MODELS:
         plots.look(which)
     for name in ("noise", "base vector", "thinking vector", "own vector", "wrong behaviour",
                  "wrong point vector", "base point vector", "backtracking", "uncertainty", "error"):

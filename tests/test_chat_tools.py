@@ -1,8 +1,10 @@
 """Tools through a chat template: on a toy, and on a scripted model whose every answer is known."""
 
 import pytest
-from locksmith import chat_tools, openweights, words
-from locksmith.params import BadInput
+from locksmith import packaged
+from locksmith.errors import BadInput
+from locksmith.experiments import chat_tools
+from locksmith.tasks import words
 
 PROBLEMS = [words.Problem("basic_arithmetic", f"Calculate {a} + 2.", str(a + 2)) for a in (11, 22, 33, 44)]
 CALL = '<tool_call>{"name": "recall"}</tool_call>'
@@ -10,7 +12,7 @@ CALL = '<tool_call>{"name": "recall"}</tool_call>'
 
 @pytest.fixture(scope="module")
 def toy():
-    return openweights.load("toy", device="cpu")
+    return packaged.load("toy", device="cpu")
 
 
 class Script:

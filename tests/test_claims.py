@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from locksmith import claims
+from locksmith.book import claims
 
 ROOT = Path(__file__).parents[1]
 INTERVALS = [(low, high) for low in range(4) for high in range(low, 4)]

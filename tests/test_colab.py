@@ -10,7 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from locksmith import colab, params
+from locksmith import errors, params
+from locksmith.book import colab
 from repository import ROOT, copy
 
 CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
@@ -61,7 +62,7 @@ def test_a_chapter_needs_what_its_stage_reads(monkeypatch):
         "checkpoints/lab/countdown/base",
         "checkpoints/lab/chain/rl",
     }
-    with pytest.raises(params.BadInput, match="no stage for chapter '99_absent'"):
+    with pytest.raises(errors.BadInput, match="no stage for chapter '99_absent'"):
         colab.needs("99_absent")
 
 

@@ -4,7 +4,8 @@ import random
 
 import numpy as np
 import pytest
-from locksmith import corpus, countdown, params, tokens
+from locksmith import corpus, grammar, params, vocabulary
+from locksmith.tasks import countdown
 from transformers import AutoTokenizer
 
 FAMILIES = params.load("lab")["families"]
@@ -15,42 +16,42 @@ def texts(family, n_tokens=30_000, seed=0, **changes):
     """A small corpus as a list of documents in words, and the counts that came with it."""
     dials = {**FAMILIES[family], **changes}
     ids, counts = corpus.write(corpus.FAMILIES[family], dials, n_tokens, seed)
-    words = " ".join(tokens.VOCABULARY[i] for i in ids)
+    words = " ".join(vocabulary.VOCABULARY[i] for i in ids)
     return [d.strip() for d in words.replace("<bos>", "\n<bos>").splitlines()[1:]], counts
 
 
 def test_words_come_back_from_auto_tokenizer_as_they_went(tmp_path):
-    tokens.tokenizer().save_pretrained(tmp_path)
+    vocabulary.tokenizer().save_pretrained(tmp_path)
     hub = AutoTokenizer.from_pretrained(tmp_path)
     rng = random.Random(0)
-    words = [rng.choice(tokens.VOCABULARY) for _ in range(500)] + list(tokens.VOCABULARY)
-    assert hub(" ".join(words))["input_ids"] == tokens.encode(words)
-    assert hub.decode(tokens.encode(words)).split() == words
-    assert tokens.decode(tokens.encode(words)) == [w for w in words if w != "<pad>"]
+    words = [rng.choice(vocabulary.VOCABULARY) for _ in range(500)] + list(vocabulary.VOCABULARY)
+    assert hub(" ".join(words))["input_ids"] == vocabulary.encode(words)
+    assert hub.decode(vocabulary.encode(words)).split() == words
+    assert vocabulary.decode(vocabulary.encode(words)) == [w for w in words if w != "<pad>"]
     assert (hub.pad_token_id, hub.bos_token_id, hub.eos_token_id) == \
-        (tokens.PAD, tokens.BOS, tokens.EOS)
+        (vocabulary.PAD, vocabulary.BOS, vocabulary.EOS)
     with pytest.raises(KeyError):
-        tokens.encode(["locksmith"])
+        vocabulary.encode(["locksmith"])
 
 
 def test_every_behaviour_has_four_openings_whose_first_word_is_its_own():
-    words = [w for openings in tokens.OPENINGS.values() for opening in openings for w in opening]
-    for openings in tokens.OPENINGS.values():
+    words = [w for openings in grammar.OPENINGS.values() for opening in openings for w in opening]
+    for openings in grammar.OPENINGS.values():
         assert len(openings) >= 4 and {len(o) for o in openings} <= {1, 2, 3}
         assert all(words.count(opening[0]) == 1 for opening in openings)
-    assert not set(words) & set(tokens.STRUCTURE)
+    assert not set(words) & set(vocabulary.STRUCTURE)
 
 
 def test_steps_lose_no_word():
     rng = random.Random(0)
-    behaviours = list(tokens.OPENINGS)
+    behaviours = list(grammar.OPENINGS)
     for _ in range(50):
-        wanted = [(rng.choice(behaviours), rng.choices(tokens.NUMBERS, k=rng.randint(0, 9)))
+        wanted = [(rng.choice(behaviours), rng.choices(vocabulary.NUMBERS, k=rng.randint(0, 9)))
                   for _ in range(6)]
-        words = [w for b, content in wanted for w in (*rng.choice(tokens.OPENINGS[b]), *content)]
-        assert tokens.steps([*words, "<eos>", "try"]) == wanted
-        assert tokens.steps(["7", *words, "next", "try"]) == [(None, ["7"]), *wanted]
-        labels = tokens.labels(words)
+        words = [w for b, content in wanted for w in (*rng.choice(grammar.OPENINGS[b]), *content)]
+        assert grammar.steps([*words, "<eos>", "try"]) == wanted
+        assert grammar.steps(["7", *words, "next", "try"]) == [(None, ["7"]), *wanted]
+        labels = grammar.labels(words)
         assert labels.count("execute") == sum(len(content) for _, content in wanted)
 
 
@@ -64,7 +65,7 @@ def test_counts_are_what_a_second_reading_finds(family):
     kinds["facts"] = [d for d in documents if d.split()[1].isdigit()]
     assert {k: len(v) for k, v in kinds.items()} == {k: counts[k] for k in kinds}
     assert sum(map(len, kinds.values())) == len(documents)
-    for behaviour, openings in tokens.OPENINGS.items():
+    for behaviour, openings in grammar.OPENINGS.items():
         found = sum(f" {d} ".count(f" {' '.join(o)} ") for d in documents for o in openings)
         assert found == counts[behaviour]
     share, n = len(kinds["facts"]) / len(documents), len(documents)
@@ -121,7 +122,7 @@ def test_the_twins_corpus_lacks_backtracks_and_nothing_else(family):
             problem = task.sample(rng, "train", dials)
             writer = corpus.author(rng, {**dials, "backtrack": backtrack})
             words = task.document(rng, problem, writer, {**dials, "backtrack": backtrack})
-            behaviours = [tokens.BEHAVIOUR.get(w) for w in words]
+            behaviours = [grammar.BEHAVIOUR.get(w) for w in words]
             rows.append([behaviours.count("try") + behaviours.count("wait"), words.count("no"),
                          behaviours.count("wait"), words.count("next")])
         found.append(np.array(rows, dtype=float))
@@ -137,14 +138,14 @@ def test_the_twins_corpus_lacks_backtracks_and_nothing_else(family):
 @both
 def test_a_stronger_author_solves_soundly_in_a_way_that_no_document_holds(family):
     rng, task, dials = random.Random(0), corpus.FAMILIES[family], FAMILIES[family]
-    new, seen = set(tokens.TAUGHT.values()), 0
+    new, seen = set(grammar.TAUGHT.values()), 0
     for problem in task.problems("train", 200, 9, dials):
         words = task.stronger(rng, problem, corpus.author(rng, dials), dials)
         found = task.grade(problem, words)
         assert found.correct
         seen += bool(new & set(found.behaviours))
         assert found.valid_attempts == found.attempts or family == "chain"  # slips, put right
-        for behaviour, content in tokens.steps(words):
+        for behaviour, content in grammar.steps(words):
             if behaviour in new:
                 a, op, b, _, value, *verdict = content
                 assert countdown.apply(int(a), op, int(b)) == int(value) or verdict == ["no"]
@@ -152,7 +153,7 @@ def test_a_stronger_author_solves_soundly_in_a_way_that_no_document_holds(family
     for _ in range(300):
         words, kind = corpus.document(rng, task, dials)
         start = words.index(":") if kind != "facts" else 0
-        assert not set(tokens.TAUGHT) & set(words[start:])
+        assert not set(grammar.TAUGHT) & set(words[start:])
 
 
 @both

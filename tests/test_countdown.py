@@ -5,7 +5,8 @@ import re
 from itertools import permutations, product
 
 import pytest
-from locksmith import corpus, countdown, params, tokens
+from locksmith import corpus, grammar, params
+from locksmith.tasks import countdown
 
 DIALS = {**params.load("lab")["families"]["countdown"], "persistence": [0.0, 0.3, 0.6, 0.95],
          "check": [0.3, 0.9], "backtrack": 1.0, "longest": 10_000}
@@ -186,7 +187,7 @@ def test_facts_hold_and_critiques_are_honest(problems):
 def test_labels_mark_openings_alone(problems):
     for _, words, _ in documents(problems[:50]):
         labels = countdown.labels(words)
-        openings = {b: {" ".join(o) for o in found} for b, found in tokens.OPENINGS.items()}
+        openings = {b: {" ".join(o) for o in found} for b, found in grammar.OPENINGS.items()}
         runs = re.finditer(r"[a-z ]*[a-z]", " ".join(w if x != "execute" else "|"
                                                      for w, x in zip(words, labels, strict=True)))
         assert all(run.group().strip() in set.union(*openings.values()) for run in runs)

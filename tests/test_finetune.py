@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from locksmith import finetune, model, params, tokens
+from locksmith import finetune, model, params, vocabulary
 
 PAIRS = [([1, 7, 9, 3], [4, 5, 6]), ([1, 8], [9, 9, 9, 9, 2]), ([1, 4, 4], [5, 2])]
 
@@ -110,4 +110,4 @@ def test_fitting_learns_the_targets():
 def test_padding_is_not_counted_as_read():
     _, read = finetune.fit(net(), PAIRS, 1, 10, 0.0, 0)
     assert read == sum(len(a) + len(b) for a, b in PAIRS)
-    assert tokens.PAD not in {i for a, b in PAIRS for i in a + b}
+    assert vocabulary.PAD not in {i for a, b in PAIRS for i in a + b}

@@ -9,8 +9,9 @@ import weakref
 
 import pytest
 import torch
-from locksmith import corpus, engine, hybrid, params, tokens, zoo
+from locksmith import corpus, engine, errors, grammar, loading, params, vocabulary
 from locksmith.engine import Moment, Steer, sample
+from locksmith.experiments import hybrid
 from scipy.stats import binomtest, chisquare
 from sklearn.linear_model import LogisticRegression
 from test_engine import PROMPTS, D, V, gemma3, gpt_neox, llama, plain_logits, plain_steered, qwen2
@@ -321,9 +322,9 @@ def test_the_swap_of_two_models_is_its_definition(base, thinking):
 
 def test_the_labs_decision_tokens():
     decision, inside = hybrid.decision_tokens()
-    words = {w for w, on in zip(tokens.VOCABULARY, decision.tolist(), strict=True) if on}
-    assert words == {"<eos>", "next", *itertools.chain(*sum(tokens.OPENINGS.values(), ()))}
-    unfinished = {w for w, on in zip(tokens.VOCABULARY, inside.tolist(), strict=True) if on}
+    words = {w for w, on in zip(vocabulary.VOCABULARY, decision.tolist(), strict=True) if on}
+    assert words == {"<eos>", "next", *itertools.chain(*sum(grammar.OPENINGS.values(), ()))}
+    unfinished = {w for w, on in zip(vocabulary.VOCABULARY, inside.tolist(), strict=True) if on}
     assert {"let", "us", "what", "i", "would"} <= unfinished
     assert not {"see", "about", "say", "try", "<eos>", "27"} & unfinished
 
@@ -468,11 +469,11 @@ def lab(monkeypatch):
     """Tiny random models of the lab's vocabulary by name, and chain problems."""
     dials = params.load("smoke")["families"]["chain"]
     built = {name: made(lambda: LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokens.VOCABULARY), hidden_size=16, intermediate_size=24,
+        vocab_size=len(vocabulary.VOCABULARY), hidden_size=16, intermediate_size=24,
         num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64,
         initializer_range=0.4, pad_token_id=0)), i) for i, name in enumerate(("base", "thinking"))}
-    monkeypatch.setattr(zoo, "load", lambda profile, family, which, seed: built[which])
-    monkeypatch.setattr(zoo, "problems", lambda profile, family, n, split:
+    monkeypatch.setattr(loading, "load", lambda profile, family, which, seed: built[which])
+    monkeypatch.setattr(loading, "problems", lambda profile, family, n, split:
                         corpus.FAMILIES[family].problems(split, n, 0, dials))
 
     def arm(**how):
@@ -496,8 +497,8 @@ def test_arms_are_paired_and_counted(lab):
         share = sum(k >= 0 for x in zero.which[p] for k in x) / zero.tokens[p].sum()
         assert zero.steered[p] == pytest.approx(share)
         for i, x in enumerate(ids):
-            assert zero.stopped[p, i] == (x[-1] in tokens.STOP)
-            steps = [behaviour for behaviour, _ in tokens.steps(tokens.decode(x))]
+            assert zero.stopped[p, i] == (x[-1] in vocabulary.STOP)
+            steps = [behaviour for behaviour, _ in grammar.steps(vocabulary.decode(x))]
             for behaviour in hybrid.BEHAVIOURS:
                 assert zero.behaviours[behaviour][p, i] == steps.count(behaviour)
     assert pickle.loads(pickle.dumps(zero)).ids == zero.ids
@@ -529,5 +530,5 @@ def test_every_gate_and_mix_runs_and_counts(lab, how):
     (dict(mix="ceiling"), "gate is None, decides None and mix 'ceiling'"),
     (dict(ORACLE, decides="thinking"), "gate is 'oracle', decides 'thinking'")])
 def test_bad_arms_are_one_sentence(lab, how, sentence):
-    with pytest.raises(params.BadInput, match=sentence):
+    with pytest.raises(errors.BadInput, match=sentence):
         lab(**how)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from locksmith import model, tokens
+from locksmith import model, vocabulary
 from peft import LoraConfig, get_peft_model
 
 CONFIG = {"hidden": 32, "layers": 2, "heads": 2, "mlp": 64, "context": 64}
@@ -22,7 +22,7 @@ def net(seed=0, scale=8):
 
 def batch(B=3, T=20):
     draw = torch.Generator().manual_seed(0)
-    return torch.randint(3, len(tokens.VOCABULARY), (B, T), generator=draw)
+    return torch.randint(3, len(vocabulary.VOCABULARY), (B, T), generator=draw)
 
 
 def test_the_training_forward_is_the_models_own_function(monkeypatch):
@@ -52,7 +52,7 @@ def test_in_bf16_it_is_as_near_to_fp32_as_the_models_own_bf16(monkeypatch):
 def test_what_follows_a_token_does_not_reach_it():
     ids = batch()
     changed = ids.clone()
-    changed[:, 12:] = tokens.PAD
+    changed[:, 12:] = vocabulary.PAD
     assert torch.equal(model.logits(net(), ids)[:, :12], model.logits(net(), changed)[:, :12])
 
 
@@ -117,7 +117,7 @@ def test_a_save_that_dies_halfway_leaves_the_old_checkpoint_whole(checkpoint, mo
 
     before = model.checksum(checkpoint)
     with monkeypatch.context() as patch:
-        patch.setattr(tokens, "tokenizer", die)
+        patch.setattr(vocabulary, "tokenizer", die)
         for folder in (checkpoint, checkpoint.with_name("new")):
             with pytest.raises(Died):
                 model.save(net(seed=1), folder)

@@ -8,7 +8,8 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from locksmith import notebooks, params
+from locksmith import errors, params
+from locksmith.book import notebooks
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,7 +120,7 @@ def test_a_failing_cell_leaves_nothing_of_this_chapter(toy):
 )
 def test_wrong_parameters_stop_before_a_cell_runs(toy, values, cell, sentence):
     chapter = toy(WRITES, values=values, **({"cell": cell} if cell else {}))
-    with pytest.raises(params.BadInput, match=sentence) as raised:
+    with pytest.raises(errors.BadInput, match=sentence) as raised:
         notebooks.run(chapter, "smoke")
     assert "\n" not in str(raised.value)
     assert not Path("build").exists() and not Path("results").exists()
@@ -130,7 +131,7 @@ def test_command_line_says_it_in_one_sentence(toy):
 
     def run(*arguments):
         return subprocess.run(
-            [sys.executable, "-m", "locksmith.notebooks", "run", *arguments],
+            [sys.executable, "-m", "locksmith.book.notebooks", "run", *arguments],
             capture_output=True,
             text=True,
             check=False,
@@ -163,7 +164,7 @@ def test_a_killed_run_leaves_no_executed_copy(toy):
     params_file.write_text(params_file.read_text().replace("ch02", "verdict"))
     chapter = chapter.rename("chapters/verdict.ipynb")
     process = subprocess.Popen(
-        [sys.executable, "-m", "locksmith.notebooks", "run", str(chapter), "--profile", "smoke"],
+        [sys.executable, "-m", "locksmith.book.notebooks", "run", str(chapter), "--profile", "smoke"],
         stderr=subprocess.DEVNULL,
     )
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from locksmith import params
+from locksmith import errors, params
 
 FILE = Path(params.__file__).parents[2] / "params.yaml"
 
@@ -44,7 +44,7 @@ def test_checkpoints_default_to_the_profiles_own():
 
 
 def test_unknown_profile_names_the_known_ones():
-    with pytest.raises(params.BadInput, match="'labb'.*smoke, lab, open, colab, paper"):
+    with pytest.raises(errors.BadInput, match="'labb'.*smoke, lab, open, colab, paper"):
         params.load("labb", FILE)
 
 
@@ -81,7 +81,7 @@ def test_unknown_profile_names_the_known_ones():
     ],
 )
 def test_wrong_values_are_named(changed, names, value, sentence):
-    with pytest.raises(params.BadInput, match=sentence) as raised:
+    with pytest.raises(errors.BadInput, match=sentence) as raised:
         path = changed(*names, value=value)
         params.load("lab", path)
     assert "\n" not in str(raised.value)
@@ -91,16 +91,16 @@ def test_a_missing_parameter_is_named(changed):
     values = yaml.safe_load(FILE.read_text())["lab"]["rl"]
     first = next(iter(values))
     path = changed("lab", "rl", value={k: v for k, v in values.items() if k != first})
-    with pytest.raises(params.BadInput, match=f"lab.rl lacks {first}"):
+    with pytest.raises(errors.BadInput, match=f"lab.rl lacks {first}"):
         params.load("lab", path)
 
 
 def test_broken_yaml_is_one_sentence(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text("profile: lab\nlab: {seeds: [0\n")
-    with pytest.raises(params.BadInput, match="not valid YAML"):
+    with pytest.raises(errors.BadInput, match="not valid YAML"):
         params.load("lab", path)
-    with pytest.raises(params.BadInput, match="cannot be read"):
+    with pytest.raises(errors.BadInput, match="cannot be read"):
         params.load("lab", tmp_path / "absent.yaml")
 
 
@@ -118,7 +118,7 @@ def test_rules(rule, good, bad):
     for value in good:
         params.check_value("x", value, rule)
     for value in bad:
-        with pytest.raises(params.BadInput):
+        with pytest.raises(errors.BadInput):
             params.check_value("x", value, rule)
 
 

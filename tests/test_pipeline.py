@@ -34,7 +34,7 @@ def imports(source):
 def used_modules(stage):
     """The modules a stage runs through, followed from its command, less the plumbing."""
     command = stage["cmd"].split()
-    if "locksmith.notebooks" in command:
+    if "locksmith.book.notebooks" in command:
         notebook = nbformat.read(ROOT / command[4], as_version=4)
         cells = [c for c in notebook.cells if c.cell_type == "code"]
         todo = imports(
@@ -130,7 +130,7 @@ def book(tmp_path_factory):
     book.run("python", "-m", "locksmith.corpus", "--profile", "smoke")
     book.run("dvc", "add", "-q", "data")
     book.log = book.run("dvc", "repro")
-    book.page = book.run("python", "-m", "locksmith.book", "build").strip().splitlines()[-1]
+    book.page = book.run("python", "-m", "locksmith.book.site", "build").strip().splitlines()[-1]
     git(book.folder, "add", "-A")
     git(book.folder, "commit", "-q", "-m", "smoke")
     return book
@@ -161,7 +161,7 @@ def test_every_stage_runs_into_a_rendered_book(book):
     for chapter in (book.folder / "chapters").glob("*.ipynb"):
         assert (page.parent / "chapters" / f"{chapter.stem}.html").is_file()
     assert (page.parent / "post.html").is_file()
-    post = Path(book.run("python", "-m", "locksmith.post", "build").strip().splitlines()[-1])
+    post = Path(book.run("python", "-m", "locksmith.book.post", "build").strip().splitlines()[-1])
     assert {"post.md", "post.html", "card.png"} <= {path.name for path in post.iterdir()}
     table = (book.folder / "results/facts.csv").read_text().splitlines()
     chapters = {row.split(",")[1] for row in table if row.startswith("smoke,")}
@@ -203,9 +203,9 @@ def test_only_what_depends_on_a_change_reruns(book):
         path.write_bytes(before)
         return stages
 
-    assert changed("lib/locksmith/book.py") == set()
-    assert changed("lib/locksmith/notebooks.py") == set()
-    assert changed("lib/locksmith/taxonomy.py") == {"chapter-01"}
+    assert changed("lib/locksmith/book/site.py") == set()
+    assert changed("lib/locksmith/book/notebooks.py") == set()
+    assert changed("lib/locksmith/experiments/taxonomy.py") == {"chapter-01"}
     assert changed("claims.yml") == {"verdict"}
     assert changed("lib/locksmith/rl.py") == {
         "rl@countdown", "rl@chain", "chapter-03", "chapter-05", "chapter-06"}
@@ -290,7 +290,7 @@ def test_a_damaged_checkpoint_is_named(book, damage):
         weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     try:
         said = book.run(
-            "python", "-m", "locksmith.notebooks", "run", chapter, "--profile", "smoke", code=1
+            "python", "-m", "locksmith.book.notebooks", "run", chapter, "--profile", "smoke", code=1
         )
         last = said.strip().splitlines()[-1]
         assert last.startswith("error: ") and "model.safetensors" in last

@@ -4,7 +4,7 @@ import struct
 import zlib
 
 import pytest
-from locksmith import plots
+from locksmith.book import plots
 
 ALT = "Curve of pass@k against k for the base model"
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from locksmith import book, claims, plots, post, results
-from locksmith.sentences import FOUR, PostError, Writer
+from locksmith import results
+from locksmith.book import claims, plots, post, site
+from locksmith.book.sentences import FOUR, PostError, Writer
 from markdown_it import MarkdownIt
 from PIL import Image
 from test_claims import rows_where_all_holds
@@ -308,7 +309,7 @@ def test_the_repositorys_own_post_builds(tmp_path):
 
 
 def test_page_links_and_figures_are_relative_to_the_book(root):
-    text = book.post("lab", root)
+    text = site.post("lab", root)
     for target in re.findall(r"\]\(([^)]+)\)", text):
         if not target.startswith("https://arxiv.org/"):
             source = root if target.startswith("results/") else ROOT

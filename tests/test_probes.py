@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from locksmith import corpus, model, params, probes, tokens, zoo
+from locksmith import corpus, grammar, loading, model, params, vocabulary
+from locksmith.experiments import probes
 from repository import ROOT, smoke_lab
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
@@ -107,16 +108,16 @@ def test_boundaries_are_where_steps_open(family):
         problem = task.sample(rng, "train", dials)
         author = corpus.author(rng, dials)
         words = [*problem.prompt, *task.document(rng, problem, author, dials)]
-        here = probes.boundaries(family, torch.tensor(tokens.encode(words))).tolist()
+        here = probes.boundaries(family, torch.tensor(vocabulary.encode(words))).tolist()
         for is_here, following in zip(here, words[1:], strict=False):
             if following not in ("<eos>", "next"):
-                assert is_here == (following in tokens.BEHAVIOUR)
+                assert is_here == (following in grammar.BEHAVIOUR)
 
 
 def test_points_know_what_was_a_choice():
     words = ("<bos> find 9 * 3 ; 45 - 18 : try 9 * 3 = 26 check 27 no wait 9 * 3 = 27 "
              "is it good 27 yes maybe 45 - 18 = 27 so 27 27 <eos>").split()
-    found = probes.points("chain", [probes.Text(tokens.encode(words), 9, 7)])
+    found = probes.points("chain", [probes.Text(vocabulary.encode(words), 9, 7)])
     assert found.behaviour.tolist() == ["try", "check", "wait", "check", "try", "conclude"]
     assert [words[p] for p in found.place] == [":", "26", "no", "27", "yes", "27"]
     assert found.choice["check"].tolist() == [False, True, False, True, False, True]
@@ -181,7 +182,7 @@ def test_slope_is_that_of_a_fitted_line():
 
 def test_gate_opens_at_choices_and_nowhere_else():
     words = "<bos> find 9 * 3 ; 45 - 18 : try 9 * 3 = 26 check 27 no wait 9 * 3 = 27".split()
-    ids = torch.tensor([tokens.encode(words)] * 2)
+    ids = torch.tensor([vocabulary.encode(words)] * 2)
     moment = SimpleNamespace(rows=torch.tensor([1, 0]), tokens=ids,
                              positions=torch.arange(len(words)).repeat(2, 1),
                              prompt_lengths=torch.tensor([10, 10]))
@@ -207,18 +208,18 @@ def plain_model():
 def test_dose_response_is_exact_where_one_direction_decides_a_token():
     net = plain_model()
     table = net.model.embed_tokens.weight.detach()
-    first = [tokens.IDS[o[0]] for o in tokens.OPENINGS["check"]]
+    first = [vocabulary.IDS[o[0]] for o in grammar.OPENINGS["check"]]
     vector = 5 * table[first[0]]
     problems = [SimpleNamespace(prompt=["<bos>", "find", str(i % 90), ":"]) for i in range(400)]
     strengths = [-1, 0, 1]
     with pytest.MonkeyPatch.context() as patch:
         graded = SimpleNamespace(grade=lambda problem, words: SimpleNamespace(
-            correct=False, behaviours=tuple(tokens.BEHAVIOUR.get(w) for w in words)))
+            correct=False, behaviours=tuple(grammar.BEHAVIOUR.get(w) for w in words)))
         patch.setitem(corpus.FAMILIES, "chain", graded)
         found = probes.dose(net, "chain", problems, 0, {"v": vector.numpy(), "0": 0 * vector},
                             strengths, "check", "all", 1)
     for i, s in enumerate(strengths):
-        stream = table[tokens.IDS[":"]] + s * vector
+        stream = table[vocabulary.IDS[":"]] + s * vector
         p = (net.lm_head(net.model.norm(stream))).softmax(-1)[first].sum().item()
         assert abs(found["v"][i, :, 0].mean() - p) < 4 * np.sqrt(p * (1 - p) / 400) + 1e-6
     assert (found["0"] == found["0"][1]).all() and (found["v"][1] == found["0"][1]).all()
@@ -229,7 +230,7 @@ def test_dose_response_is_exact_where_one_direction_decides_a_token():
 def test_counts_tell_repetition_and_truncation():
     problem = corpus.FAMILIES["chain"].Problem(((9, (("*", 3),)), (45, (("-", 18),))))
     trace = "try 9 * 3 = 27 check 27 yes try 9 * 3 = 27 maybe 45 - 18 = 27 so 27 27 <eos>".split()
-    row = probes.counts(corpus.FAMILIES["chain"], problem, tokens.encode(trace), "check", False)
+    row = probes.counts(corpus.FAMILIES["chain"], problem, vocabulary.encode(trace), "check", False)
     found = dict(zip(probes.COUNTS, row, strict=True))
     assert found["rate"] == 1 / 5 and found["opened"] == 1 and found["correct"]
     assert found["tokens"] == len(trace) and found["truncated"]
@@ -242,7 +243,7 @@ def test_answers_of_countdown_are_judged_one_by_one():
     problem = corpus.FAMILIES["countdown"].Problem((3, 7, 9), (30, 54))
     words = ("try 3 * 7 = 21 + 9 = 30 check 30 yes so 3 * 7 + 9 maybe 9 * 7 = 63 - 3 = 60 "
              "the answer 9 * 7 - 3 <eos>").split()
-    ids = tokens.encode([*problem.prompt, *words])
+    ids = vocabulary.encode([*problem.prompt, *words])
     found = probes.answers("countdown", problem, ids, len(problem.prompt))
     text = [*problem.prompt, *words]
     assert [right for right, _ in found] == [True, False]
@@ -255,10 +256,10 @@ def test_answers_of_countdown_are_judged_one_by_one():
 def test_answers_of_the_chain():
     problem = corpus.FAMILIES["chain"].Problem(((9, (("*", 3),)), (45, (("-", 18),))))
     for words, right in (("try 9 * 3 = 27 so 27 27 <eos>", True), ("so 9 45 <eos>", False)):
-        ids = tokens.encode([*problem.prompt, *words.split()])
+        ids = vocabulary.encode([*problem.prompt, *words.split()])
         (found, places), = probes.answers("chain", problem, ids, len(problem.prompt))
         assert found is right and ("first attempt" in places) is right
-    assert probes.answers("chain", problem, tokens.encode([*problem.prompt, "so"]),
+    assert probes.answers("chain", problem, vocabulary.encode([*problem.prompt, "so"]),
                           len(problem.prompt)) == []
 
 
@@ -289,7 +290,7 @@ def test_reading_gives_every_model_the_same_points(inside):
 
 
 def test_the_own_forecast_is_the_next_tokens_probability(inside):
-    net = zoo.load("smoke", "countdown", "base", 0, exact=True)
+    net = loading.load("smoke", "countdown", "base", 0, exact=True)
     texts = probes.documents("smoke", "countdown", 4, 1)
     found = probes.points("countdown", texts)
     p = probes.own_forecasts(net, texts, found)["check"]
@@ -297,7 +298,7 @@ def test_the_own_forecast_is_the_next_tokens_probability(inside):
         ids = torch.tensor([texts[found.text[i]].ids[:found.place[i] + 1]])
         with torch.no_grad():
             wanted = net(ids).logits[0, -1].softmax(-1)
-        first = [tokens.IDS[o[0]] for o in tokens.OPENINGS["check"]]
+        first = [vocabulary.IDS[o[0]] for o in grammar.OPENINGS["check"]]
         assert p[i] == pytest.approx(float(wanted[first].sum()), abs=1e-5)
 
 
@@ -305,12 +306,12 @@ def test_jobs_on_models_without_events_say_so(inside):
     got = probes.uncertainty("smoke", "chain", 0, "base", 0, 8, 1, 4, [-1, 0, 1], 8)
     assert got["dose"] is None
     assert probes.layer_effects("smoke", "chain", 0, "wait", 8, 1, 8, 1.0) is None
-    assert probes.milestone("smoke", "chain", zoo.folder("smoke", "chain", "base", 0), "wait", 0,
+    assert probes.milestone("smoke", "chain", loading.folder("smoke", "chain", "base", 0), "wait", 0,
                             8, 1, 4, 1.0, 8) is None
 
 
 def test_a_milestone_and_the_layers_are_measured_where_events_are(inside):
-    folder = zoo.folder("smoke", "countdown", "base", 0)
+    folder = loading.folder("smoke", "countdown", "base", 0)
     (scores, y, _), form, length, table = probes.milestone(
         "smoke", "countdown", folder, "wait", 1, 16, 12, 4, 0.5, 8)
     assert len(scores) == len(y) and form.n_up.sum() == y.sum() and length > 0

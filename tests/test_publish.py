@@ -36,7 +36,7 @@ def makefile(tmp_path):
 def test_publish_pushes_the_book_as_it_stands_and_nothing_else(tmp_path, makefile):
     """ghp-import as `make publish` calls it, twice; the remote is called mirror."""
     build, push = dry_run(makefile, "publish", "REMOTE=mirror").splitlines()[-2:]
-    assert build == "python -m locksmith.book build"
+    assert build == "python -m locksmith.book.site build"
     git(tmp_path, "init", "-q", "--bare", "mirror.git")
     work = tmp_path / "work"
     book = work / "build" / "book"
@@ -82,7 +82,7 @@ def test_workflow_pulls_builds_and_uploads_without_running_a_notebook(makefile):
     assert "-c constraints.txt" in commands
     steps = [step.get("run") or step["uses"].partition("@")[0] for step in job["steps"]]
     order = ["actions/checkout", "make .venv/.installed", ".venv/bin/dvc pull -q",
-             ".venv/bin/python -m locksmith.book build", "actions/upload-pages-artifact",
+             ".venv/bin/python -m locksmith.book.site build", "actions/upload-pages-artifact",
              "actions/deploy-pages"]
     assert [step for step in steps if step in order] == order
     upload = next(s for s in job["steps"] if "upload-pages" in s.get("uses", ""))

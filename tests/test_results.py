@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from locksmith import params, results
+from locksmith import errors, params, results
 
 ROOT = Path(__file__).resolve().parents[1]
 FACT = {
@@ -78,7 +78,7 @@ def test_same_run_same_bytes_and_nothing_of_the_machine(book):
 
 def test_missing_weights_are_named(book):
     (book / "empty").mkdir()
-    with pytest.raises(params.BadInput, match="empty has no model.safetensors"):
+    with pytest.raises(errors.BadInput, match="empty has no model.safetensors"):
         results.write("smoke", "02", [FACT], checkpoints=["empty"])
     assert not (book / "results/smoke/02.json").exists()
 
@@ -95,33 +95,33 @@ def test_missing_weights_are_named(book):
 )
 def test_bad_facts_are_refused_and_the_old_file_stays(book, change, sentence):
     old = results.write("smoke", "02", [FACT]).read_bytes()
-    with pytest.raises(params.BadInput, match=sentence):
+    with pytest.raises(errors.BadInput, match=sentence):
         results.write("smoke", "02", [{**FACT, **change}])
     assert (book / "results/smoke/02.json").read_bytes() == old
     assert [p.name for p in (book / "results/smoke").iterdir()] == ["02.json"]
 
 
 def test_missing_keys_duplicates_and_nan_in_extra_are_refused(book):
-    with pytest.raises(params.BadInput, match="lacks seeds"):
+    with pytest.raises(errors.BadInput, match="lacks seeds"):
         results.write("smoke", "02", [{k: v for k, v in FACT.items() if k != "seeds"}])
-    with pytest.raises(params.BadInput, match="chain / base / pass@1 stands twice"):
+    with pytest.raises(errors.BadInput, match="chain / base / pass@1 stands twice"):
         results.write("smoke", "02", [FACT, {**FACT, "value": 0.5}])
-    with pytest.raises(params.BadInput, match="NaN or infinity in `extra`"):
+    with pytest.raises(errors.BadInput, match="NaN or infinity in `extra`"):
         results.write("smoke", "02", [FACT], extra={"curve": [0.1, math.nan]})
     assert not list(book.glob("results/**/*.*"))
 
 
 def test_a_file_that_is_not_whole_is_named(book):
-    with pytest.raises(params.BadInput, match="results/smoke/02.json does not exist"):
+    with pytest.raises(errors.BadInput, match="results/smoke/02.json does not exist"):
         results.read("smoke", "02")
     path = results.write("smoke", "02", [FACT])
     path.write_text(path.read_text()[:100])
-    with pytest.raises(params.BadInput, match="02.json is not whole .* delete it and run"):
+    with pytest.raises(errors.BadInput, match="02.json is not whole .* delete it and run"):
         results.read("smoke", "02")
-    with pytest.raises(params.BadInput, match="02.json is not whole"):
+    with pytest.raises(errors.BadInput, match="02.json is not whole"):
         results.facts()
     path.write_text("{}")
-    with pytest.raises(params.BadInput, match="02.json lacks"):
+    with pytest.raises(errors.BadInput, match="02.json lacks"):
         results.read("smoke", "02")
 
 

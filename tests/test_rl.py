@@ -6,7 +6,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from locksmith import corpus, countdown, model, params, pretrain, rl, tokens
+from locksmith import corpus, model, params, pretrain, rl, vocabulary
+from locksmith.tasks import countdown
 
 CONFIG = {"hidden": 32, "layers": 2, "heads": 2, "mlp": 64, "context": 64}
 
@@ -92,16 +93,16 @@ def test_an_update_is_reinforce_written_out(fp32):
 
 def test_over_all_arms_it_is_the_gradient_of_the_expected_reward(fp32):
     """Each first token once, weighted by its probability: minus the gradient of E[reward]."""
-    V = len(tokens.VOCABULARY)
+    V = len(vocabulary.VOCABULARY)
     reward = torch.rand(V, generator=torch.Generator().manual_seed(0))
     made = net()
-    p = made(input_ids=torch.tensor([[tokens.BOS]])).logits[0, 0].softmax(-1)
+    p = made(input_ids=torch.tensor([[vocabulary.BOS]])).logits[0, 0].softmax(-1)
     expected = (p * reward).sum()
     expected.backward()
     wanted = [-q.grad for q in made.parameters()]
     p = p.detach()
     advantage = V * p * (reward - expected.detach())
-    found, norm, _ = gradients([[tokens.BOS, a] for a in range(V)], [1] * V, advantage)
+    found, norm, _ = gradients([[vocabulary.BOS, a] for a in range(V)], [1] * V, advantage)
     norm_wanted = math.sqrt(sum(float((g**2).sum()) for g in wanted))
     assert norm == pytest.approx(norm_wanted, rel=1e-3)
     assert worst(found, [g * min(1, 1 / norm_wanted) for g in wanted]) < 1e-3
@@ -133,12 +134,12 @@ def test_advantages_are_rewards_less_their_groups_mean():
 
 def test_the_better_of_two_arms_is_learned():
     """Arms that pay 1 with chance 0.3 and 0.7: the only optimum is always to take the second."""
-    made, arms = net(scale=1), [tokens.IDS["try"], tokens.IDS["so"]]
-    pays = np.zeros(len(tokens.VOCABULARY))
+    made, arms = net(scale=1), [vocabulary.IDS["try"], vocabulary.IDS["so"]]
+    pays = np.zeros(len(vocabulary.VOCABULARY))
     pays[arms] = 0.3, 0.7
 
     def policy():
-        return made(input_ids=torch.tensor([[tokens.BOS]])).logits[0, 0].softmax(-1)
+        return made(input_ids=torch.tensor([[vocabulary.BOS]])).logits[0, 0].softmax(-1)
 
     optimizer = torch.optim.AdamW(made.parameters(), lr=0.01, weight_decay=0.0)
     for _ in range(40):  # a start that takes both arms about equally often
@@ -152,7 +153,7 @@ def test_the_better_of_two_arms_is_learned():
         p = policy().detach().double().numpy()
         taken = rng.choice(len(p), 32, p=p / p.sum())
         rewards = (rng.random(32) < pays[taken]).tolist()
-        sequences = [[tokens.BOS, int(arm)] for arm in taken]
+        sequences = [[vocabulary.BOS, int(arm)] for arm in taken]
         rl.update(made, optimizer, sequences, [1] * 32, rl.advantages(rewards, 32), 10_000)
     assert policy()[arms[1]] > 0.95
 
@@ -173,10 +174,10 @@ def test_rollouts_are_graded_under_their_own_problem():
     again, _, _ = rl.rollout(net(), countdown, problems, 4, 20, seed=0)
     assert sequences == again and len(sequences) == 12
     for i, (ids, n, grade) in enumerate(zip(sequences, lengths, grades, strict=True)):
-        prompt = tokens.encode(problems[i // 4].prompt)
+        prompt = vocabulary.encode(problems[i // 4].prompt)
         assert n == len(prompt) and ids[:n] == prompt and n < len(ids) <= n + 20
-        assert grade == countdown.grade(problems[i // 4], tokens.decode(ids[n:]))
-        assert not set(ids[n:-1]) & set(tokens.STOP)
+        assert grade == countdown.grade(problems[i // 4], vocabulary.decode(ids[n:]))
+        assert not set(ids[n:-1]) & set(vocabulary.STOP)
 
 
 # --- pre-training ---------------------------------------------------------------------------------
@@ -185,10 +186,10 @@ def test_rollouts_are_graded_under_their_own_problem():
 def test_batches_hold_every_document_once_and_little_padding():
     dials = params.load("lab")["families"]["chain"]
     ids, _ = corpus.write(corpus.FAMILIES["chain"], dials, 40_000, 0)
-    bos = bytes([tokens.BOS])
+    bos = bytes([vocabulary.BOS])
     documents = sorted(bos + d for d in ids.tobytes().split(bos)[1:])
     batches = pretrain.batches(ids, 1024, np.random.default_rng(0))
-    rows = [row.tobytes().rstrip(bytes([tokens.PAD])) for b in batches for row in b]
+    rows = [row.tobytes().rstrip(bytes([vocabulary.PAD])) for b in batches for row in b]
     assert sorted(rows) == documents
     assert all(b.size <= 1024 or len(b) == 1 for b in batches)
     assert len(ids) > 0.9 * sum(b.size for b in batches)
@@ -199,7 +200,7 @@ def test_batches_hold_every_document_once_and_little_padding():
 def test_padding_has_no_loss():
     made = net(scale=1)
     ids = torch.randint(3, 140, (4, 24), generator=torch.Generator().manual_seed(0))
-    padded = torch.cat([ids, torch.full((4, 16), tokens.PAD)], 1)
+    padded = torch.cat([ids, torch.full((4, 16), vocabulary.PAD)], 1)
     plain = pretrain.loss(made, ids).item()
     assert pretrain.loss(made, padded).item() == pytest.approx(plain, rel=1e-2)
     exact = torch.nn.functional.cross_entropy(made(input_ids=ids).logits[:, :-1].flatten(0, 1),
@@ -210,7 +211,7 @@ def test_padding_has_no_loss():
 def test_short_rows_count_by_their_tokens(fp32):
     made, rng = net(scale=1), random.Random(0)
     rows = [[rng.randrange(3, 140) for _ in range(n)] for n in (5, 9, 20)]
-    ids = torch.tensor([row + [tokens.PAD] * (20 - len(row)) for row in rows])
+    ids = torch.tensor([row + [vocabulary.PAD] * (20 - len(row)) for row in rows])
     losses = [(pretrain.loss(made, torch.tensor([row])).item(), len(row) - 1) for row in rows]
     mean = sum(x * n for x, n in losses) / sum(n for _, n in losses)
     assert pretrain.loss(made, ids).item() == pytest.approx(mean, rel=1e-5)

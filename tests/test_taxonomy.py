@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from locksmith import activations, model, taxonomy, tokens
+from locksmith import activations, grammar, model, vocabulary
+from locksmith.experiments import taxonomy
 
 TRACE = ("<bos> find 9 * 3 ; 4 - 1 : let us see 9 * 3 = 27 check 27 yes try 4 - 1 = 3 so 27 3 "
          "<eos>").split()
-TEXT = tokens.encode(TRACE)
+TEXT = vocabulary.encode(TRACE)
 START = TRACE.index(":") + 1
 
 
@@ -23,14 +24,14 @@ def test_steps_are_those_of_the_grammar():
     found = taxonomy.steps([TEXT, TEXT[:-8]], [START, START])
     whole = [s for s in found if s.text == 0]
     assert [s.behaviour for s in whole] == ["try", "check", "try", "conclude"]
-    for step, (behaviour, content) in zip(whole, tokens.steps(TRACE[START:]), strict=True):
+    for step, (behaviour, content) in zip(whole, grammar.steps(TRACE[START:]), strict=True):
         words = TRACE[step.start:step.end]
         assert step.behaviour == behaviour and words[len(words) - len(content):] == content
-        assert len(words) - len(content) == tokens.opening_length(words, 0)
+        assert len(words) - len(content) == grammar.opening_length(words, 0)
     assert [s.behaviour for s in found if s.text == 1] == ["try", "check", "try"]
-    assert taxonomy.steps([tokens.encode("<bos> : 3 <eos> so 1".split())], [2]) == []
-    taught = taxonomy.steps([tokens.encode("<bos> find 3 : try 3 from 3 so 3".split())], [4])
-    assert [s.behaviour for s in taught] == ["try", tokens.TAUGHT["from"], "conclude"]
+    assert taxonomy.steps([vocabulary.encode("<bos> : 3 <eos> so 1".split())], [2]) == []
+    taught = taxonomy.steps([vocabulary.encode("<bos> find 3 : try 3 from 3 so 3".split())], [4])
+    assert [s.behaviour for s in taught] == ["try", grammar.TAUGHT["from"], "conclude"]
 
 
 def test_averages_are_over_each_steps_own_tokens():
@@ -88,6 +89,6 @@ def test_a_words_category_is_that_of_most_of_its_steps():
     steps = taxonomy.steps([TEXT], [START])
     table = taxonomy.by_opening([TEXT] * 3, [s._replace(text=i) for i in range(3) for s in steps],
                                 [0, 1, 2, 1] * 2 + [1, 0, 2, 1], 3)
-    assert {w: int(table[tokens.IDS[w]]) for w in ("let", "check", "try", "so")} == {
+    assert {w: int(table[vocabulary.IDS[w]]) for w in ("let", "check", "try", "so")} == {
         "let": 0, "check": 1, "try": 2, "so": 1}
     assert (table >= 0).sum() == 4

@@ -1,8 +1,10 @@
 """The cognitive tools against a scripted model whose every answer is known."""
 
 import pytest
-from locksmith import chain, countdown, tokens, tools
-from locksmith.params import BadInput
+from locksmith import vocabulary
+from locksmith.errors import BadInput
+from locksmith.experiments import tools
+from locksmith.tasks import chain, countdown
 
 PROBLEM = countdown.Problem((3, 7, 9), (30, 60))
 FIRST = "try 3 * 7 = 21 + 9 = 30"
@@ -216,4 +218,4 @@ def test_reviews_that_the_base_has_read_are_shorter_than_the_limit():
     """The longest there can be: every chain of the deepest problems that a profile may ask for."""
     problem = chain.Problem(tuple((9, (("+", 1),) * 5) for _ in range(2)))
     assert len(chain.critique(problem, ["so", "14", "14"])) + 1 <= tools.REVIEW
-    assert set(tools.END) == {tokens.VOCABULARY[i] for i in tokens.STOP}
+    assert set(tools.END) == {vocabulary.VOCABULARY[i] for i in vocabulary.STOP}

@@ -10,7 +10,7 @@ import random
 
 import pytest
 import torch
-from locksmith import model, rl, tokens
+from locksmith import model, rl, vocabulary
 from torch.nn.utils import parameters_to_vector
 
 trl = pytest.importorskip("trl")
@@ -31,7 +31,7 @@ def net(scale):
 def a_batch():
     """Prompts and rollouts of unequal length, prompt-major; the last group has no contrast."""
     rng = random.Random(0)
-    prompts = [[tokens.BOS, *(rng.randrange(3, 140) for _ in range(rng.randint(2, 8)))]
+    prompts = [[vocabulary.BOS, *(rng.randrange(3, 140) for _ in range(rng.randint(2, 8)))]
                for _ in range(PROBLEMS)]
     prompts = [p for p in prompts for _ in range(SAMPLES)]
     rollouts = [[rng.randrange(3, 140) for _ in range(rng.randint(1, 20))] for _ in prompts]
@@ -58,7 +58,7 @@ def theirs(made, folder):
     trainer = trl.GRPOTrainer(
         made, lambda **_: [float(r) for r in rewards], args,
         datasets.Dataset.from_dict({"prompt": ["<bos>"] * PROBLEMS}),
-        processing_class=tokens.tokenizer(),
+        processing_class=vocabulary.tokenizer(),
         optimizers=(torch.optim.SGD(made.parameters(), lr=1.0), None),
         rollout_func=lambda _, trainer: {"prompt_ids": prompts, "completion_ids": rollouts,
                                          "logprobs": None})

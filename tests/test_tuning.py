@@ -6,21 +6,19 @@ import numpy as np
 import pytest
 import torch
 from locksmith import (
-    chain,
     corpus,
-    countdown,
-    critics,
     device,
     engine,
+    loading,
     model,
     params,
     rewards,
     rl,
     stats,
-    tokens,
-    tuning,
-    zoo,
+    vocabulary,
 )
+from locksmith.experiments import critics, tuning
+from locksmith.tasks import chain, countdown
 from repository import ROOT, smoke_lab
 
 FAMILIES = {"countdown": countdown, "chain": chain}
@@ -45,7 +43,7 @@ def reviews(family, n):
         if "next" not in words:
             document = ["<bos>", "review", *problem.prompt[1:], *words[:-1], ";",
                         *task.critique(problem, words[:-1]), "<eos>"]
-            out.append((problem, tokens.encode(words), document))
+            out.append((problem, vocabulary.encode(words), document))
     return out
 
 
@@ -56,8 +54,8 @@ def test_exact_critiques_are_the_corpus_review_documents(family):
     for problem, ids, document in reviews(family, 20):
         (given, wanted), = tuning.critique_pairs(family, problem, [(ids, True)], critics.exact,
                                                  random.Random(0))
-        assert tokens.decode(given + wanted) == document
-        assert tokens.decode(given)[-1] == ";"
+        assert vocabulary.decode(given + wanted) == document
+        assert vocabulary.decode(given)[-1] == ";"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -65,7 +63,7 @@ def test_critics(family):
     task, chance = FAMILIES[family], random.Random(0)
     noisy, verdicts = 0, set()
     for problem, ids, _ in reviews(family, 200):
-        trace = tokens.decode(ids[:-1])
+        trace = vocabulary.decode(ids[:-1])
         exact = critics.exact(task, problem, trace, chance)
         turned = critics.flipped(task, problem, trace, chance)
         right = task.grade(problem, [*trace, "<eos>"]).correct
@@ -123,7 +121,7 @@ def weights(net):
 def test_a_reward_without_contrast_changes_nothing(lab):
     problems = tuning.pool("smoke", "chain", 6)
     net, steer, curve = tuning.reinforce("smoke", "chain", 0, problems, small(), reward="none")
-    before = weights(zoo.load("smoke", "chain", "base", 0))
+    before = weights(loading.load("smoke", "chain", "base", 0))
     assert steer is None and len(curve) == 3
     assert all(torch.equal(before[name], value) for name, value in weights(net).items())
     net, _, _ = tuning.reinforce("smoke", "chain", 0, problems, small(), reward="random")
@@ -134,7 +132,7 @@ def test_vector_rl_leaves_every_weight_as_it_was(lab):
     problems = tuning.pool("smoke", "chain", 6)
     net, steer, _ = tuning.reinforce("smoke", "chain", 0, problems, small(lr=0.3), reward="random",
                                      trains="vectors", layers=[0, 1])
-    before = weights(zoo.load("smoke", "chain", "base", 0))
+    before = weights(loading.load("smoke", "chain", "base", 0))
     assert all(torch.equal(before[name], value) for name, value in weights(net).items())
     assert [s.layer for s in steer] == [0, 1] and all(s.vector.norm() > 0 for s in steer)
 
@@ -142,13 +140,13 @@ def test_vector_rl_leaves_every_weight_as_it_was(lab):
 def test_an_adapter_changes_what_is_sampled(lab):
     net, steer, _ = tuning.reinforce("smoke", "chain", 0, tuning.pool("smoke", "chain", 6),
                                      small(lr=0.05), reward="random", trains="adapter", rank=2)
-    before = weights(zoo.load("smoke", "chain", "base", 0))
+    before = weights(loading.load("smoke", "chain", "base", 0))
     changed = {name for name, value in weights(net).items() if not torch.equal(before[name], value)}
     assert steer is None and changed and not any("embed" in name for name in changed)
 
 
 def test_vectors_in_training_are_those_in_sampling(lab):
-    net = zoo.load("smoke", "chain", "base", 0, exact=True)
+    net = loading.load("smoke", "chain", "base", 0, exact=True)
     vectors = tuning.Vectors(net, [0, 1])
     assert [name for name, _ in vectors.named_parameters()] == ["table"]
     with torch.no_grad():

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from locksmith import activations, model, params, taxonomy, tokens, vectors
-from locksmith.vectors import Mark, Traces
+from locksmith import activations, grammar, model, params, vocabulary
+from locksmith.experiments import taxonomy, vectors
+from locksmith.experiments.vectors import Mark, Traces
 from repository import smoke_lab
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -155,10 +156,10 @@ def test_a_study_of_a_model_that_solves_nothing_keeps_all_its_traces(found):
     assert not traces.successful and len(traces.texts) == 24
     assert len(found.categories) == len(traces.steps) and found.n == 3
     for step in traces.steps:
-        word = tokens.VOCABULARY[traces.texts[step.text][step.start]]
-        known = tokens.BEHAVIOUR | tokens.TAUGHT
+        word = vocabulary.VOCABULARY[traces.texts[step.text][step.start]]
+        known = grammar.BEHAVIOUR | grammar.TAUGHT
         assert known[word] == step.behaviour and step.start >= traces.starts[step.text]
-        assert found.opening[tokens.IDS[word]] in range(3)
+        assert found.opening[vocabulary.IDS[word]] in range(3)
     part = traces.part(5, 9)
     assert len(part.texts) == 4 and {s.text for s in part.steps} <= set(range(4))
     assert [traces.texts[s.text + 5][s.start:s.end] for s in part.steps] == [

@@ -6,9 +6,10 @@ import re
 import numpy as np
 import pytest
 import torch
-from locksmith import model, openweights, rl, words
-from locksmith import word_tuning as wt
-from locksmith.params import BadInput
+from locksmith import model, packaged, rl
+from locksmith.errors import BadInput
+from locksmith.experiments import word_tuning as wt
+from locksmith.tasks import words
 
 TOY = ("toy", None, False)
 SUM = words.Problem("basic_arithmetic", "Calculate 12 * 3.", "36")
@@ -55,7 +56,7 @@ def test_to_always_say_the_same_judges_half_of_the_pairs_right():
 
 @pytest.mark.parametrize("shared", [0, 1, 30, 45])
 def test_what_rows_begin_with_is_read_once_without_a_difference(shared):
-    trained = model.adapter(openweights.load("toy", dtype="float32")[0], 4, 0)
+    trained = model.adapter(packaged.load("toy", dtype="float32")[0], 4, 0)
     for name, weight in trained.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.1)
@@ -74,7 +75,7 @@ def test_what_rows_begin_with_is_read_once_without_a_difference(shared):
 def test_logits_of_the_last_positions_make_the_same_policy_gradient_step():
     found = []
     for part in (True, False):
-        trained = model.adapter(openweights.load("toy", dtype="float32")[0], 4, 0)
+        trained = model.adapter(packaged.load("toy", dtype="float32")[0], 4, 0)
         weight = [p for p in trained.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(weight, 0.1)
         rng = random.Random(0)
@@ -92,7 +93,7 @@ def test_fitting_learns_what_it_is_shown_and_counts_its_tokens(test):
     o = wt.arm(TOY, 0, test, supervise=dict(written=written, steps=12, target_tokens=100, lr=0.03))
     assert len(o.log["losses"]) == 12 and o.log["losses"][-1] < o.log["losses"][0] - 0.1
     # 100 target tokens a step, and the inputs of the three reviews that they are taken from
-    _, tokenizer = openweights.load("toy")
+    _, tokenizer = packaged.load("toy")
     sizes = [len(tokenizer(given).input_ids) for given, _ in written]
     assert len(set(map(len, (tokenizer(wanted).input_ids for _, wanted in written)))) == 1
     assert 12 * (100 + 3 * min(sizes)) <= o.log["read"] <= 12 * (100 + 3 * max(sizes))
@@ -107,7 +108,7 @@ def test_a_reward_that_nobody_earns_changes_nothing(test):
 
 def test_a_reward_is_earned_more_often_after_rl(monkeypatch):
     monkeypatch.setattr(wt, "works_out", lambda text: any(vowel in text for vowel in "aeiou"))
-    net, tokenizer = openweights.load("toy", dtype="float32")
+    net, tokenizer = packaged.load("toy", dtype="float32")
     net.lm_head.weight.data.mul_(30)  # as drawn, no hidden state could prefer a byte
     recipe = RECIPE | dict(steps=8, samples=48, lr=0.05)
     curve = wt._reinforce(model.adapter(net, 8, 0), tokenizer, 0, [SUM] * 8, recipe, "format")["curve"]

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from locksmith import chain, countdown, params, tokens
+from locksmith import errors, grammar, params, vocabulary
+from locksmith.tasks import chain, countdown
 
 FAMILIES = {"countdown": countdown, "chain": chain}
 FACTS_A_DOCUMENT = 16
@@ -31,7 +32,7 @@ class Author:
 
     def open(self, behaviour):
         """Opening words of a behaviour: the author's own seven times in ten, else any."""
-        openings = tokens.OPENINGS[behaviour]
+        openings = grammar.OPENINGS[behaviour]
         preferred = self.rng.random() < 0.7
         return openings[self.habit[behaviour]] if preferred else self.rng.choice(openings)
 
@@ -39,7 +40,7 @@ class Author:
 def author(rng, dials):
     """Draws a hidden author."""
     return Author(rng, rng.choice(dials["persistence"]), rng.choice(dials["check"]),
-                  {b: rng.randrange(len(o)) for b, o in tokens.OPENINGS.items()})
+                  {b: rng.randrange(len(o)) for b, o in grammar.OPENINGS.items()})
 
 
 def document(rng, task, dials):
@@ -68,9 +69,9 @@ def write(task, dials, n_tokens, seed):
     out, size, counts = [], 0, {}
     while size < n_tokens:
         words, kind = document(rng, task, dials)
-        out.append(np.array(tokens.encode(words), dtype=np.uint8))
+        out.append(np.array(vocabulary.encode(words), dtype=np.uint8))
         size += len(words)
-        for name in (kind, *(tokens.BEHAVIOUR[w] for w in words if w in tokens.BEHAVIOUR)):
+        for name in (kind, *(grammar.BEHAVIOUR[w] for w in words if w in grammar.BEHAVIOUR)):
             counts[name] = counts.get(name, 0) + 1
     return np.concatenate(out), counts
 
@@ -98,4 +99,4 @@ def main():
 
 
 if __name__ == "__main__":
-    params.run(main)
+    errors.run(main)

@@ -28,7 +28,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from locksmith import corpus, device, engine, finetune, model, params, pretrain, results, tokens, zoo
+from locksmith import (
+    corpus,
+    device,
+    engine,
+    errors,
+    finetune,
+    loading,
+    model,
+    params,
+    pretrain,
+    results,
+    vocabulary,
+)
 
 KINDS = ("distilled",)  # what the pipeline trains; "taught" is there for whoever has more hours
 
@@ -41,40 +53,40 @@ def traces(profile, family, kind, seed):
     config = params.load(profile)
     dials, task, n = config["families"][family], corpus.FAMILIES[family], config["distill"]["problems"]
     problems = task.problems("train", n, 1000 + seed, dials)
-    prompts = [tokens.encode(p.prompt) for p in problems]
+    prompts = [vocabulary.encode(p.prompt) for p in problems]
     if kind == "taught":
         rng = random.Random(f"stronger {family} {seed}")
-        return [ids + tokens.encode(task.stronger(rng, p, corpus.author(rng, dials), dials))
+        return [ids + vocabulary.encode(task.stronger(rng, p, corpus.author(rng, dials), dials))
                 for ids, p in zip(prompts, problems)]
-    out = engine.sample(zoo.load(profile, family, "thinking", seed), prompts, seed=seed,
-                        max_new_tokens=config["rl"]["max_new_tokens"], stop=tokens.STOP).ids()
+    out = engine.sample(loading.load(profile, family, "thinking", seed), prompts, seed=seed,
+                        max_new_tokens=config["rl"]["max_new_tokens"], stop=vocabulary.STOP).ids()
     right = [a + b for a, b, p in zip(prompts, out, problems)
-             if task.grade(p, tokens.decode(b)).correct]
+             if task.grade(p, vocabulary.decode(b)).correct]
     return right or [a + b for a, b in zip(prompts, out)]  # a model of the smoke profile has none
 
 
 def accuracy(net, profile, family, n):
     """Share of n validation problems that two samples at temperature 1 solve."""
-    task, problems = corpus.FAMILIES[family], zoo.problems(profile, family, n, "validation")
-    out = engine.sample(net, [tokens.encode(p.prompt) for p in problems], 2, stop=tokens.STOP,
+    task, problems = corpus.FAMILIES[family], loading.problems(profile, family, n, "validation")
+    out = engine.sample(net, [vocabulary.encode(p.prompt) for p in problems], 2, stop=vocabulary.STOP,
                         max_new_tokens=params.load(profile)["rl"]["max_new_tokens"], seed=0).ids()
-    return float(np.mean([task.grade(problems[i // 2], tokens.decode(ids)).correct
+    return float(np.mean([task.grade(problems[i // 2], vocabulary.decode(ids)).correct
                           for i, ids in enumerate(out)]))
 
 
 def _whole(batch):
     """A step of `finetune` in which every token but padding is a target."""
     ids = torch.from_numpy(batch.astype(np.int64))
-    return ids, ids.masked_fill(ids == tokens.PAD, finetune.IGNORED)
+    return ids, ids.masked_fill(ids == vocabulary.PAD, finetune.IGNORED)
 
 
 def train(profile, family, kind, seed):
     """One adapter into checkpoints/<profile>/<family>/<kind>/seed<seed>; returns its record."""
     torch.set_num_threads(1)
     recipe = params.load(profile)["distill"]
-    base = zoo.load(profile, family, "base", seed, exact=True)
+    base = loading.load(profile, family, "base", seed, exact=True)
     net = model.adapter(base, recipe["rank"], seed)
-    goal = accuracy(zoo.load(profile, family, "thinking", seed), profile, family,
+    goal = accuracy(loading.load(profile, family, "thinking", seed), profile, family,
                     recipe["validation"])
     texts = traces(profile, family, kind, seed)
     flat = np.array([i for ids in texts for i in ids], dtype=np.uint8)
@@ -98,8 +110,8 @@ def train(profile, family, kind, seed):
     finetune.train(net, [[_whole(b)] for b in batches], optimizer, lambda step: min(1, (step + 1) / 10),
                    finetune.own_logits, clip=0, label=f"{kind} {family} seed {seed}", look=look)
     net.load_state_dict(best[2])
-    model.save_adapter(net, zoo.folder(profile, family, kind, seed), family=family, seed=seed,
-                       step=best[1], base=model.checksum(zoo.folder(profile, family, "base", seed)))
+    model.save_adapter(net, loading.folder(profile, family, kind, seed), family=family, seed=seed,
+                       step=best[1], base=model.checksum(loading.folder(profile, family, "base", seed)))
     return {"seed": seed, "goal": goal, "reached": best[0], "step": best[1], "traces": len(texts),
             "curve": curve}
 
@@ -121,7 +133,7 @@ def run(profile, family):
                       "n_problems": config["distill"]["validation"], "n_samples": 2, "seeds": seeds})
     results.write(profile, f"train/{family}_distill", facts,
                   extra={kind: [records[kind, s] for s in seeds] for kind in KINDS},
-                  checkpoints=[Path(zoo.folder(profile, family, kind, s)) for kind in KINDS
+                  checkpoints=[Path(loading.folder(profile, family, kind, s)) for kind in KINDS
                                for s in seeds])
 
 
@@ -134,4 +146,4 @@ def main():
 
 
 if __name__ == "__main__":
-    params.run(main)
+    errors.run(main)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from locksmith import device, model, tokens
+from locksmith import device, model, vocabulary
 
 IGNORED = -100
 MICRO_TOKENS = 4096
@@ -53,7 +53,7 @@ def pack(pairs, steps, target_tokens, seed, micro_tokens=MICRO_TOKENS):
 
 def _padded(micro, longest):
     """(ids, targets), both (B, longest), of (input, target) pairs."""
-    ids = torch.full((len(micro), longest), tokens.PAD)
+    ids = torch.full((len(micro), longest), vocabulary.PAD)
     targets = torch.full((len(micro), longest), IGNORED)
     for row, (a, b) in enumerate(micro):
         ids[row, :len(a) + len(b)] = torch.tensor(a + b)
@@ -125,4 +125,4 @@ def fit(net, pairs, steps, target_tokens, lr, seed, logits=model.logits, micro_t
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr,
                                   betas=(0.9, 0.95), weight_decay=0.0)
     losses = train(net, packed, optimizer, lambda step: 1 - step / steps, logits)
-    return losses, sum(int((ids != tokens.PAD).sum()) for step in packed for ids, _ in step)
+    return losses, sum(int((ids != vocabulary.PAD).sum()) for step in packed for ids, _ in step)

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from locksmith import device, params, tokens
+from locksmith import device, errors, vocabulary
 
 
-class ModelError(params.BadInput):
+class ModelError(errors.BadInput):
     """A checkpoint is missing or not what its manifest says."""
 
 
@@ -26,11 +26,11 @@ def build(config, seed):
     """A new model in fp32. config: hidden, layers, heads, mlp, context (tokens)."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokens.VOCABULARY), hidden_size=config["hidden"],
+        vocab_size=len(vocabulary.VOCABULARY), hidden_size=config["hidden"],
         intermediate_size=config["mlp"], num_hidden_layers=config["layers"],
         num_attention_heads=config["heads"], num_key_value_heads=config["heads"],
         max_position_embeddings=config["context"], tie_word_embeddings=True,
-        pad_token_id=tokens.PAD, bos_token_id=tokens.BOS, eos_token_id=tokens.EOS))
+        pad_token_id=vocabulary.PAD, bos_token_id=vocabulary.BOS, eos_token_id=vocabulary.EOS))
 
 
 def logits(model, ids):
@@ -114,7 +114,7 @@ def save(model, folder, **facts):
     """
     rounded = LlamaForCausalLM(model.config).to(torch.bfloat16)
     rounded.load_state_dict(model.state_dict())
-    _write(Path(folder), [rounded, tokens.tokenizer()], facts)
+    _write(Path(folder), [rounded, vocabulary.tokenizer()], facts)
 
 
 def save_adapter(model, folder, **facts):

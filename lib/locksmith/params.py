@@ -10,10 +10,11 @@ check` checks every profile. A new parameter is a line in SCHEMA and a line in p
 
 import argparse
 import math
-import sys
 from pathlib import Path
 
 import yaml
+
+from locksmith.errors import BadInput, run
 
 PROFILES = ("smoke", "lab", "open", "colab", "paper")
 
@@ -206,10 +207,6 @@ SCHEMA = {
 }
 
 
-class BadInput(ValueError):
-    """Input that cannot be used; the message is one sentence for the person who gave it."""
-
-
 def load(profile=None, path="params.yaml"):
     """The checked parameters of a profile (dict; default: the profile named in the file).
 
@@ -275,19 +272,10 @@ def _words(rule):
     return f"{start}{kind.replace('|', ' or ')}{each} {' and '.join(limits)}".rstrip()
 
 
-def run(main):
-    """Runs a command line's `main`; BadInput ends it with its sentence and exit code 2."""
-    try:
-        sys.exit(main())
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 def build_command(module, build):
-    """The command line `python -m locksmith.<module> build [--profile ...]`, which prints the path
+    """The command line `python -m locksmith.book.<module> build [--profile ...]`, which prints the path
     that build(profile) returns."""
-    parser = argparse.ArgumentParser(prog=f"python -m locksmith.{module}",
+    parser = argparse.ArgumentParser(prog=f"python -m locksmith.book.{module}",
                                      description=build.__doc__.splitlines()[0])
     parser.add_argument("command", choices=["build"])
     parser.add_argument("--profile", help="default: the one named in params.yaml")

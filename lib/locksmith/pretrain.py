@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from locksmith import corpus, device, model, params, results, tokens
+from locksmith import corpus, device, errors, model, params, results, vocabulary
 
 
 def batches(ids, micro, rng):
@@ -26,7 +26,7 @@ def batches(ids, micro, rng):
 
     ids: (N,) uint8, documents end to end. micro: tokens a batch, padding included.
     """
-    starts = np.flatnonzero(ids == tokens.BOS)
+    starts = np.flatnonzero(ids == vocabulary.BOS)
     lengths = np.diff(np.append(starts, len(ids)))
     order = rng.permutation(len(starts))
     order = order[np.argsort(lengths[order], kind="stable")]
@@ -35,7 +35,7 @@ def batches(ids, micro, rng):
         j = i + 1
         while j < len(order) and lengths[order[j]] * (j + 1 - i) <= micro:
             j += 1
-        batch = np.full((j - i, lengths[order[j - 1]]), tokens.PAD, dtype=np.uint8)
+        batch = np.full((j - i, lengths[order[j - 1]]), vocabulary.PAD, dtype=np.uint8)
         for row, doc in zip(batch, order[i:j]):
             row[:lengths[doc]] = ids[starts[doc]:starts[doc] + lengths[doc]]
         out.append(batch)
@@ -51,7 +51,7 @@ def schedule(done, warmup=0.02, cooldown=0.4):
 
 def loss(net, ids):
     """Mean next-token cross-entropy (nats) over the real tokens of ids (B, T)."""
-    targets = ids[:, 1:].masked_fill(ids[:, 1:] == tokens.PAD, -100)
+    targets = ids[:, 1:].masked_fill(ids[:, 1:] == vocabulary.PAD, -100)
     out = model.logits(net, ids[:, :-1])
     return F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-100)
 
@@ -85,11 +85,11 @@ def train(profile, family, name, seed, folder):
             if name == "base" and seed == config["seeds"][0]:
                 model.save(net, folder / f"seed{seed}_steps" / f"{seen:09d}", tokens=seen)
         group = work[at:at + per_step]
-        total = sum(int((b[:, 1:] != tokens.PAD).sum()) for b in group)
+        total = sum(int((b[:, 1:] != vocabulary.PAD).sum()) for b in group)
         step_loss = 0.0
         for batch in group:
             batch = torch.from_numpy(batch.astype(np.int64))
-            share = (batch[:, 1:] != tokens.PAD).sum() / total
+            share = (batch[:, 1:] != vocabulary.PAD).sum() / total
             micro_loss = loss(net, batch) * share
             micro_loss.backward()
             step_loss += micro_loss.item()
@@ -138,4 +138,4 @@ def main():
 
 
 if __name__ == "__main__":
-    params.run(main)
+    errors.run(main)

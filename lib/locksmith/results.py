@@ -18,7 +18,7 @@ import math
 import platform
 from pathlib import Path
 
-from locksmith import params
+from locksmith import errors, params
 
 ROOT = Path("results")
 FACT = ("family", "model", "quantity", "value", "low", "high", "n_problems", "n_samples", "seeds")
@@ -40,7 +40,7 @@ def write(profile, chapter, facts, *, extra=None, checkpoints=()):
         _check(fact)
         name = (fact["family"], fact["model"], fact["quantity"])
         if name in seen:
-            raise params.BadInput(f"Fact {' / '.join(name)} stands twice in chapter {chapter}.")
+            raise errors.BadInput(f"Fact {' / '.join(name)} stands twice in chapter {chapter}.")
         seen.add(name)
     record = {
         "profile": profile,
@@ -53,7 +53,7 @@ def write(profile, chapter, facts, *, extra=None, checkpoints=()):
     try:
         text = _layout(record)
     except ValueError:
-        raise params.BadInput(f"{path} would hold NaN or infinity in `extra`.") from None
+        raise errors.BadInput(f"{path} would hold NaN or infinity in `extra`.") from None
     save(path, text + "\n")
     return path
 
@@ -142,7 +142,7 @@ def sha256(path):
 def _weights_hash(folder):
     weights = next(iter(sorted(folder.glob("*model.safetensors"))), folder / "model.safetensors")
     if not weights.exists():
-        raise params.BadInput(
+        raise errors.BadInput(
             f"Checkpoint {folder} has no model.safetensors; `dvc pull` brings it."
         )
     return sha256(weights)
@@ -152,14 +152,14 @@ def _load(path):
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise params.BadInput(f"{path} does not exist; `dvc repro` makes it.") from None
+        raise errors.BadInput(f"{path} does not exist; `dvc repro` makes it.") from None
     except ValueError:
-        raise params.BadInput(
+        raise errors.BadInput(
             f"{path} is not whole (not valid JSON); delete it and run `dvc repro`."
         ) from None
     lacking = {"profile", "chapter", "provenance", "facts", "extra"} - set(record)
     if lacking:
-        raise params.BadInput(
+        raise errors.BadInput(
             f"{path} lacks {', '.join(sorted(lacking))}; delete it and run `dvc repro`."
         )
     return record
@@ -169,17 +169,17 @@ def _check(fact):
     name = "Fact " + " / ".join(str(fact.get(key)) for key in ("family", "model", "quantity"))
     unknown, missing = set(fact) - set(FACT), set(FACT) - set(fact)
     if unknown:
-        raise params.BadInput(
+        raise errors.BadInput(
             f"{name} has unknown keys {', '.join(sorted(unknown))}; allowed are {', '.join(FACT)}."
         )
     if missing:
-        raise params.BadInput(f"{name} lacks {', '.join(sorted(missing))}.")
+        raise errors.BadInput(f"{name} lacks {', '.join(sorted(missing))}.")
     for key in ("value", "low", "high", "n_problems", "n_samples"):
         value = fact[key]
         if value is None and key != "value":
             continue
         if isinstance(value, bool) or not hasattr(value, "__float__") or not math.isfinite(value):
-            raise params.BadInput(f"{name}: {key} is {value!r}; allowed is a finite number.")
+            raise errors.BadInput(f"{name}: {key} is {value!r}; allowed is a finite number.")
 
 
 def _layout(value, indent="\n"):
@@ -216,4 +216,4 @@ def main():
 
 
 if __name__ == "__main__":
-    params.run(main)
+    errors.run(main)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from locksmith import corpus, device, engine, model, params, results, rewards, tokens
+from locksmith import corpus, device, engine, errors, model, params, results, rewards, vocabulary
 
 MEASURED = ("correct", "trace", "attempts", "valid_attempts", "checks", "backtracks")
 
@@ -32,11 +32,11 @@ def rollout(net, task, problems, samples, max_new_tokens, seed, steer=None):
 
     Returns sequences (list of prompt + continuation ids), prompt lengths, and grades, prompt-major.
     """
-    prompts = [tokens.encode(p.prompt) for p in problems]
+    prompts = [vocabulary.encode(p.prompt) for p in problems]
     out = engine.sample(net, prompts, samples, max_new_tokens=max_new_tokens,
-                        stop=tokens.STOP, seed=seed, steer=steer).ids()
+                        stop=vocabulary.STOP, seed=seed, steer=steer).ids()
     owners = [i for i in range(len(problems)) for _ in range(samples)]
-    grades = [task.grade(problems[i], tokens.decode(ids)) for i, ids in zip(owners, out)]
+    grades = [task.grade(problems[i], vocabulary.decode(ids)) for i, ids in zip(owners, out)]
     return [prompts[i] + ids for i, ids in zip(owners, out)], [len(prompts[i]) for i in owners], grades
 
 
@@ -62,7 +62,7 @@ def update(net, optimizer, sequences, prompt_lengths, advantage, micro_tokens,
         longest = len(sequences[live[-1]])
         micro = live[-max(1, micro_tokens // longest):]
         del live[-len(micro):]
-        ids = torch.full((len(micro), longest), tokens.PAD)
+        ids = torch.full((len(micro), longest), vocabulary.PAD)
         sampled = torch.zeros(len(micro), longest, dtype=torch.bool)
         for row, i in enumerate(micro):
             ids[row, :len(sequences[i])] = torch.tensor(sequences[i])
@@ -180,4 +180,4 @@ def main():
 
 
 if __name__ == "__main__":
-    params.run(main)
+    errors.run(main)

@@ -1,7 +1,7 @@
 """Colab: each chapter's first code cell, and what it calls to make a bare runtime ready.
 
 The repository's address stands in _config.yml alone. After changing it in a fork,
-`python -m locksmith.colab` writes it into every chapter.
+`python -m locksmith.book.colab` writes it into every chapter.
 """
 
 import subprocess
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from locksmith import params
+from locksmith import errors, params
 
 # The runtime's own torch, numpy and pandas stay: pyproject.toml asks for ranges, no constraints.
 CELL = """\
@@ -27,7 +27,7 @@ if "google.colab" in sys.modules:
     os.chdir("book")
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", "."], check=True)
     sys.path.insert(0, os.path.abspath("lib"))
-    from locksmith import colab
+    from locksmith.book import colab
 
     colab.prepare("{chapter}")
 elif os.path.basename(os.getcwd()) == "chapters":
@@ -56,7 +56,7 @@ def needs(chapter, pipeline="dvc.yaml"):
         if f"chapters/{chapter}.ipynb" in deps:
             paths = [d.replace("${profile}", "lab") for d in deps]
             return [p for p in paths if p.startswith(("checkpoints/", "data/"))]
-    raise params.BadInput(f"{pipeline} has no stage for chapter {chapter!r}.")
+    raise errors.BadInput(f"{pipeline} has no stage for chapter {chapter!r}.")
 
 
 def adapt(variables, chapter):
@@ -86,7 +86,7 @@ def main():
         nb = nbformat.read(path, as_version=4)
         tagged = [c for c in nb.cells if "colab" in c.metadata.get("tags", [])]
         if len(tagged) != 1:
-            raise params.BadInput(f"{path} has {len(tagged)} cells tagged colab; allowed is one.")
+            raise errors.BadInput(f"{path} has {len(tagged)} cells tagged colab; allowed is one.")
         if tagged[0].source != cell(path.stem):
             tagged[0].source = cell(path.stem)
             nbformat.write(nb, path)
@@ -94,4 +94,4 @@ def main():
 
 
 if __name__ == "__main__":
-    params.run(main)
+    errors.run(main)

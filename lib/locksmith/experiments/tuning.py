@@ -23,7 +23,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from locksmith import corpus, device, engine, finetune, model, pretrain, rewards, rl, stats, tokens, zoo
+from locksmith import (
+    corpus,
+    device,
+    engine,
+    finetune,
+    grammar,
+    loading,
+    model,
+    pretrain,
+    rewards,
+    rl,
+    stats,
+    vocabulary,
+)
 
 COUNTS = ("attempts", "checks", "backtracks")
 
@@ -33,13 +46,13 @@ COUNTS = ("attempts", "checks", "backtracks")
 def pool(profile, family, n):
     """n training problems, the single ones among them. Countdown's training set is small enough that
     the lab's RL has met some of them too; no test problem is among them."""
-    return corpus.FAMILIES[family].problems("train", n, 7000, zoo.config(profile)["families"][family])
+    return corpus.FAMILIES[family].problems("train", n, 7000, loading.config(profile)["families"][family])
 
 
 def difficulty(profile, family, seed, n_problems, samples, max_new_tokens):
     """Share of a base model's samples that solve each problem of `pool`: (n_problems,)."""
     problems = pool(profile, family, n_problems)
-    found = _solutions(zoo.load(profile, family, "base", seed), family, problems, samples,
+    found = _solutions(loading.load(profile, family, "base", seed), family, problems, samples,
                        max_new_tokens, seed=1)
     return np.array([[right for _, right in row] for row in found]).mean(1)
 
@@ -55,10 +68,10 @@ def spread(rates, n):
 
 def _solutions(net, family, problems, n, max_new_tokens, seed):
     """n continuations of each problem with their grade: P lists of n (ids, correct)."""
-    task, prompts = corpus.FAMILIES[family], [tokens.encode(p.prompt) for p in problems]
-    out = engine.sample(net, prompts, n, max_new_tokens=max_new_tokens, stop=tokens.STOP,
+    task, prompts = corpus.FAMILIES[family], [vocabulary.encode(p.prompt) for p in problems]
+    out = engine.sample(net, prompts, n, max_new_tokens=max_new_tokens, stop=vocabulary.STOP,
                         seed=seed).ids()
-    graded = [(ids, task.grade(problems[i // n], tokens.decode(ids)).correct)
+    graded = [(ids, task.grade(problems[i // n], vocabulary.decode(ids)).correct)
               for i, ids in enumerate(out)]
     return [graded[i:i + n] for i in range(0, len(graded), n)]
 
@@ -66,13 +79,13 @@ def _solutions(net, family, problems, n, max_new_tokens, seed):
 def candidates(profile, family, seeds, problems, n, max_new_tokens):
     """Up to n different finished solutions of each problem, by the base models of all seeds in turn:
     P lists of (ids, correct), and the tokens generated a problem. The thinking model writes none."""
-    by_model = [_solutions(zoo.load(profile, family, "base", s), family, problems,
+    by_model = [_solutions(loading.load(profile, family, "base", s), family, problems,
                            4 * n // len(seeds) + 1, max_new_tokens, seed=2) for s in seeds]
     out, written = [], 0
     for rows in zip(*by_model, strict=True):
         mixed = [one for turn in zip(*rows, strict=True) for one in turn]
         written += sum(len(ids) for ids, _ in mixed)
-        finished = {tuple(ids): right for ids, right in mixed if ids[-1] in tokens.STOP}
+        finished = {tuple(ids): right for ids, right in mixed if ids[-1] in vocabulary.STOP}
         out.append([(list(ids), right) for ids, right in finished.items()][:n])
     return out, written / len(problems)
 
@@ -81,21 +94,21 @@ def candidates(profile, family, seeds, problems, n, max_new_tokens):
 
 def _reviewed(problem, ids):
     """Words of a review document up to its critique."""
-    return ["<bos>", "review", *problem.prompt[1:], *tokens.decode(ids[:-1]), ";"]
+    return ["<bos>", "review", *problem.prompt[1:], *vocabulary.decode(ids[:-1]), ";"]
 
 
 def critique_pairs(family, problem, solutions, critic, chance):
     """(input, target) of critiques of solutions (list of (ids, correct)) by a critic of `critics`."""
     task = corpus.FAMILIES[family]
-    return [(tokens.encode(_reviewed(problem, ids)), tokens.encode(
-        [*critic(task, problem, tokens.decode(ids[:-1]), chance), "<eos>"])) for ids, _ in solutions]
+    return [(vocabulary.encode(_reviewed(problem, ids)), vocabulary.encode(
+        [*critic(task, problem, vocabulary.decode(ids[:-1]), chance), "<eos>"])) for ids, _ in solutions]
 
 
 def own_critiques(profile, family, seed, pairs, max_new_tokens):
     """The pairs with what the base itself says in the targets' place, one sample each; those that
     come to no end within the cap are left out."""
-    out = engine.sample(zoo.load(profile, family, "base", seed), [given for given, _ in pairs],
-                        max_new_tokens=max_new_tokens, stop=tokens.EOS, seed=3)
+    out = engine.sample(loading.load(profile, family, "base", seed), [given for given, _ in pairs],
+                        max_new_tokens=max_new_tokens, stop=vocabulary.EOS, seed=3)
     return [(given, ids) for (given, _), ids, ended in
             zip(pairs, out.ids(), out.stopped.tolist(), strict=True) if ended]
 
@@ -110,14 +123,14 @@ def shuffle_targets(pairs, chance):
 
 def solution_pairs(problems, solutions, right):
     """(prompt, solution) of the solutions whose grade is `right`; problems and solutions in step."""
-    return [(tokens.encode(p.prompt), ids) for p, rows in zip(problems, solutions, strict=True)
+    return [(vocabulary.encode(p.prompt), ids) for p, rows in zip(problems, solutions, strict=True)
             for ids, correct in rows if correct == right]
 
 
 def verdicts_right(net, pairs, max_new_tokens):
     """Share of critiques (greedy) that end in the target's verdict: can the model judge?"""
     out = engine.sample(net, [given for given, _ in pairs], max_new_tokens=max_new_tokens,
-                        stop=tokens.EOS, temperature=0.0).ids()
+                        stop=vocabulary.EOS, temperature=0.0).ids()
     return float(np.mean([ids[-2:] == wanted[-2:] for ids, (_, wanted) in zip(out, pairs)]))
 
 
@@ -162,8 +175,8 @@ def reinforce(profile, family, seed, problems, recipe, trains="weights", reward=
 
     trains: "weights" (all), "vectors" (one after each of `layers`), "adapter" (LoRA of a rank).
     """
-    net = zoo.load(profile, family, "base", seed, exact=True)
-    sampler, task = zoo.load(profile, family, "base", seed), corpus.FAMILIES[family]
+    net = loading.load(profile, family, "base", seed, exact=True)
+    sampler, task = loading.load(profile, family, "base", seed), corpus.FAMILIES[family]
     options = {"reward": rewards.REWARDS[reward], "bonus": bonus,
                "label": f"{trains}, {reward} reward, {family} seed {seed}"}
     steer = None
@@ -208,7 +221,7 @@ def persists(family, problem, words):
     countdown: gives up nowhere, that is concludes only what a check just said "yes" to. chain: works
     out every link before concluding, that is writes as many steps as the problem has.
     """
-    steps = tokens.steps(words)
+    steps = grammar.steps(words)
     if family == "chain":
         done = sum(behaviour == "try" for behaviour, _ in steps)
         return done >= sum(len(links) for _, links in problem.chains)
@@ -219,9 +232,9 @@ def persists(family, problem, words):
 def outcome(net, family, problems, n, max_new_tokens, seed, steer=None, log=None):
     """`Outcome` of n samples a problem at temperature 1."""
     task = corpus.FAMILIES[family]
-    out = engine.sample(net, [tokens.encode(p.prompt) for p in problems], n, seed=seed, steer=steer,
-                        max_new_tokens=max_new_tokens, stop=tokens.STOP).ids()
-    words = [tokens.decode(ids) for ids in out]
+    out = engine.sample(net, [vocabulary.encode(p.prompt) for p in problems], n, seed=seed, steer=steer,
+                        max_new_tokens=max_new_tokens, stop=vocabulary.STOP).ids()
+    words = [vocabulary.decode(ids) for ids in out]
     grades = [task.grade(problems[i // n], w) for i, w in enumerate(words)]
 
     def table(values):
@@ -237,11 +250,11 @@ def document_loss(net, family, dials, n=200):
     fine-tuning makes a model forget."""
     rng = random.Random("held out")
     written = [corpus.document(rng, corpus.FAMILIES[family], dials)[0] for _ in range(n)]
-    ids = np.concatenate([np.array(tokens.encode(words), dtype=np.uint8) for words in written])
+    ids = np.concatenate([np.array(vocabulary.encode(words), dtype=np.uint8) for words in written])
     batches = [torch.from_numpy(batch.astype(np.int64)).to(net.device) for batch in
                pretrain.batches(ids, finetune.MICRO_TOKENS, np.random.default_rng(0))]
     with torch.no_grad():
-        found = [(float(pretrain.loss(net, batch)), int((batch[:, 1:] != tokens.PAD).sum()))
+        found = [(float(pretrain.loss(net, batch)), int((batch[:, 1:] != vocabulary.PAD).sum()))
                  for batch in batches]
     loss, size = np.array(found).T
     return float((loss * size).sum() / size.sum())
@@ -251,24 +264,24 @@ def document_loss(net, family, dials, n=200):
 
 def untouched(profile, family, which, seed, n_problems, n, max_new_tokens):
     """`Outcome` of a lab model as it is, on test problems."""
-    net = zoo.load(profile, family, which, seed)
+    net = loading.load(profile, family, which, seed)
     log = {"document_loss": document_loss(net.float(), family,
-                                          zoo.config(profile)["families"][family])}
-    return outcome(zoo.load(profile, family, which, seed), family,
-                   zoo.problems(profile, family, n_problems), n, max_new_tokens, seed, log=log)
+                                          loading.config(profile)["families"][family])}
+    return outcome(loading.load(profile, family, which, seed), family,
+                   loading.problems(profile, family, n_problems), n, max_new_tokens, seed, log=log)
 
 
 def tuned(profile, family, seed, pairs, steps, target_tokens, lr, n_problems, n, max_new_tokens,
           judged=None, judge_tokens=64):
     """`Outcome` of a base model after `finetune.fit` on pairs; log: losses, tokens read, document_loss, and
     verdicts, the shares of right verdicts on the pairs `judged`, before and after."""
-    net = zoo.load(profile, family, "base", seed, exact=True)
+    net = loading.load(profile, family, "base", seed, exact=True)
     before = verdicts_right(net, judged, judge_tokens) if judged else None
     losses, read = finetune.fit(net, pairs, steps, target_tokens, lr, seed)
     after = verdicts_right(net, judged, judge_tokens) if judged else None
     log = {"losses": losses, "read": read, "verdicts": (before, after),
-           "document_loss": document_loss(net, family, zoo.config(profile)["families"][family])}
-    return outcome(net.to(device.pick()[1]), family, zoo.problems(profile, family, n_problems), n,
+           "document_loss": document_loss(net, family, loading.config(profile)["families"][family])}
+    return outcome(net.to(device.pick()[1]), family, loading.problems(profile, family, n_problems), n,
                    max_new_tokens, seed, log=log)
 
 
@@ -281,13 +294,13 @@ def reinforced(profile, family, seed, problems, recipe, n_problems, n, max_new_t
     log = {"curve": curve}
     for part in ("first token", "later tokens") if apart else ():
         gate = _first if part == "first token" else _later
-        log[part] = outcome(net, family, zoo.problems(profile, family, n_problems), n, max_new_tokens,
+        log[part] = outcome(net, family, loading.problems(profile, family, n_problems), n, max_new_tokens,
                             seed, [replace(s, gate=gate) for s in steer]).correct
     if not steer:
         whole = copy.deepcopy(net).float()
         log["document_loss"] = document_loss(whole, family,
-                                             zoo.config(profile)["families"][family])
-    return outcome(net, family, zoo.problems(profile, family, n_problems), n, max_new_tokens, seed,
+                                             loading.config(profile)["families"][family])
+    return outcome(net, family, loading.problems(profile, family, n_problems), n, max_new_tokens, seed,
                    steer, log)
 
 
@@ -304,7 +317,7 @@ def self_solved(profile, family, seed, n_problems, samples, max_new_tokens):
     """(what a base model solves of `pool` when it tries each problem so often, tokens generated): for
     each problem solved the list of (prompt, solution) pairs, different solutions only."""
     problems = pool(profile, family, n_problems)
-    rows = _solutions(zoo.load(profile, family, "base", seed), family, problems, samples,
+    rows = _solutions(loading.load(profile, family, "base", seed), family, problems, samples,
                       max_new_tokens, seed=4)
     right = [list({tuple(ids): (ids, True) for ids, correct in row if correct}.values()) for row in rows]
     return ([solution_pairs([p], [some], True) for p, some in zip(problems, right) if some],
@@ -314,11 +327,11 @@ def self_solved(profile, family, seed, n_problems, samples, max_new_tokens):
 def elsewhere(profile, family, other, seed, pairs, steps, target_tokens, lr, n_problems):
     """(before, after): share of another family's problems that a base model solves, and solves after
     `finetune.fit` on pairs of its own family."""
-    net, found = zoo.load(profile, family, "base", seed, exact=True), []
+    net, found = loading.load(profile, family, "base", seed, exact=True), []
     for train in (False, True):
         if train:
             finetune.fit(net, pairs, steps, target_tokens, lr, seed)
-        asked = zoo.problems(profile, other, n_problems)
+        asked = loading.problems(profile, other, n_problems)
         found.append(float(outcome(net, other, asked, 1, 64, seed).correct.mean()))
     return tuple(found)
 

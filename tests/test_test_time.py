@@ -4,8 +4,9 @@ import random
 
 import numpy as np
 import pytest
-from locksmith import corpus, keys, tokens, zoo
-from locksmith.params import BadInput
+from locksmith import corpus, grammar, loading, vocabulary
+from locksmith.errors import BadInput
+from locksmith.experiments import test_time
 from repository import smoke_lab
 
 P, CAP = 5, 40
@@ -21,23 +22,23 @@ def lab(tmp_path_factory):
 
 
 def run(method, family="countdown", seed=0, **options):
-    return keys.test_time("smoke", family, seed, method, P, CAP, split="validation",
+    return test_time.test_time("smoke", family, seed, method, P, CAP, split="validation",
                           **{**OPTIONS[method], **options})
 
 
 def job(family, n=1, cap=CAP):
-    problems = [p for p in zoo.problems("smoke", family, P) for _ in range(n)]
-    return keys.Job(family, zoo.config("smoke")["families"][family],
-                    zoo.load("smoke", family, "base", 0), problems, n, cap, 7)
+    problems = [p for p in loading.problems("smoke", family, P) for _ in range(n)]
+    return test_time.Job(family, loading.config("smoke")["families"][family],
+                    loading.load("smoke", family, "base", 0), problems, n, cap, 7)
 
 
 @pytest.mark.parametrize("family", ["countdown", "chain"])
-@pytest.mark.parametrize("method", list(keys.METHODS))
+@pytest.mark.parametrize("method", list(test_time.METHODS))
 def test_every_method_gives_one_finite_number_a_problem(lab, method, family):
     found = run(method, family, n=2)
     for values in (found.correct, found.trace, found.tokens, *found.log.values()):
         assert values.shape == (P,) and np.isfinite(values).all()
-    assert (found.tokens > 0).all() and set(OPTIONS) == set(keys.METHODS)
+    assert (found.tokens > 0).all() and set(OPTIONS) == set(test_time.METHODS)
     again = run(method, family, n=2)
     assert (again.tokens == found.tokens).all()  # a pure function of its arguments
 
@@ -61,37 +62,37 @@ def test_the_vote_takes_the_commonest_answer_within_the_budget(lab, monkeypatch)
             said.append(0)
             return answers[(len(said) - 2) % 5].split()  # the first asks for the length alone
         grade = staticmethod(corpus.FAMILIES["chain"].grade)
-    monkeypatch.setattr(keys.Job, "task", Scripted())
+    monkeypatch.setattr(test_time.Job, "task", Scripted())
     mine = mine._replace(problems=mine.problems[:1])
     for budget, voters, winner in ((12, 3, "3"), (20, 5, "1"), (3, 1, "1")):
         Scripted.guess.__defaults__[0].clear()
-        found = keys.guess(mine, budget)
+        found = test_time.guess(mine, budget)
         assert found.log["rollouts"].tolist() == [voters] and found.tokens.tolist() == [
             min(budget, 4 * voters)]
-        assert tokens.decode(found.continuations[0])[1] == winner
+        assert vocabulary.decode(found.continuations[0])[1] == winner
 
 
 def test_prefix_words_are_in_the_answer_and_are_counted(lab):
     mine = job("countdown")
-    found = keys.prefix(mine, ("go", "back"))
-    assert all(tokens.decode(c[:2]) == ["go", "back"] for c in found.continuations)
+    found = test_time.prefix(mine, ("go", "back"))
+    assert all(vocabulary.decode(c[:2]) == ["go", "back"] for c in found.continuations)
     assert found.tokens.tolist() == [len(c) for c in found.continuations]
     assert max(found.tokens) <= CAP
-    assert keys.prefix(mine, ()).continuations == keys.base(mine).continuations
+    assert test_time.prefix(mine, ()).continuations == test_time.base(mine).continuations
 
 
 @pytest.mark.parametrize("family", ["countdown", "chain"])
 def test_few_shot_documents_are_rich_and_leave_room(lab, family, monkeypatch):
     mine, seen = job(family, cap=1000), []
-    monkeypatch.setattr(keys.Job, "sample", lambda self, prompts, cap: seen.append(
-        (prompts, cap)) or keys.decoding.Chosen([], np.zeros(0), {}))
-    found = keys.few_shot(mine, 1)
+    monkeypatch.setattr(test_time.Job, "sample", lambda self, prompts, cap: seen.append(
+        (prompts, cap)) or test_time.decoding.Chosen([], np.zeros(0), {}))
+    found = test_time.few_shot(mine, 1)
     (prompts, cap), = seen
     assert max(map(len, prompts)) + cap == mine.context and cap == found.log["cap"][0]
     for prompt, problem, n in zip(prompts, mine.problems, found.log["shown"], strict=True):
         assert prompt[n:] == problem.prompt and n <= mine.context // 2
         document = prompt[:n]
-        steps = [behaviour for behaviour, _ in tokens.steps(document[document.index(":") + 1:])]
+        steps = [behaviour for behaviour, _ in grammar.steps(document[document.index(":") + 1:])]
         assert {"countdown": "wait", "chain": "check"}[family] in steps
         assert document[0] == "<bos>" and document[-1] == "<eos>" and document.count("<bos>") == 1
     assert len({" ".join(p[:n]) for p, n in zip(prompts, found.log["shown"], strict=True)}) == P
@@ -99,11 +100,11 @@ def test_few_shot_documents_are_rich_and_leave_room(lab, family, monkeypatch):
 
 def test_guesses_are_the_familys_own(lab):
     mine = job("countdown")
-    found = keys.guess(mine, 100)
+    found = test_time.guess(mine, 100)
     length = len(mine.task.guess(mine.problems[0], random.Random(1)))
     assert (found.tokens == 100 // length * length).all()
     for problem, ids in zip(mine.problems, found.continuations, strict=True):
-        grade = mine.task.grade(problem, tokens.decode(ids))
+        grade = mine.task.grade(problem, vocabulary.decode(ids))
         assert grade.answer and grade.valid_attempts == grade.attempts == 2
 
 
@@ -113,4 +114,4 @@ def test_guesses_are_the_familys_own(lab):
     ("guess", {"budget": 0}, "budget"), ("cognitive_tools", {"tools": ("think",)}, "tools")])
 def test_bad_input_is_named(lab, method, options, named):
     with pytest.raises(BadInput, match=f"^{named} is .*allowed"):
-        keys.test_time("smoke", "chain", 0, method, P, CAP, **options)
+        test_time.test_time("smoke", "chain", 0, method, P, CAP, **options)

@@ -26,26 +26,26 @@ from sklearn.preprocessing import StandardScaler
 
 from locksmith import (
     activations,
-    chain,
     corpus,
-    countdown,
     device,
     engine,
+    grammar,
+    loading,
     model,
-    skills,
     stats,
-    tokens,
-    zoo,
+    vocabulary,
 )
+from locksmith.experiments import skills
+from locksmith.tasks import chain, countdown
 
-BEHAVIOURS = tuple(tokens.OPENINGS)  # try, check, wait, conclude
+BEHAVIOURS = tuple(grammar.OPENINGS)  # try, check, wait, conclude
 CHOICES = ("wait", "check")  # the two that the chapter asks about
 FOLDS = 5
 ENOUGH = 20  # events of either outcome, below which nothing is fitted
-_TABLE = {name: torch.tensor([word in words for word in tokens.VOCABULARY]) for name, words in {
-    "number": tokens.NUMBERS, "operator": tokens.OPERATORS, "equals": ("=",), "no": ("no",),
+_TABLE = {name: torch.tensor([word in words for word in vocabulary.VOCABULARY]) for name, words in {
+    "number": vocabulary.NUMBERS, "operator": vocabulary.OPERATORS, "equals": ("=",), "no": ("no",),
     "before": ("yes", "no", ":", "next"),
-    "concluding": [opening[-1] for opening in tokens.OPENINGS["conclude"]]}.items()}
+    "concluding": [opening[-1] for opening in grammar.OPENINGS["conclude"]]}.items()}
 
 
 # --- texts and points -----------------------------------------------------------------------------
@@ -62,22 +62,22 @@ class Text:
 
 def documents(profile, family, n_problems, each, split="validation"):
     """Corpus documents on held-out problems, `each` a problem by as many hidden authors."""
-    dials = zoo.config(profile)["families"][family]
+    dials = loading.config(profile)["families"][family]
     task, out = corpus.FAMILIES[family], []
-    for i, problem in enumerate(zoo.problems(profile, family, n_problems, split)):
+    for i, problem in enumerate(loading.problems(profile, family, n_problems, split)):
         for j in range(each):
             rng = random.Random(f"probe {family} {problem.key} {j}")
             author = corpus.author(rng, dials)
             words = task.document(rng, problem, author, dials)
-            out.append(Text(tokens.encode([*problem.prompt, *words]), len(problem.prompt), i,
+            out.append(Text(vocabulary.encode([*problem.prompt, *words]), len(problem.prompt), i,
                             {"wait": author.persistence, "check": author.check}))
     return out
 
 
 def traces(net, problems, each, max_new_tokens, seed=0, steer=None):
     """A model's own traces: `each` a problem, problem-major. Returns (texts, rollouts)."""
-    prompts = [tokens.encode(p.prompt) for p in problems]
-    rollouts = engine.sample(net, prompts, each, max_new_tokens=max_new_tokens, stop=tokens.STOP,
+    prompts = [vocabulary.encode(p.prompt) for p in problems]
+    rollouts = engine.sample(net, prompts, each, max_new_tokens=max_new_tokens, stop=vocabulary.STOP,
                              seed=seed, steer=steer)
     return [Text([*prompts[i // each], *ids], len(prompts[i // each]), i // each)
             for i, ids in enumerate(rollouts.ids())], rollouts
@@ -141,7 +141,7 @@ def points(family, texts):
         here[:text.start - 1] = False
         done, failed = finished(family, ids), _TABLE["no"][ids]
         for p in here[:-1].nonzero()[:, 0].tolist():
-            opens = tokens.BEHAVIOUR.get(tokens.VOCABULARY[text.ids[p + 1]])
+            opens = grammar.BEHAVIOUR.get(vocabulary.VOCABULARY[text.ids[p + 1]])
             if opens:
                 rows.append((i, p, text.problem, opens, bool(failed[p]), bool(done[p])))
     columns = zip(*rows, strict=True) if rows else [[]] * 6
@@ -314,10 +314,10 @@ COUNTS = ("rate", "opened", "correct", "tokens", "repeated", "truncated")
 def counts(task, problem, ids, behaviour, stopped):
     """One trace in COUNTS: rate, openings of the behaviour among all; opened, their number;
     repeated, share of attempts that stood there before."""
-    words = tokens.decode(ids)
+    words = vocabulary.decode(ids)
     grade = task.grade(problem, words)
     opened = grade.behaviours.count(behaviour)
-    tried = [tuple(c) for b, c in tokens.steps(words) if b in ("try", "wait")]
+    tried = [tuple(c) for b, c in grammar.steps(words) if b in ("try", "wait")]
     return (opened / max(len(grade.behaviours), 1), opened, grade.correct, len(ids),
             1 - len(set(tried)) / len(tried) if tried else 0, not stopped)
 
@@ -329,7 +329,7 @@ def dose(net, family, problems, layer, vectors, strengths, behaviour, where, max
     vectors: name -> (D,), already of the length that strength 1 means. All arms and strengths of a
     problem share their random numbers, and strength 0 is sampled once for all.
     """
-    prompts = [tokens.encode(p.prompt) for p in problems]
+    prompts = [vocabulary.encode(p.prompt) for p in problems]
     arms = [(name, s) for name in vectors for s in strengths if s] + [(None, 0)]
     steer = []
     for name, vector in vectors.items():
@@ -337,7 +337,7 @@ def dose(net, family, problems, layer, vectors, strengths, behaviour, where, max
         mine = weight != 0
         steer.append(engine.Steer(layer, torch.as_tensor(vector, dtype=torch.float32), rows=mine,
                                   gate=gate(family, behaviour, where, weight.to(net.device))))
-    out = engine.sample(net, prompts * len(arms), max_new_tokens=max_new_tokens, stop=tokens.STOP,
+    out = engine.sample(net, prompts * len(arms), max_new_tokens=max_new_tokens, stop=vocabulary.STOP,
                         seed=seed, keys=list(range(len(prompts))) * len(arms), steer=steer)
     task, stopped = corpus.FAMILIES[family], out.stopped.tolist()
     table = np.array([counts(task, problems[i % len(problems)], ids, behaviour, stopped[i])
@@ -381,7 +381,7 @@ def contrasts():
 def own_forecasts(net, texts, found):
     """behaviour -> the model's own probability (N,) that it opens next, at each of the points."""
     logits = activations.logits(net, [t.ids for t in texts], found.positions(len(texts)))
-    first = {b: [tokens.IDS[opening[0]] for opening in tokens.OPENINGS[b]] for b in CHOICES}
+    first = {b: [vocabulary.IDS[opening[0]] for opening in grammar.OPENINGS[b]] for b in CHOICES}
     return {b: logits.softmax(-1)[:, ids].sum(-1).double().numpy() for b, ids in first.items()}
 
 
@@ -399,8 +399,8 @@ def read(profile, family, seed, models, layers, n_problems, each, max_new_tokens
         norms    (model, behaviour) -> mean norm of the residual stream at the choice's places
         stable   (source, behaviour, model) -> (N,) how often of 10 the behaviour came back
     """
-    problems = zoo.problems(profile, family, n_problems, "validation")
-    nets = {which: zoo.load(profile, family, which, seed, exact=True) for which in models}
+    problems = loading.problems(profile, family, n_problems, "validation")
+    nets = {which: loading.load(profile, family, which, seed, exact=True) for which in models}
     sources = {"documents": documents(profile, family, n_problems, each),
                "traces": traces(nets["thinking"], problems, 1, max_new_tokens, seed)[0]}
     out = {name: {} for name in ("counts", "scores", "means", "norms", "stable")}
@@ -514,7 +514,7 @@ def _offsets(out, which, net, texts, found, b, layer, n_problems, windows):
 def layer_effects(profile, family, seed, behaviour, n_problems, each, max_new_tokens, strength):
     """Slope of the behaviour's rate in the base at each block, by its own choice vector, on
     validation problems: what the layer is chosen by. None where there are too few events."""
-    net = zoo.load(profile, family, "base", seed)
+    net = loading.load(profile, family, "base", seed)
     texts = documents(profile, family, n_problems, each)
     found = points(family, texts)
     up, down = sides(found, behaviour, "choice")
@@ -523,7 +523,7 @@ def layer_effects(profile, family, seed, behaviour, n_problems, each, max_new_to
     layers = list(range(net.config.num_hidden_layers))
     streams = activations.residuals(net, [t.ids for t in texts], layers,
                                     found.positions(len(texts)))
-    problems = zoo.problems(profile, family, n_problems, "validation")[:50]
+    problems = loading.problems(profile, family, n_problems, "validation")[:50]
     strengths, out = (-strength, 0, strength), []
     for layer in layers:
         x = streams[layer].numpy()
@@ -538,8 +538,8 @@ def layer_effects(profile, family, seed, behaviour, n_problems, each, max_new_to
 def steer(profile, family, seed, which, layer, vectors, strengths, behaviour, where, n_problems,
           max_new_tokens):
     """`dose` of a lab model on test problems."""
-    return dose(zoo.load(profile, family, which, seed), family,
-                zoo.problems(profile, family, n_problems), layer, vectors, strengths, behaviour,
+    return dose(loading.load(profile, family, which, seed), family,
+                loading.problems(profile, family, n_problems), layer, vectors, strengths, behaviour,
                 where, max_new_tokens, seed)
 
 
@@ -554,12 +554,12 @@ def answers(family, problem, ids, start):
     "answer" is the last word of the conclusion's opening, before anything of the answer stands
     there; an answer is unchecked if no verdict stands right before that opening.
     """
-    words = [tokens.VOCABULARY[i] for i in ids]
+    words = [vocabulary.VOCABULARY[i] for i in ids]
     done = finished(family, torch.tensor(ids)).tolist()
     out, attempts, i = [], [], start
     while i < len(words) and words[i] not in ("<eos>", "next"):
-        length = tokens.opening_length(words, i)
-        if length and tokens.BEHAVIOUR[words[i]] == "conclude" and i + length < len(words):
+        length = grammar.opening_length(words, i)
+        if length and grammar.BEHAVIOUR[words[i]] == "conclude" and i + length < len(words):
             places = {"prompt": start - 1, "answer": i + length - 1}
             if attempts:
                 places |= {"first attempt": attempts[0], "last attempt": attempts[-1]}
@@ -590,8 +590,8 @@ def uncertainty(profile, family, seed, which, layer, n_problems, each, n_test, s
     answer that follows is right (moment "step": the step just written is valid); dose, that of
     `steer` on test problems along right minus wrong, everywhere, against noise.
     """
-    problems = zoo.problems(profile, family, n_problems, "validation")
-    net = zoo.load(profile, family, which, seed, exact=True)
+    problems = loading.problems(profile, family, n_problems, "validation")
+    net = loading.load(profile, family, which, seed, exact=True)
     texts, _ = traces(net, problems, each, max_new_tokens, seed)
     rows = []  # (moment, text, place, label, problem)
     for i, text in enumerate(texts):
@@ -600,7 +600,7 @@ def uncertainty(profile, family, seed, which, layer, n_problems, each, n_test, s
             rows += [(m, i, p, right, text.problem) for m, p in places.items()]
         ends = (finished(family, torch.tensor(text.ids)).nonzero()[:, 0]).tolist()
         valid = skills.valid_attempts(corpus.FAMILIES[family], problem,
-                                      tokens.decode(text.ids[text.start:]))
+                                      vocabulary.decode(text.ids[text.start:]))
         if len(ends) == len(valid):  # a trace outside the grammar does not say which is which
             rows += [("step", i, p, v, text.problem)
                      for p, v in zip(ends, valid, strict=True)]
@@ -612,7 +612,7 @@ def uncertainty(profile, family, seed, which, layer, n_problems, each, n_test, s
     places = [place[text == i].tolist() for i in range(len(texts))]
     scores, direction = {}, None
     for reader in (which, "untrained"):
-        own = net if reader == which else zoo.load(profile, family, reader, seed, exact=True)
+        own = net if reader == which else loading.load(profile, family, reader, seed, exact=True)
         layers = list(range(-1, net.config.num_hidden_layers))
         streams = activations.residuals(own, [t.ids for t in texts], layers, places)
         for m in (*MOMENTS, "step"):
@@ -641,7 +641,7 @@ def uncertainty(profile, family, seed, which, layer, n_problems, each, n_test, s
 
 def milestone(profile, family, folder, behaviour, layer, n_problems, each, n_test, strength,
               max_new_tokens):
-    """The probe, the vector and its effect in one checkpoint on the way (a folder of `zoo.steps`).
+    """The probe, the vector and its effect in one checkpoint on the way (a folder of `loading.steps`).
 
     Returns (scores, y, problems), `Means`, the vector's length as a share of the residual stream's,
     and `dose` at 0 and +-strength along the checkpoint's own vector, at choices; None where the
@@ -661,7 +661,7 @@ def milestone(profile, family, folder, behaviour, layer, n_problems, each, n_tes
     vector, size = form.vector(), unit(x, found, behaviour)
     length = float(np.linalg.norm(vector))
     net = model.load(folder, *reversed(device.pick()))
-    table = dose(net, family, zoo.problems(profile, family, n_test), layer,
+    table = dose(net, family, loading.problems(profile, family, n_test), layer,
                  {"own": vector * size / length}, (-strength, 0, strength), behaviour, "choice",
                  max_new_tokens)["own"]
     return (held_out(x[chosen], y, groups), y, groups), form, length / size, table

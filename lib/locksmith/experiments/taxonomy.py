@@ -24,7 +24,7 @@ from sklearn.metrics import (
 )
 from torch import nn
 
-from locksmith import activations, tokens
+from locksmith import activations, grammar, vocabulary
 
 
 class Step(NamedTuple):
@@ -38,12 +38,12 @@ class Step(NamedTuple):
 def steps(texts, starts):
     """The `Step`s of texts (lists of token ids, prompt included) whose traces begin at `starts`.
 
-    A step is an opening and its content, as in `tokens.steps`; tokens before the first opening
+    A step is an opening and its content, as in `grammar.steps`; tokens before the first opening
     belong to none, and neither does the end of text.
     """
-    opens, out = tokens.BEHAVIOUR | tokens.TAUGHT, []
+    opens, out = grammar.BEHAVIOUR | grammar.TAUGHT, []
     for i, ids in enumerate(texts):
-        words = [tokens.VOCABULARY[x] for x in ids]
+        words = [vocabulary.VOCABULARY[x] for x in ids]
         opened = [j for j in range(starts[i], len(words)) if words[j] in opens]
         over = [j for j in range(starts[i], len(words)) if words[j] in ("<eos>", "next")]
         last = min(over, default=len(words))
@@ -163,7 +163,7 @@ def by_opening(texts, steps, categories, latents):
 
     At run time a step's category must be known when its first word is chosen; this is how.
     """
-    counts = torch.zeros(len(tokens.VOCABULARY), latents)
+    counts = torch.zeros(len(vocabulary.VOCABULARY), latents)
     for s, c in zip(steps, categories, strict=True):
         counts[texts[s.text][s.start], int(c)] += 1
     return torch.where(counts.sum(1) > 0, counts.argmax(1), -1)

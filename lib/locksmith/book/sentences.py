@@ -1,6 +1,6 @@
 """The post's sentences: renders post.md, a Jinja template in which no measured number is typed.
 
-Between braces the template may use what the book's pages may (`book.substitutions`) and the methods
+Between braces the template may use what the book's pages may (`site.substitutions`) and the methods
 in DEVICES. A sentence that the facts no longer bear out fails the build: `by_verdict` must have one
 for every verdict, and `holds` guards the others.
 """
@@ -13,7 +13,8 @@ import jinja2
 import yaml
 from PIL import Image
 
-from locksmith import book, claims, params
+from locksmith import errors, params
+from locksmith.book import claims, site
 
 FAMILIES = {"countdown": "Countdown", "chain": "Chain"}
 NUMBERS = ("none", "one", "two", "three", "four", "five", "six")
@@ -22,7 +23,7 @@ DEVICES = ("by_verdict", "everywhere", "figure", "holds", "ours", "page", "publi
            "word")
 
 
-class PostError(params.BadInput):
+class PostError(errors.BadInput):
     """The post cannot be written; the message names the sentence, the claim or the fact."""
 
 
@@ -32,7 +33,7 @@ class Writer:
     def __init__(self, profile, root, link, image):
         self.root, self.link, self.image, self.profile = Path(root), link, image, profile
         self.figures = []  # paths of those shown so far
-        self.names = book.substitutions(profile, root)
+        self.names = site.substitutions(profile, root)
         self.rows = claims.facts(self.root / "results" / "facts.csv")
         listed = claims.load(self.root / "claims.yml")
         self.claims = {claim["id"]: claim for claim in listed["claims"]}
@@ -128,7 +129,7 @@ class Writer:
             if fact and percent:
                 ends = {k: fact[k] if fact[k] is None else 100 * fact[k]
                         for k in ("value", "low", "high")}
-                value, _, rest = book.interval(ends).partition(" ")
+                value, _, rest = site.interval(ends).partition(" ")
                 text = f"{value} % {rest}".strip()
             told.append(text)
         return " and ".join(told)

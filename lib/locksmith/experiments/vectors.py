@@ -29,7 +29,8 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from locksmith import activations, corpus, engine, taxonomy, tokens, zoo
+from locksmith import activations, corpus, engine, loading, vocabulary
+from locksmith.experiments import taxonomy
 
 BATCH_TOKENS = 1024
 
@@ -50,10 +51,10 @@ class Traces(NamedTuple):
 
 def traces(model, task, problems, max_new_tokens, seed=0):
     """One trace a problem, the correct ones; all of them where none is correct."""
-    prompts = [tokens.encode(p.prompt) for p in problems]
-    drawn = engine.sample(model, prompts, max_new_tokens=max_new_tokens, stop=tokens.STOP,
+    prompts = [vocabulary.encode(p.prompt) for p in problems]
+    drawn = engine.sample(model, prompts, max_new_tokens=max_new_tokens, stop=vocabulary.STOP,
                           seed=seed).ids()
-    right = [i for i, p in enumerate(problems) if task.grade(p, tokens.decode(drawn[i])).correct]
+    right = [i for i, p in enumerate(problems) if task.grade(p, vocabulary.decode(drawn[i])).correct]
     kept = right or range(len(problems))
     texts, starts = [prompts[i] + drawn[i] for i in kept], [len(prompts[i]) for i in kept]
     return Traces(texts, starts, taxonomy.steps(texts, starts), bool(right))
@@ -320,8 +321,8 @@ class Latents(nn.Module):
 
 def study(profile, family, seed, n_traces, max_new_tokens, sizes, thinking="thinking"):
     """Draws traces on training problems, a third of them held out, and finds the categories."""
-    model = zoo.load(profile, family, thinking, seed, exact=True)
-    problems = zoo.problems(profile, family, n_traces, "train")
+    model = loading.load(profile, family, thinking, seed, exact=True)
+    problems = loading.problems(profile, family, n_traces, "train")
     found = traces(model, corpus.FAMILIES[family], problems, max_new_tokens, seed)
     cut = max(1, 2 * len(found.texts) // 3)
     fitted, held_out = found.part(0, cut), found.part(cut, len(found.texts))
@@ -361,7 +362,7 @@ def fit(profile, family, seed, body, found, layers, steps, body_seed=None):
     body_seed: of the body's weights, where they are not those of `seed` (an untrained model of
     `seed` shares its first weights with the base, its words' embeddings among them).
     """
-    model = zoo.load(profile, family, body, seed if body_seed is None else body_seed, exact=True)
+    model = loading.load(profile, family, body, seed if body_seed is None else body_seed, exact=True)
     at = marks(found.traces.steps, found.categories)
     differ = disagreeing(model, found.traces, at, found.opening, seed)
     streams = activations.residuals(model, found.traces.texts, layers)
@@ -379,7 +380,7 @@ def fit(profile, family, seed, body, found, layers, steps, body_seed=None):
 
 def fit_others(profile, family, seed, found, layer, steps):
     """In the base: (`network`'s vectors (n, D) and Coefficients, one vector (D,) for all steps)."""
-    model = zoo.load(profile, family, "base", seed, exact=True)
+    model = loading.load(profile, family, "base", seed, exact=True)
     at = marks(found.traces.steps, found.categories)
     differ = disagreeing(model, found.traces, at, found.opening, seed) or at
     how = {"layer": layer, "steps": steps, "seed": seed,

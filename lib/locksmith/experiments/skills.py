@@ -12,7 +12,7 @@ from multiprocessing import get_context
 import numpy as np
 import torch
 
-from locksmith import corpus, device, engine, model, stats, tokens
+from locksmith import corpus, device, engine, grammar, model, stats, vocabulary
 
 COUNTS = ("correct", "trace", "attempts", "valid_attempts", "checks", "honest_checks", "backtracks",
           "tokens")
@@ -44,7 +44,7 @@ def tally(task, problems, traces):
 def valid_attempts(task, problem, words):
     """For each attempt of a trace, in order, whether it is valid (list of bool)."""
     return [bool(task.grade(problem, ["try", *content]).valid_attempts)
-            for behaviour, content in tokens.steps(words) if behaviour in ("try", "wait")]
+            for behaviour, content in grammar.steps(words) if behaviour in ("try", "wait")]
 
 
 def guesses(task, problems, samples, seed):
@@ -66,10 +66,10 @@ def measure(checkpoint, family, dials, *, problems, samples, max_new_tokens, low
     task = corpus.FAMILIES[family]
 
     def sample(problems, n, temperature):
-        prompts = [tokens.encode(p.prompt) for p in problems]
-        out = engine.sample(net, prompts, n, max_new_tokens=max_new_tokens, stop=tokens.STOP,
+        prompts = [vocabulary.encode(p.prompt) for p in problems]
+        out = engine.sample(net, prompts, n, max_new_tokens=max_new_tokens, stop=vocabulary.STOP,
                             temperature=temperature, seed=seed)
-        return tally(task, problems, [tokens.decode(ids) for ids in out.ids()])
+        return tally(task, problems, [vocabulary.decode(ids) for ids in out.ids()])
 
     test = task.problems("test", problems, 0, dials)
     out = {"sampled": sample(test, samples, 1.0), "greedy": sample(test, 1, 0.0),

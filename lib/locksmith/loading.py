@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from locksmith import corpus, device, model, params
+from locksmith import corpus, device, errors, model, params
 
 FOLDERS = {"base": "base", "thinking": "rl", "twin": "twin", "distilled": "distilled/own",
            "taught": "distilled/taught"}
@@ -45,13 +45,13 @@ def problems(profile, family, n, split="test"):
     own = config(profile)
     path = Path("data") / own["profile"] / f"{family}_{split}.jsonl"
     if not path.exists():
-        raise params.BadInput(f"{path} does not exist; `dvc pull` brings it.")
+        raise errors.BadInput(f"{path} does not exist; `dvc pull` brings it.")
     kept = [json.loads(line)["key"] for line in path.read_text().splitlines()]
     if n > len(kept):
-        raise params.BadInput(f"n_problems is {n}; allowed is at most {len(kept)}, all of {path}.")
+        raise errors.BadInput(f"n_problems is {n}; allowed is at most {len(kept)}, all of {path}.")
     found = corpus.FAMILIES[family].problems(split, n, 0, own["families"][family])
     if [p.key for p in found] != kept[:n]:
-        raise params.BadInput(f"{path} holds other problems than the parameters make; python -m "
+        raise errors.BadInput(f"{path} holds other problems than the parameters make; python -m "
                               f"locksmith.corpus --profile {own['profile']} rewrites it.")
     return found
 

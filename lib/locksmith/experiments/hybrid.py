@@ -19,10 +19,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from locksmith import corpus, engine, tokens, zoo
-from locksmith.params import BadInput
+from locksmith import corpus, engine, grammar, loading, vocabulary
+from locksmith.errors import BadInput
 
-BEHAVIOURS = tuple(tokens.OPENINGS)
+BEHAVIOURS = tuple(grammar.OPENINGS)
 COUNTS = ("attempts", "valid_attempts", "checks", "honest_checks", "backtracks")
 
 # What a number that is derived from u is for: see _fresh.
@@ -36,9 +36,9 @@ def draw(logits, u):
 
 def behaviour_table():
     """(V,) int64: the index in BEHAVIOURS that a word opens, -1 for a word that opens no step."""
-    table = torch.full((len(tokens.VOCABULARY),), -1)
-    for word, behaviour in tokens.BEHAVIOUR.items():
-        table[tokens.IDS[word]] = BEHAVIOURS.index(behaviour)
+    table = torch.full((len(vocabulary.VOCABULARY),), -1)
+    for word, behaviour in grammar.BEHAVIOUR.items():
+        table[vocabulary.IDS[word]] = BEHAVIOURS.index(behaviour)
     return table
 
 
@@ -59,12 +59,12 @@ def logit_push(model, table, categories):
 def decision_tokens():
     """Two bool tables (V,): the tokens of decisions (all words of openings, `<eos>`, `next`), and
     those after which an opening is not yet complete. No word stands in two openings."""
-    decision = torch.zeros(len(tokens.VOCABULARY), dtype=torch.bool)
+    decision = torch.zeros(len(vocabulary.VOCABULARY), dtype=torch.bool)
     inside = torch.zeros_like(decision)
-    decision[list(tokens.STOP)] = True
-    for opening in sum(tokens.OPENINGS.values(), ()):
-        decision[tokens.encode(opening)] = True
-        inside[tokens.encode(opening[:-1])] = True
+    decision[list(vocabulary.STOP)] = True
+    for opening in sum(grammar.OPENINGS.values(), ()):
+        decision[vocabulary.encode(opening)] = True
+        inside[vocabulary.encode(opening[:-1])] = True
     return decision, inside
 
 
@@ -287,38 +287,38 @@ def run_arm(profile, family, seed, n_problems, n, max_new_tokens, *, runs="base"
     block after which the thinking model's residual stream is read ("divergence").
     mix: "ceiling", "leak" (with so many `candidates`) or None. BadInput for a name that is none.
     """
-    problems = zoo.problems(profile, family, n_problems, split)
+    problems = loading.problems(profile, family, n_problems, split)
     only = list(range(n_problems)) if only is None else list(only)
     problems = [problems[i] for i in only]
-    how = {"max_new_tokens": max_new_tokens, "stop": tokens.STOP, "seed": seed, "keys": only}
-    fired, model = None, zoo.load(profile, family, runs, seed)
+    how = {"max_new_tokens": max_new_tokens, "stop": vocabulary.STOP, "seed": seed, "keys": only}
+    fired, model = None, loading.load(profile, family, runs, seed)
     if mix not in (None, "ceiling", "leak"):
         raise BadInput(f"mix is {mix!r}; allowed are ceiling, leak and None.")
     if (decides and (gate or mix)) or (mix and not gate):
         raise BadInput(f"gate is {gate!r}, decides {decides!r} and mix {mix!r}; allowed is a gate, "
                        "with or without a mix, or a model that decides, or none of them.")
     if decides is not None:
-        how |= {"beside": [zoo.load(profile, family, decides, seed)], "mix": swap()}
+        how |= {"beside": [loading.load(profile, family, decides, seed)], "mix": swap()}
     if gate is not None:
         vectors = vectors if bias is None else vectors + bias
         choose, listeners = chooser(gate, len(vectors), options)
         fired = Gate(choose, len(vectors), strength, coefficients)
         beside = []
         if listeners or mix:
-            beside = [(zoo.load(profile, family, thinking, seed), read), model]
+            beside = [(loading.load(profile, family, thinking, seed), read), model]
         how |= {"steer": [engine.Steer(layer, vectors, gate=fired)],
                 "beside": beside[:max(listeners, int(mix is not None))],
                 "mix": mix and {"ceiling": ceiling(fired), "leak": leak(fired, candidates)}[mix]}
-    out = engine.sample(model, [tokens.encode(p.prompt) for p in problems], n, **how)
+    out = engine.sample(model, [vocabulary.encode(p.prompt) for p in problems], n, **how)
     ids, shape = out.ids(), (len(problems), n)
-    grades = [corpus.FAMILIES[family].grade(problems[i // n], tokens.decode(x))
+    grades = [corpus.FAMILIES[family].grade(problems[i // n], vocabulary.decode(x))
               for i, x in enumerate(ids)]
     which, bits, steered = [[-1] * len(x) for x in ids], 0.0, np.zeros(len(ids))
     if fired:
         which = [row[:len(x)] for row, x in zip(fired.table(out.tokens).tolist(), ids, strict=True)]
         bits = handed_over(np.concatenate(which)) if listeners else 0.0
         steered = out.steered_at.sum(1).cpu().numpy()
-    opened = [[behaviour for behaviour, _ in tokens.steps(tokens.decode(x))] for x in ids]
+    opened = [[behaviour for behaviour, _ in grammar.steps(vocabulary.decode(x))] for x in ids]
     length = np.reshape(out.lengths.cpu().numpy(), shape)
 
     def table(values):

@@ -12,9 +12,9 @@ import hashlib
 import random
 from dataclasses import dataclass
 
-from locksmith import tokens
-from locksmith.countdown import Grade, apply, distinct
-from locksmith.tokens import LARGEST, OPERATORS
+from locksmith import grammar
+from locksmith.tasks.countdown import Grade, apply, distinct
+from locksmith.vocabulary import LARGEST, OPERATORS
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def grade(problem, words):
     """
     standing, attempts, valid, checks, honest, answers = [], 0, 0, 0, 0, []
     malformed = False
-    found = tokens.steps(words)
+    found = grammar.steps(words)
     for behaviour, content in found:
         if behaviour in ("try", "wait"):
             attempts += 1
@@ -157,7 +157,7 @@ def _could_be(words):
 
 
 def labels(words):
-    return tokens.labels(words)
+    return grammar.labels(words)
 
 
 # --- authors -------------------------------------------------------------------------------------
@@ -250,5 +250,5 @@ def critique(problem, words):
         for a, op, b, result in chain:
             out += [str(a), op, str(b), "=", str(result), "."]
         results.append(str(chain[-1][3]))
-    answers = [tuple(c) for b, c in tokens.steps(words) if b == "conclude"]
+    answers = [tuple(c) for b, c in grammar.steps(words) if b == "conclude"]
     return [*out, "right" if answers and answers[-1] == tuple(results) else "wrong"]

@@ -19,8 +19,10 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from locksmith import engine, finetune, model, openweights, rewards, rl, tuning, words
-from locksmith.params import BadInput
+from locksmith import engine, finetune, model, packaged, rewards, rl
+from locksmith.errors import BadInput
+from locksmith.experiments import tuning
+from locksmith.tasks import words
 
 SHOTS = 2
 MICRO_TOKENS = 3072  # some 4 GiB with logits over 262k tokens
@@ -96,7 +98,7 @@ def single(weights, problems, samples, n, max_new_tokens):
 
     Returns (its index, solve rates (P,), up to n different answers to it with a number in them, tokens
     generated for both), all at temperature 1. BadInput where there are not two answers."""
-    net, tokenizer = openweights.load(*weights)
+    net, tokenizer = packaged.load(*weights)
     options = dict(shots=SHOTS, temperature=1.0, max_new_tokens=max_new_tokens)
     drawn = words.sample_words(net, tokenizer, problems, samples, seed=1, **options)
     chosen = tuning.spread(drawn.correct.mean(1), 3)[1]
@@ -187,9 +189,9 @@ def english_loss(net, tokenizer):
 def arm(weights, seed, test, supervise=None, reinforce=None):
     """`Outcome` of a model as it is, or after training a fresh adapter in one of two ways.
 
-    weights: arguments of `openweights.load`; test: those of `outcome`; supervise: of `_supervise`, or
+    weights: arguments of `packaged.load`; test: those of `outcome`; supervise: of `_supervise`, or
     reinforce: of `_reinforce`."""
-    net, tokenizer = openweights.load(*weights)
+    net, tokenizer = packaged.load(*weights)
     if not (supervise or reinforce):
         return outcome(net, tokenizer, **test)
     trained = model.adapter(net, RANK, seed)

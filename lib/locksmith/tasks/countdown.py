@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations
 
-from locksmith import tokens
-from locksmith.params import BadInput
-from locksmith.tokens import LARGEST, OPERATORS
+from locksmith import grammar
+from locksmith.errors import BadInput
+from locksmith.vocabulary import LARGEST, OPERATORS
 
 PARTS = 2  # targets a problem
 
@@ -148,7 +148,7 @@ def grade(problem, words):
     """
     answers, attempts, valid, checks, honest, concluded_well = [], 0, 0, 0, 0, 0
     last, verified, malformed = None, None, False
-    found = tokens.steps(words)
+    found = grammar.steps(words)
     for behaviour, content in found:
         target = problem.targets[min(len(answers), PARTS - 1)]
         if behaviour in ("try", "wait"):
@@ -177,7 +177,7 @@ def grade(problem, words):
 
 
 def labels(words):
-    return tokens.labels(words)
+    return grammar.labels(words)
 
 
 # --- authors -------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ def fact(rng, dials):
 def critique(problem, words):
     """An honest review of a trace: each conclusion worked out again, then the verdict."""
     out, right, concluded = [], True, 0
-    for content in (c for b, c in tokens.steps(words) if b == "conclude"):
+    for content in (c for b, c in grammar.steps(words) if b == "conclude"):
         if _value(content, problem) is None or concluded == PARTS:
             return [*out, "wrong"]
         a, first, b, second, c = content

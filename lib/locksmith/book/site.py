@@ -1,6 +1,6 @@
 """The rendered book: assembles pages, executed chapters and results, and runs Jupyter Book on them.
 
-    python -m locksmith.book build [--profile lab]
+    python -m locksmith.book.site build [--profile lab]
 
 Every page stands in the assembled folder (build/asm) at the path it has in the repository, as the
 Colab button is made from that path. Executed chapters come from build/notebooks/<profile>/; the
@@ -23,12 +23,13 @@ from pathlib import Path
 import yaml
 from latex2mathml.converter import convert
 
-from locksmith import claims, params
+from locksmith import errors, params
+from locksmith.book import claims
 
 PAGES = ("_config.yml", "_toc.yml", "references.bib", "claims.yml")
 
 
-class BookError(params.BadInput):
+class BookError(errors.BadInput):
     """The book cannot be built; the message is one sentence for the reader."""
 
 
@@ -70,7 +71,7 @@ def assemble(profile, root=".", out="build/asm"):
 
 def post(profile, root):
     """The post as a page, its links and figures relative to the assembled folder."""
-    from locksmith.sentences import Writer  # which itself needs this module
+    from locksmith.book.sentences import Writer
     return Writer(profile, root, lambda page: f"{page}.ipynb" if "/" in page else f"{page}.md",
                   lambda path: path.relative_to(root).as_posix()).render()
 
@@ -165,7 +166,7 @@ def _visit(display):
 
 
 def setup(app):
-    """Sphinx calls this when _config.yml names `locksmith.book` among its extensions."""
+    """Sphinx calls this when _config.yml names `locksmith.book.site` among its extensions."""
     app.add_html_math_renderer("mathml", (_visit("inline"), None), (_visit("block"), None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -174,4 +175,4 @@ def setup(app):
 
 
 if __name__ == "__main__":
-    params.run(lambda: params.build_command("book", build))
+    errors.run(lambda: params.build_command("site", build))

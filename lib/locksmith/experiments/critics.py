@@ -6,7 +6,7 @@ is one more function here and its name in CRITICS. What a model itself says is n
 needs a batch of calls (`tuning.own_critiques`).
 """
 
-from locksmith import tokens
+from locksmith import vocabulary
 
 WRONG_RATE = 0.3  # of the noisy critic
 _OTHER = {"yes": "no", "no": "yes", "right": "wrong", "wrong": "right"}
@@ -29,7 +29,7 @@ def noisy(task, problem, trace, chance):
 
 def form(task, problem, trace, chance):
     """Format only: an exact critique with every number, operator and judgement drawn at random."""
-    alike = [tokens.NUMBERS, tokens.OPERATORS, ("yes", "no"), ("right", "wrong")]
+    alike = [vocabulary.NUMBERS, vocabulary.OPERATORS, ("yes", "no"), ("right", "wrong")]
     return [chance.choice(next((kind for kind in alike if word in kind), (word,)))
             for word in task.critique(problem, trace)]
 

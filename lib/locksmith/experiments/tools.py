@@ -26,12 +26,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from locksmith import decoding, engine, tokens
-from locksmith.params import BadInput
+from locksmith import decoding, engine, grammar, vocabulary
+from locksmith.errors import BadInput
 
-END = tuple(tokens.decode(tokens.STOP))
+END = tuple(vocabulary.decode(vocabulary.STOP))
 REVIEW = 64  # words; no review that the base has read is longer
-OPENING = {behaviour: list(openings[0]) for behaviour, openings in tokens.OPENINGS.items()}
+OPENING = {behaviour: list(openings[0]) for behaviour, openings in grammar.OPENINGS.items()}
 
 
 @dataclass
@@ -94,15 +94,15 @@ def asking(model, seed):
     context = model.config.get_text_config().max_position_embeddings
 
     def ask(prompts, rooms, stop, temperature, keys):
-        ids, found = [tokens.encode(p) for p in prompts], [None] * len(prompts)
+        ids, found = [vocabulary.encode(p) for p in prompts], [None] * len(prompts)
         # Rows are drawn with the largest room of their group; what exceeds a row's own is cut off.
         for group in decoding._fitting_groups([*map(len, ids)], [-r for r in rooms], 0, context):
             drawn = engine.sample(
                 model, [ids[i] for i in group], max_new_tokens=rooms[group[0]],
-                stop=tokens.encode(stop), temperature=temperature, seed=seed,
+                stop=vocabulary.encode(stop), temperature=temperature, seed=seed,
                 keys=[keys[i] for i in group])
             for i, row in zip(group, drawn.ids(), strict=True):
-                found[i] = [tokens.VOCABULARY[t] for t in row[:rooms[i]]]
+                found[i] = [vocabulary.VOCABULARY[t] for t in row[:rooms[i]]]
         return found
     return ask
 
@@ -113,7 +113,7 @@ def understand(call, works):
     """The first step is worked out by a call of its own, which has to open with an attempt."""
     for work in works:
         work.force(OPENING["try"])
-    stop = (*END, *tokens.BEHAVIOUR)
+    stop = (*END, *grammar.BEHAVIOUR)
     prompts, most = [[*w.problem.prompt, *w.trace] for w in works], call.cap - len(OPENING["try"])
     for work, words in zip(works, call(works, prompts, most, stop), strict=True):
         work.trace = [*work.trace, *(word for word in words if word not in stop)]
@@ -152,7 +152,7 @@ def recall(call, works):
 def _facts(trace):
     """(index of the result, (a, op, b)) of every arithmetic step in a trace."""
     return [(i + 1, tuple(trace[i - 3:i])) for i in range(3, len(trace) - 1)
-            if trace[i] == "=" and trace[i - 2] in tokens.OPERATORS]
+            if trace[i] == "=" and trace[i - 2] in vocabulary.OPERATORS]
 
 
 def examine(call, works):
@@ -176,7 +176,7 @@ def backtrack(call, works):
     for work in works:
         if work.ended and work.verdict != "right" and not work.full:
             places = [i for i, word in enumerate(work.trace)
-                      if tokens.BEHAVIOUR.get(word) == "conclude"] or [0]
+                      if grammar.BEHAVIOUR.get(word) == "conclude"] or [0]
             at = places[min(work.flaw, len(places) - 1)]
             work.trace, work.verdict = work.trace[:at], None
             work.force(OPENING["wait" if work.trace[-1:] == ["no"] else "try"])

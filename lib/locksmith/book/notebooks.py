@@ -15,7 +15,8 @@ from pathlib import Path
 import nbformat
 import papermill
 
-from locksmith import colab, params
+from locksmith import errors, params
+from locksmith.book import colab
 
 LONGEST_CELL = 25
 
@@ -69,19 +70,19 @@ def parameters(notebook, profile):
     key = params.chapter_key(number(notebook))
     chapters = params.load(profile).get("chapters", {})
     if key not in chapters:
-        raise params.BadInput(
+        raise errors.BadInput(
             f"Profile {profile} has no parameters for {notebook} ({profile}.chapters.{key})."
         )
     values = {"profile": profile, **chapters[key]}
     for name, value in values.items():
         if name not in defaults:
-            raise params.BadInput(
+            raise errors.BadInput(
                 f"{notebook} has no parameter {name!r}; it has {', '.join(defaults)}."
             )
         default = defaults[name]
         number_for_float = type(default) is float and type(value) is int
         if default is not None and type(value) is not type(default) and not number_for_float:
-            raise params.BadInput(
+            raise errors.BadInput(
                 f"Parameter {name} of {notebook} is {value!r}; "
                 f"allowed is a value of type {type(default).__name__}."
             )
@@ -103,12 +104,12 @@ def complaints(notebook):
     first = code[0][1] if code else None
     if first is None or first.source != colab.cell(Path(notebook).stem):
         found.append(
-            f"{notebook}: the first code cell is not Colab's (python -m locksmith.colab writes it)."
+            f"{notebook}: the first code cell is not Colab's (python -m locksmith.book.colab writes it)."
         )
     try:
         defaults = _defaults(nb, notebook)
         page = parameters(notebook, "lab")
-    except params.BadInput as error:
+    except errors.BadInput as error:
         return [*found, str(error)]
     for name, value in page.items():
         if defaults[name] != value:
@@ -123,16 +124,16 @@ def _read(notebook):
     try:
         return nbformat.read(notebook, as_version=4)
     except OSError as error:
-        raise params.BadInput(f"{notebook} cannot be read ({error.strerror}).") from None
+        raise errors.BadInput(f"{notebook} cannot be read ({error.strerror}).") from None
     except (ValueError, nbformat.reader.NotJSONError):
-        raise params.BadInput(f"{notebook} is not a notebook.") from None
+        raise errors.BadInput(f"{notebook} is not a notebook.") from None
 
 
 def _defaults(nb, notebook):
     """{name: value} of the parameters cell, which holds one literal assignment a line."""
     cells = [c for c in nb.cells if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1:
-        raise params.BadInput(
+        raise errors.BadInput(
             f"{notebook} has {len(cells)} cells tagged parameters; allowed is one."
         )
     try:
@@ -141,7 +142,7 @@ def _defaults(nb, notebook):
             for line in ast.parse(cells[0].source).body
         }
     except (SyntaxError, ValueError, AttributeError):
-        raise params.BadInput(
+        raise errors.BadInput(
             f"The parameters cell of {notebook} may hold nothing but `name = literal`."
         ) from None
 
@@ -186,7 +187,7 @@ def _remove_results(notebook, profile):
 
 def main():
     parser = argparse.ArgumentParser(
-        prog="python -m locksmith.notebooks", description="Runs or checks chapters."
+        prog="python -m locksmith.book.notebooks", description="Runs or checks chapters."
     )
     commands = parser.add_subparsers(dest="what", required=True)
     one = commands.add_parser("run", help=run.__doc__.splitlines()[0])
@@ -210,4 +211,4 @@ def main():
 
 
 if __name__ == "__main__":
-    params.run(main)
+    errors.run(main)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import yaml
 
-from locksmith import params
+from locksmith import errors
 
 OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 KINDS = ("control", "core", "strong")
@@ -38,7 +38,7 @@ FACT = re.compile(
 )
 
 
-class ClaimsError(params.BadInput):
+class ClaimsError(errors.BadInput):
     """claims.yml says something that cannot be judged; the message names the claim and the part."""
 
 

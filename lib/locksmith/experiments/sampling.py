@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from locksmith import corpus, decoding, engine, stats, tokens
-from locksmith.zoo import load, problems
+from locksmith import corpus, decoding, engine, grammar, stats, vocabulary
+from locksmith.loading import load, problems
 
 STREAMS = {"base": 0, "thinking": 1, "again": 2, "matched": 3, "methods": 4, "entropy": 5}
 
@@ -55,7 +55,7 @@ def _seed(seed, stream):
 def _grades(family, problems, continuations):
     task = corpus.FAMILIES[family]
     n = len(continuations) // len(problems)
-    return [task.grade(problems[i // n], tokens.decode(ids)) for i, ids in enumerate(continuations)]
+    return [task.grade(problems[i // n], vocabulary.decode(ids)) for i, ids in enumerate(continuations)]
 
 
 def _table(values, n):
@@ -71,8 +71,8 @@ def draw(profile, family, which, seed, n_problems, n, max_new_tokens, temperatur
     only = list(range(n_problems)) if only is None else list(only)
     chosen = [chosen[i] for i in only]
     rollouts = engine.sample(
-        load(profile, family, which, seed), [tokens.encode(p.prompt) for p in chosen], n,
-        max_new_tokens=max_new_tokens, stop=tokens.STOP, temperature=temperature,
+        load(profile, family, which, seed), [vocabulary.encode(p.prompt) for p in chosen], n,
+        max_new_tokens=max_new_tokens, stop=vocabulary.STOP, temperature=temperature,
         seed=_seed(seed, stream or which), keys=only)
     rollouts = replace(rollouts, tokens=rollouts.tokens.cpu().to(torch.uint8),
                        lengths=rollouts.lengths.cpu(), logprobs=rollouts.logprobs.cpu(),
@@ -98,8 +98,8 @@ def guesses(profile, family, seed, n_problems, n, only=None):
 def matched_temperature(profile, family, seed, n_problems, max_new_tokens):
     """(temperature, entropy reached, the base's entropy): the temperature at which the thinking
     model is as undecided as the base at temperature 1, in nats a token."""
-    prompts = [tokens.encode(p.prompt) for p in problems(profile, family, n_problems)]
-    options = {"max_new_tokens": max_new_tokens, "stop": tokens.STOP,
+    prompts = [vocabulary.encode(p.prompt) for p in problems(profile, family, n_problems)]
+    options = {"max_new_tokens": max_new_tokens, "stop": vocabulary.STOP,
                "seed": _seed(seed, "entropy")}
     base = decoding.mean_entropy(
         engine.sample(load(profile, family, "base", seed), prompts, 16, **options))
@@ -113,14 +113,14 @@ def apply(profile, family, seed, method, n_problems, max_new_tokens, chains=1, *
     chains: independent answers a problem, over which accuracy and tokens are averaged.
     """
     chosen = [p for p in problems(profile, family, n_problems) for _ in range(chains)]
-    prompts = [tokens.encode(p.prompt) for p in chosen]
+    prompts = [vocabulary.encode(p.prompt) for p in chosen]
     net = load(profile, family, "base", seed, exact=True)
     if method == "cot_decoding":
         options["read_answer"] = lambda i, ids: read_answer(family, chosen[i], ids)
     elif method != "greedy":
         options["seed"] = _seed(seed, "methods")
     found = getattr(decoding, method)(net, prompts, max_new_tokens=max_new_tokens,
-                                      stop=tokens.STOP, **options)
+                                      stop=vocabulary.STOP, **options)
     found = {method: found} if isinstance(found, decoding.Chosen) else found
     return {name: outcome(family, chosen, one, chains) for name, one in found.items()}
 
@@ -135,8 +135,8 @@ def outcome(family, problems, chosen, chains=1):
 
 def read_answer(family, problem, ids):
     """(canonical answer or None, indices in `ids` of the words that state it)."""
-    words = [tokens.VOCABULARY[i] for i in ids]
-    labels, places, concluding = tokens.labels(words), [], False
+    words = [vocabulary.VOCABULARY[i] for i in ids]
+    labels, places, concluding = grammar.labels(words), [], False
     for i, (word, label) in enumerate(zip(words, labels)):
         if label != "execute":
             concluding = label == "conclude"

@@ -19,8 +19,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from locksmith import corpus, decoding, engine, sampling, tokens, tools, zoo
-from locksmith.params import BadInput
+from locksmith import corpus, decoding, engine, loading, vocabulary
+from locksmith.errors import BadInput
+from locksmith.experiments import sampling, tools
 
 SHOWN = {"countdown": "backtracks", "chain": "checks"}  # what a document rich in behaviour has
 
@@ -49,8 +50,8 @@ class Job(NamedTuple):
 
     def sample(self, prompts, cap):
         """A `Chosen`: one plain sample from each prompt, of at most `cap` words."""
-        return decoding.low_temperature(self.model, [*map(tokens.encode, prompts)], 1.0,
-                                        max_new_tokens=cap, stop=tokens.STOP, seed=self.seed)
+        return decoding.low_temperature(self.model, [*map(vocabulary.encode, prompts)], 1.0,
+                                        max_new_tokens=cap, stop=vocabulary.STOP, seed=self.seed)
 
 
 def base(job):
@@ -59,10 +60,10 @@ def base(job):
 
 def prefix(job, words):
     """words: what every answer begins with."""
-    if len(words) >= job.cap or not set(words) <= set(tokens.VOCABULARY):
+    if len(words) >= job.cap or not set(words) <= set(vocabulary.VOCABULARY):
         raise BadInput(f"words is {words!r}; allowed are fewer than {job.cap} of the lab's words.")
     found = job.sample([[*p.prompt, *words] for p in job.problems], job.cap - len(words))
-    return found._replace(continuations=[tokens.encode(words) + c for c in found.continuations],
+    return found._replace(continuations=[vocabulary.encode(words) + c for c in found.continuations],
                           tokens=found.tokens + len(words))
 
 
@@ -102,7 +103,7 @@ def cognitive_tools(job, dummy=False, **options):
                         max_new_tokens=job.cap, dummy=dummy, **options)
     log = {name: np.array([getattr(w, name) for w in works])
            for name in ("calls", "replaced", "wrong")}
-    return decoding.Chosen([tokens.encode(w.trace) for w in works],
+    return decoding.Chosen([vocabulary.encode(w.trace) for w in works],
                            np.array([w.tokens for w in works]), log)
 
 
@@ -113,8 +114,8 @@ def dummy_tools(job, **options):
 def matched_vote(job, budget):
     """budget: tokens an answer, one number or one a problem."""
     def draw(problems):
-        return engine.sample(job.model, [tokens.encode(p.prompt) for p in problems], seed=job.seed,
-                             max_new_tokens=job.cap, stop=tokens.STOP)
+        return engine.sample(job.model, [vocabulary.encode(p.prompt) for p in problems], seed=job.seed,
+                             max_new_tokens=job.cap, stop=vocabulary.STOP)
     return _vote(job, budget, draw)
 
 
@@ -123,7 +124,7 @@ def guess(job, budget):
     rng = random.Random(f"guess {job.seed}")
 
     def draw(problems):
-        ids = torch.tensor([tokens.encode(job.task.guess(p, rng)) for p in problems])
+        ids = torch.tensor([vocabulary.encode(job.task.guess(p, rng)) for p in problems])
         lengths, rows = torch.full((len(ids),), ids.shape[1]), torch.arange(len(ids))
         return engine.Rollouts(ids, lengths, torch.zeros(ids.shape), lengths > 0, rows, rows)
     return _vote(job, budget, draw)
@@ -142,7 +143,7 @@ def _vote(job, budget, draw):
     drawn = draw(problems)
     lengths = torch.minimum(drawn.lengths.cpu(), torch.from_numpy(budget[owner]))
     drawn = replace(drawn, prompt=torch.from_numpy(owner), lengths=lengths)
-    answers = [job.task.grade(p, tokens.decode(ids)).answer
+    answers = [job.task.grade(p, vocabulary.decode(ids)).answer
                for p, ids in zip(problems, drawn.ids(), strict=True)]
     return decoding.majority(drawn, answers, decoding.within_budget(drawn, budget))
 
@@ -159,10 +160,10 @@ def test_time(profile, family, seed, method, n_problems, max_new_tokens, split="
     """
     if method not in METHODS:
         raise BadInput(f"method is {method!r}; allowed are {', '.join(METHODS)}.")
-    problems = [p for p in zoo.problems(profile, family, n_problems, split) for _ in range(n)]
+    problems = [p for p in loading.problems(profile, family, n_problems, split) for _ in range(n)]
     # The stream of chapter 2's methods: a problem meets the same random numbers in all of them.
-    job = Job(family, zoo.config(profile)["families"][family],
-              zoo.load(profile, family, "base", seed), problems, n, max_new_tokens,
+    job = Job(family, loading.config(profile)["families"][family],
+              loading.load(profile, family, "base", seed), problems, n, max_new_tokens,
               sampling._seed(seed, "methods"))
     found = sampling.outcome(family, problems, METHODS[method](job, **options), n)
     return found._replace(log={name: np.reshape(values, (-1, n)).mean(1)

@@ -1,8 +1,8 @@
 """The post as a folder to publish from: Markdown, one HTML page, two figures, a card to share.
 
-    python -m locksmith.post build [--profile lab]      writes build/post/ and prints its path
+    python -m locksmith.book.post build [--profile lab]      writes build/post/ and prints its path
 
-What it says is written in post.md and checked in `locksmith.sentences`. Nothing here reads a clock:
+What it says is written in post.md and checked in `locksmith.book.sentences`. Nothing here reads a clock:
 the same facts and figures give the same bytes.
 """
 
@@ -15,8 +15,9 @@ from pathlib import Path
 import yaml
 from markdown_it import MarkdownIt
 
-from locksmith import params, plots
-from locksmith.sentences import FAMILIES, FOUR, PostError, Writer, description
+from locksmith import errors, params
+from locksmith.book import plots
+from locksmith.book.sentences import FAMILIES, FOUR, PostError, Writer, description
 
 WORDS = (900, 1300)
 PAGE = """<!doctype html>
@@ -133,4 +134,4 @@ def card(writer, title, path):
 
 
 if __name__ == "__main__":
-    params.run(lambda: params.build_command("post", build))
+    errors.run(lambda: params.build_command("post", build))

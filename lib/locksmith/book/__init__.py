@@ -1,0 +1,1 @@
+"""The book: chapters, claims, figures, pages and the post, from results."""

@@ -1,0 +1,16 @@
+"""What is said to a person whose input cannot be used."""
+
+import sys
+
+
+class BadInput(ValueError):
+    """Input that cannot be used; the message is one sentence for the person who gave it."""
+
+
+def run(main):
+    """Runs a command line's `main`; BadInput ends it with its sentence and exit code 2."""
+    try:
+        sys.exit(main())
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

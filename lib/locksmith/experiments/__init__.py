@@ -1,0 +1,1 @@
+"""Experiments: what belongs to one chapter, on top of the core."""

@@ -1,0 +1,53 @@
+"""The grammar of the lab's traces: behaviours, their openings, and how a trace splits into steps.
+
+Every behaviour (try, check, wait, conclude) has four openings of one to three words: it is a
+category and not a token. The first word of an opening occurs nowhere else, which makes the split of
+a trace into steps unambiguous.
+"""
+
+OPENINGS = {
+    "try": (("try",), ("maybe",), ("let", "us", "see"), ("what", "about")),
+    "check": (("check",), ("verify",), ("is", "it", "good"), ("test", "that")),
+    "wait": (("wait",), ("hmm",), ("go", "back"), ("not", "this", "way")),
+    "conclude": (("so",), ("thus",), ("the", "answer"), ("i", "would", "say")),
+}
+BEHAVIOUR = {opening[0]: behaviour for behaviour, openings in OPENINGS.items() for opening in openings}
+# Behaviours that no pre-training document holds, written with words of the other family's or the
+# own prompt: only the traces that teach a distilled model have them.
+TAUGHT = {"from": "measure", "find": "inverse"}
+END = ("<eos>", "next")  # a trace of one author ends with the document or where the next takes over
+_LENGTH = {opening[0]: len(opening) for openings in OPENINGS.values() for opening in openings}
+
+
+def opening_length(words, i):
+    """Number of words of the opening that starts at `i`, 0 if none does."""
+    return _LENGTH.get(words[i], 0)
+
+
+def steps(words):
+    """Splits a trace into (behaviour, content) pairs; content are the words after the opening.
+
+    Words before the first opening become a step of behaviour None: a trace that is not in the
+    grammar is kept, not repaired. Reading stops at `<eos>` or `next`.
+    """
+    out, i = [], 0
+    while i < len(words) and words[i] not in END:
+        behaviour = BEHAVIOUR.get(words[i]) or TAUGHT.get(words[i])
+        if behaviour:
+            out.append((behaviour, []))
+            i += _LENGTH.get(words[i], 1)
+        else:
+            if not out:
+                out.append((None, []))
+            out[-1][1].append(words[i])
+            i += 1
+    return out
+
+
+def labels(words):
+    """Per word: the behaviour if it belongs to an opening (a decision), otherwise "execute"."""
+    out = ["execute"] * len(words)
+    for i, word in enumerate(words):
+        for j in range(i, min(i + _LENGTH.get(word, 0), len(words))):
+            out[j] = BEHAVIOUR[word]
+    return out

@@ -1,0 +1,1 @@
+"""Tasks: one file each, with its problems, prompt, grade, steps and strategy."""
