@@ -4,7 +4,7 @@ import pytest
 from locksmith import packaged
 from locksmith.errors import BadInput
 from locksmith.experiments import chat_tools
-from locksmith.tasks import words
+from locksmith import words
 
 PROBLEMS = [words.Problem("basic_arithmetic", f"Calculate {a} + 2.", str(a + 2)) for a in (11, 22, 33, 44)]
 CALL = '<tool_call>{"name": "recall"}</tool_call>'

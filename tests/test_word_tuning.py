@@ -9,7 +9,7 @@ import torch
 from locksmith import model, packaged, rl
 from locksmith.errors import BadInput
 from locksmith.experiments import word_tuning as wt
-from locksmith.tasks import words
+from locksmith import words
 
 TOY = ("toy", None, False)
 SUM = words.Problem("basic_arithmetic", "Calculate 12 * 3.", "36")

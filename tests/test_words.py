@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import reasoning_gym
 import torch
-from locksmith.tasks import words
-from locksmith.tasks.words import Problem, grade
+from locksmith import words
+from locksmith.words import Problem, grade
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     Gemma3ForCausalLM,

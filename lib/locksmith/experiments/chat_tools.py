@@ -18,7 +18,7 @@ shows the results as notes in the user's turns ("fixed"). Controls: the question
 tools listed but never carried out ("listed"), notes on another problem ("dummy"), and as many plain
 answers as there were calls, of which the most frequent wins (`vote`).
 
-Problems and grades are those of `locksmith.tasks.words`: words.grade(work.problem, final(work)).
+Problems and grades are those of `locksmith.words`: words.grade(work.problem, final(work)).
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 
 from locksmith import engine, packaged
 from locksmith.errors import BadInput
-from locksmith.tasks import words
+from locksmith import words
 
 SCHEDULES = ("none", "model", "listed", "fixed", "dummy")
 BEFORE, AFTER = ("understand", "recall"), ("examine", "backtrack")  # the draft, in "fixed"

@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from locksmith import engine, finetune, model, packaged, rewards, rl
 from locksmith.errors import BadInput
 from locksmith.experiments import tuning
-from locksmith.tasks import words
+from locksmith import words
 
 SHOTS = 2
 MICRO_TOKENS = 3072  # some 4 GiB with logits over 262k tokens

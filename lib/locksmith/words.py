@@ -236,8 +236,8 @@ def verified(gold, answer, seconds=2.0):
     "error" if it fails or takes more than `seconds` of processor time (waiting does not count)."""
     global _worker
     if _worker is None:
-        code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); "
-                "from locksmith.tasks.words import _serve; _serve()")
+        code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); "
+                "from locksmith.words import _serve; _serve()")
         _worker = subprocess.Popen([sys.executable, "-c", code], text=True, stdin=subprocess.PIPE,
                                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
