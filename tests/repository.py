@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from locksmith import corpus, loading, model, params
+from locksmith import corpus, lab, model, params
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -63,5 +63,5 @@ def smoke_lab(root, families=("countdown", "chain"), models=("base", "thinking")
         for family in families:
             for i, which in enumerate(models):
                 net = model.build(params.load("smoke")["model"], i)
-                model.save(net, loading.folder("smoke", family, which, 0))
+                model.save(net, lab.folder("smoke", family, which, 0))
         yield root

@@ -16,7 +16,7 @@ from locksmith import (
     engine,
     errors,
     grammar,
-    loading,
+    lab,
     parallel,
     stats,
     vocabulary,
@@ -47,10 +47,10 @@ def draw(**options):
 
 def test_problems_are_the_versioned_ones(lab):
     kept = (lab / "data/smoke/chain_test.jsonl").read_text().splitlines()
-    assert [p.key for p in loading.problems("smoke", "chain", 5)] == [
+    assert [p.key for p in lab.problems("smoke", "chain", 5)] == [
         json.loads(line)["key"] for line in kept[:5]]
     with pytest.raises(errors.BadInput, match=f"n_problems is 999; allowed is at most {len(kept)}"):
-        loading.problems("smoke", "chain", 999)
+        lab.problems("smoke", "chain", 999)
 
 
 def test_other_problems_in_data_are_noticed(lab, monkeypatch):
@@ -58,14 +58,14 @@ def test_other_problems_in_data_are_noticed(lab, monkeypatch):
     whole = path.read_text()
     path.write_text("\n".join(whole.splitlines()[::-1]))
     with pytest.raises(errors.BadInput, match="holds other problems"):
-        loading.problems("smoke", "chain", 5)
+        lab.problems("smoke", "chain", 5)
     path.write_text(whole)
 
 
 def test_samples_are_the_engines_graded_one_by_one():
     drawn = draw()
-    task, problems = corpus.FAMILIES["countdown"], loading.problems("smoke", "countdown", N)
-    net = loading.load("smoke", "countdown", "base", 0)
+    task, problems = corpus.FAMILIES["countdown"], lab.problems("smoke", "countdown", N)
+    net = lab.load("smoke", "countdown", "base", 0)
     prompts = [vocabulary.encode(p.prompt) for p in problems]
     rollouts = engine.sample(net, prompts, 3, max_new_tokens=NEW, stop=vocabulary.STOP, seed=0)
     texts = drawn.texts()

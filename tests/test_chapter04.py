@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from locksmith import engine, loading
+from locksmith import engine, lab
 from locksmith.book import notebooks, plots
 from locksmith.experiments import probes, word_traces
 from repository import ROOT
@@ -135,7 +135,7 @@ def test_the_chapter_is_clean_but_for_its_parameters():
 
 def test_every_model_and_vector_that_is_drawn_has_a_look():
     text = "\n".join(c.source for c in nbformat.read(CHAPTER, as_version=4).cells)
-    for which in loading.MODELS:
+    for which in lab.MODELS:
         plots.look(which)
     for name in ("noise", "base vector", "thinking vector", "own vector", "wrong behaviour",
                  "wrong point vector", "base point vector", "backtracking", "uncertainty", "error"):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from locksmith import corpus, distill, loading, model, params, vocabulary
+from locksmith import corpus, distill, lab, model, params, vocabulary
 from repository import smoke_lab
 
 BASE = "checkpoints/smoke/chain"
@@ -54,20 +54,20 @@ def test_it_learns_its_traces_and_keeps_the_look_nearest_to_the_goal(monkeypatch
     assert (record["goal"], record["reached"]) == (0.5, 0.4)
     assert record["step"] == record["curve"][1]["step"] and len(record["curve"]) == 3
     texts = distill.traces("smoke", "chain", "taught", 0)
-    base, taught = (loading.load("smoke", "chain", which, 0, exact=True) for which in ("base", "taught"))
+    base, taught = (lab.load("smoke", "chain", which, 0, exact=True) for which in ("base", "taught"))
     assert loss(taught, texts) < loss(base, texts) - 0.1  # embeddings stay random
 
 
 def test_models_by_name():
     config = params.load("smoke")["model"]
-    untrained = loading.load("smoke", "chain", "untrained", 3, exact=True)
+    untrained = lab.load("smoke", "chain", "untrained", 3, exact=True)
     built = model.build(config, 3)
     assert all(torch.equal(a, b) for a, b in zip(untrained.parameters(), built.parameters(),
                                                  strict=True))
     ids = torch.tensor([[1, 5, 9]])
-    found = {which: loading.load("smoke", "chain", which, 0, exact=True)(input_ids=ids).logits
+    found = {which: lab.load("smoke", "chain", which, 0, exact=True)(input_ids=ids).logits
              for which in ("base", "thinking", "twin")}
     assert not np.allclose(found["base"].detach(), found["twin"].detach())
-    assert loading.steps("smoke", "chain", "base", 0) == []
+    assert lab.steps("smoke", "chain", "base", 0) == []
     with pytest.raises(model.ModelError, match="seed7 is missing"):
-        loading.load("smoke", "chain", "base", 7)
+        lab.load("smoke", "chain", "base", 7)

@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 import torch
-from locksmith import corpus, engine, errors, grammar, loading, params, vocabulary
+from locksmith import corpus, engine, errors, grammar, lab, params, vocabulary
 from locksmith.engine import Moment, Steer, sample
 from locksmith.experiments import hybrid
 from scipy.stats import binomtest, chisquare
@@ -472,8 +472,8 @@ def lab(monkeypatch):
         vocab_size=len(vocabulary.VOCABULARY), hidden_size=16, intermediate_size=24,
         num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64,
         initializer_range=0.4, pad_token_id=0)), i) for i, name in enumerate(("base", "thinking"))}
-    monkeypatch.setattr(loading, "load", lambda profile, family, which, seed: built[which])
-    monkeypatch.setattr(loading, "problems", lambda profile, family, n, split:
+    monkeypatch.setattr(lab, "load", lambda profile, family, which, seed: built[which])
+    monkeypatch.setattr(lab, "problems", lambda profile, family, n, split:
                         corpus.FAMILIES[family].problems(split, n, 0, dials))
 
     def arm(**how):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from locksmith import corpus, grammar, loading, model, params, vocabulary
+from locksmith import corpus, grammar, lab, model, params, vocabulary
 from locksmith.experiments import probes
 from repository import ROOT, smoke_lab
 from scipy.stats import norm
@@ -290,7 +290,7 @@ def test_reading_gives_every_model_the_same_points(inside):
 
 
 def test_the_own_forecast_is_the_next_tokens_probability(inside):
-    net = loading.load("smoke", "countdown", "base", 0, exact=True)
+    net = lab.load("smoke", "countdown", "base", 0, exact=True)
     texts = probes.documents("smoke", "countdown", 4, 1)
     found = probes.points("countdown", texts)
     p = probes.own_forecasts(net, texts, found)["check"]
@@ -306,12 +306,12 @@ def test_jobs_on_models_without_events_say_so(inside):
     got = probes.uncertainty("smoke", "chain", 0, "base", 0, 8, 1, 4, [-1, 0, 1], 8)
     assert got["dose"] is None
     assert probes.layer_effects("smoke", "chain", 0, "wait", 8, 1, 8, 1.0) is None
-    assert probes.milestone("smoke", "chain", loading.folder("smoke", "chain", "base", 0), "wait", 0,
+    assert probes.milestone("smoke", "chain", lab.folder("smoke", "chain", "base", 0), "wait", 0,
                             8, 1, 4, 1.0, 8) is None
 
 
 def test_a_milestone_and_the_layers_are_measured_where_events_are(inside):
-    folder = loading.folder("smoke", "countdown", "base", 0)
+    folder = lab.folder("smoke", "countdown", "base", 0)
     (scores, y, _), form, length, table = probes.milestone(
         "smoke", "countdown", folder, "wait", 1, 16, 12, 4, 0.5, 8)
     assert len(scores) == len(y) and form.n_up.sum() == y.sum() and length > 0

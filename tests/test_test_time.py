@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from locksmith import corpus, grammar, loading, vocabulary
+from locksmith import corpus, grammar, lab, vocabulary
 from locksmith.errors import BadInput
 from locksmith.experiments import test_time
 from repository import smoke_lab
@@ -27,9 +27,9 @@ def run(method, family="countdown", seed=0, **options):
 
 
 def job(family, n=1, cap=CAP):
-    problems = [p for p in loading.problems("smoke", family, P) for _ in range(n)]
-    return test_time.Job(family, loading.config("smoke")["families"][family],
-                    loading.load("smoke", family, "base", 0), problems, n, cap, 7)
+    problems = [p for p in lab.problems("smoke", family, P) for _ in range(n)]
+    return test_time.Job(family, lab.config("smoke")["families"][family],
+                    lab.load("smoke", family, "base", 0), problems, n, cap, 7)
 
 
 @pytest.mark.parametrize("family", ["countdown", "chain"])

@@ -9,7 +9,7 @@ from locksmith import (
     corpus,
     device,
     engine,
-    loading,
+    lab,
     model,
     params,
     rewards,
@@ -121,7 +121,7 @@ def weights(net):
 def test_a_reward_without_contrast_changes_nothing(lab):
     problems = tuning.pool("smoke", "chain", 6)
     net, steer, curve = tuning.reinforce("smoke", "chain", 0, problems, small(), reward="none")
-    before = weights(loading.load("smoke", "chain", "base", 0))
+    before = weights(lab.load("smoke", "chain", "base", 0))
     assert steer is None and len(curve) == 3
     assert all(torch.equal(before[name], value) for name, value in weights(net).items())
     net, _, _ = tuning.reinforce("smoke", "chain", 0, problems, small(), reward="random")
@@ -132,7 +132,7 @@ def test_vector_rl_leaves_every_weight_as_it_was(lab):
     problems = tuning.pool("smoke", "chain", 6)
     net, steer, _ = tuning.reinforce("smoke", "chain", 0, problems, small(lr=0.3), reward="random",
                                      trains="vectors", layers=[0, 1])
-    before = weights(loading.load("smoke", "chain", "base", 0))
+    before = weights(lab.load("smoke", "chain", "base", 0))
     assert all(torch.equal(before[name], value) for name, value in weights(net).items())
     assert [s.layer for s in steer] == [0, 1] and all(s.vector.norm() > 0 for s in steer)
 
@@ -140,13 +140,13 @@ def test_vector_rl_leaves_every_weight_as_it_was(lab):
 def test_an_adapter_changes_what_is_sampled(lab):
     net, steer, _ = tuning.reinforce("smoke", "chain", 0, tuning.pool("smoke", "chain", 6),
                                      small(lr=0.05), reward="random", trains="adapter", rank=2)
-    before = weights(loading.load("smoke", "chain", "base", 0))
+    before = weights(lab.load("smoke", "chain", "base", 0))
     changed = {name for name, value in weights(net).items() if not torch.equal(before[name], value)}
     assert steer is None and changed and not any("embed" in name for name in changed)
 
 
 def test_vectors_in_training_are_those_in_sampling(lab):
-    net = loading.load("smoke", "chain", "base", 0, exact=True)
+    net = lab.load("smoke", "chain", "base", 0, exact=True)
     vectors = tuning.Vectors(net, [0, 1])
     assert [name for name, _ in vectors.named_parameters()] == ["table"]
     with torch.no_grad():

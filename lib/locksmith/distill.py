@@ -34,7 +34,7 @@ from locksmith import (
     engine,
     errors,
     finetune,
-    loading,
+    lab,
     model,
     params,
     pretrain,
@@ -58,7 +58,7 @@ def traces(profile, family, kind, seed):
         rng = random.Random(f"stronger {family} {seed}")
         return [ids + vocabulary.encode(task.stronger(rng, p, corpus.author(rng, dials), dials))
                 for ids, p in zip(prompts, problems)]
-    out = engine.sample(loading.load(profile, family, "thinking", seed), prompts, seed=seed,
+    out = engine.sample(lab.load(profile, family, "thinking", seed), prompts, seed=seed,
                         max_new_tokens=config["rl"]["max_new_tokens"], stop=vocabulary.STOP).ids()
     right = [a + b for a, b, p in zip(prompts, out, problems)
              if task.grade(p, vocabulary.decode(b)).correct]
@@ -67,7 +67,7 @@ def traces(profile, family, kind, seed):
 
 def accuracy(net, profile, family, n):
     """Share of n validation problems that two samples at temperature 1 solve."""
-    task, problems = corpus.FAMILIES[family], loading.problems(profile, family, n, "validation")
+    task, problems = corpus.FAMILIES[family], lab.problems(profile, family, n, "validation")
     out = engine.sample(net, [vocabulary.encode(p.prompt) for p in problems], 2, stop=vocabulary.STOP,
                         max_new_tokens=params.load(profile)["rl"]["max_new_tokens"], seed=0).ids()
     return float(np.mean([task.grade(problems[i // 2], vocabulary.decode(ids)).correct
@@ -84,9 +84,9 @@ def train(profile, family, kind, seed):
     """One adapter into checkpoints/<profile>/<family>/<kind>/seed<seed>; returns its record."""
     torch.set_num_threads(1)
     recipe = params.load(profile)["distill"]
-    base = loading.load(profile, family, "base", seed, exact=True)
+    base = lab.load(profile, family, "base", seed, exact=True)
     net = model.adapter(base, recipe["rank"], seed)
-    goal = accuracy(loading.load(profile, family, "thinking", seed), profile, family,
+    goal = accuracy(lab.load(profile, family, "thinking", seed), profile, family,
                     recipe["validation"])
     texts = traces(profile, family, kind, seed)
     flat = np.array([i for ids in texts for i in ids], dtype=np.uint8)
@@ -110,8 +110,8 @@ def train(profile, family, kind, seed):
     finetune.train(net, [[_whole(b)] for b in batches], optimizer, lambda step: min(1, (step + 1) / 10),
                    finetune.own_logits, clip=0, label=f"{kind} {family} seed {seed}", look=look)
     net.load_state_dict(best[2])
-    model.save_adapter(net, loading.folder(profile, family, kind, seed), family=family, seed=seed,
-                       step=best[1], base=model.checksum(loading.folder(profile, family, "base", seed)))
+    model.save_adapter(net, lab.folder(profile, family, kind, seed), family=family, seed=seed,
+                       step=best[1], base=model.checksum(lab.folder(profile, family, "base", seed)))
     return {"seed": seed, "goal": goal, "reached": best[0], "step": best[1], "traces": len(texts),
             "curve": curve}
 
@@ -133,7 +133,7 @@ def run(profile, family):
                       "n_problems": config["distill"]["validation"], "n_samples": 2, "seeds": seeds})
     results.write(profile, f"train/{family}_distill", facts,
                   extra={kind: [records[kind, s] for s in seeds] for kind in KINDS},
-                  checkpoints=[Path(loading.folder(profile, family, kind, s)) for kind in KINDS
+                  checkpoints=[Path(lab.folder(profile, family, kind, s)) for kind in KINDS
                                for s in seeds])
 
 

@@ -5,6 +5,10 @@ category and not a token. The first word of an opening occurs nowhere else, whic
 a trace into steps unambiguous.
 """
 
+import itertools
+
+from locksmith.tasks import Step
+
 OPENINGS = {
     "try": (("try",), ("maybe",), ("let", "us", "see"), ("what", "about")),
     "check": (("check",), ("verify",), ("is", "it", "good"), ("test", "that")),
@@ -51,3 +55,28 @@ def labels(words):
         for j in range(i, min(i + _LENGTH.get(word, 0), len(words))):
             out[j] = BEHAVIOUR[word]
     return out
+
+
+# --- the same for text: words with single spaces between them ------------------------------------
+
+
+def words(text):
+    """The words of a text (str); a list of words passes through."""
+    return text.split() if isinstance(text, str) else list(text)
+
+
+def spans(text):
+    """The steps of a text as `tasks.Step`s: an opening and what follows it, up to the next opening
+    or the end of the author's trace. Words before the first opening belong to no step."""
+    ends = list(itertools.accumulate(len(word) + 1 for word in words(text)))
+    opens = BEHAVIOUR | TAUGHT
+    opened, last = [], len(ends)
+    for i, word in enumerate(words(text)):
+        if word in END:
+            last = i
+            break
+        if word in opens:
+            opened.append((i, opens[word]))
+    places = [i for i, _ in opened[1:]] + [last]
+    return [Step(ends[i] - len(words(text)[i]) - 1, ends[stop - 1] - 1, kind)
+            for (i, kind), stop in zip(opened, places)]

@@ -1,69 +1,344 @@
-"""The lab's models and problems by name, for chapters: which folder, which family, which seed.
+"""The model room: one function loads any model, with its tokenizer and how it is asked.
 
-    base       pre-trained from scratch
-    thinking   the base after RL with an outcome reward
-    twin       pre-trained on the same corpus without a single backtrack
-    untrained  the base's architecture with the weights it started from
-    distilled  the base, fine-tuned (LoRA) on the thinking model's successful traces
-    taught     the base, fine-tuned (LoRA) on a stronger author's, with a behaviour it never read
+A model is named once, by a text:
+
+    lab/thinking                    a model of the lab: of a task and a seed (`lab.MODELS`)
+    toy, toy/thinking               random weights over bytes, two of them, without a download
+    gemma-3-270m                    weights that come in packages (`packaged.PACKAGED`)
+    Qwen/Qwen2.5-0.5B@060db649...   a model of the hub, at a full commit
+    path/to/folder                  a local folder, with safetensors
+    <any of these>+path/to/adapter  the same, with the LoRA adapter of a folder added to its weights
+
+A `Pair` is what chapters compare: a base and a thinking model on a task. Nothing outside this
+module knows where a model came from.
 """
 
-import json
+import copy
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from locksmith import corpus, device, errors, model, params
+from locksmith import device, lab, packaged, tasks, vocabulary
+from locksmith.errors import BadInput
 
-FOLDERS = {"base": "base", "thinking": "rl", "twin": "twin", "distilled": "distilled/own",
-           "taught": "distilled/taught"}
-ADAPTERS = ("distilled", "taught")
-MODELS = (*FOLDERS, "untrained")
-
-
-def config(profile):
-    """The parameters of the profile whose problems and checkpoints `profile` uses."""
-    return params.load(params.load(profile)["checkpoints"])
+ADAPTER = "+"
+# Tokens that end a turn in the chat templates of common families, beside the ids of the model's
+# generation_config, which forgets them in some.
+_TURN_ENDS = ("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|end|>")
 
 
-def folder(profile, family, which, seed):
-    """The checkpoint folder of a model, one of FOLDERS."""
-    return Path("checkpoints") / config(profile)["profile"] / family / FOLDERS[which] / f"seed{seed}"
+@dataclass
+class Model:
+    """A causal decoder in eval mode, and what it takes to ask it something.
 
-
-def steps(profile, family, which, seed):
-    """Checkpoints on the way to `which` ("base" or "thinking"): folders, in order of training.
-
-    Only the first seed keeps them: an empty list for every other.
+    stop: ids that end an answer. chat: it is asked through its chat template; otherwise a task's
+    prompt is plain text, and an answer of a model that is not the lab's ends with its line.
     """
-    way = folder(profile, family, which, seed).with_name(f"seed{seed}_steps")
-    return sorted(way.iterdir()) if way.is_dir() else []
+    name: str
+    net: PreTrainedModel
+    tokenizer: object
+    stop: frozenset
+    chat: bool = False
+    special: bool = False  # texts show the tokenizer's special words, as the lab's tasks need
+
+    @property
+    def context(self) -> int:
+        """The most tokens that prompt and answer have together."""
+        return self.net.config.get_text_config().max_position_embeddings
+
+    @property
+    def depth(self) -> int:
+        """The number of decoder blocks."""
+        return self.net.config.get_text_config().num_hidden_layers
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, with nothing put before or behind."""
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def decode(self, ids) -> str:
+        """The text of token ids; padding is left out."""
+        pad = self.net.config.get_text_config().pad_token_id
+        kept = [i for i in ids if i != pad or i in self.stop]
+        return self.tokenizer.decode(kept, skip_special_tokens=not self.special)
+
+    def spans(self, ids) -> list[tuple[int, int]]:
+        """For each id the characters [start, end) of `decode(ids)` that it adds. A token that
+        completes no character adds none; the one that does adds it whole."""
+        ends, longest = [], 0
+        for i in range(len(ids)):
+            text = self.decode(ids[:i + 1])
+            longest = max(longest, len(text.rstrip("\ufffd")))
+            ends.append(longest)
+        return list(zip([0, *ends[:-1]], ends))
+
+    def ask(self, task: ModuleType, problem) -> list[int]:
+        """The prompt ids of a problem: the task's plain text, or its question in a chat."""
+        if self.chat:
+            return self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": task.question(problem)}], add_generation_prompt=True,
+                return_dict=False)
+        ids = self.tokenizer(task.prompt(problem)).input_ids
+        while len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
+            ids = ids[:-1]  # some tokenizers end every text, also one to be continued
+        return ids
 
 
-def problems(profile, family, n, split="test"):
-    """The first n problems of a split, those that data/ holds. BadInput if it holds others or fewer."""
-    own = config(profile)
-    path = Path("data") / own["profile"] / f"{family}_{split}.jsonl"
-    if not path.exists():
-        raise errors.BadInput(f"{path} does not exist; `dvc pull` brings it.")
-    kept = [json.loads(line)["key"] for line in path.read_text().splitlines()]
-    if n > len(kept):
-        raise errors.BadInput(f"n_problems is {n}; allowed is at most {len(kept)}, all of {path}.")
-    found = corpus.FAMILIES[family].problems(split, n, 0, own["families"][family])
-    if [p.key for p in found] != kept[:n]:
-        raise errors.BadInput(f"{path} holds other problems than the parameters make; python -m "
-                              f"locksmith.corpus --profile {own['profile']} rewrites it.")
-    return found
+class Pair(NamedTuple):
+    """A base and a thinking model on a task, by name: small, so that it travels to other processes.
+
+    seed: of a lab model's training, and of what is drawn. Roles are "base" and "thinking", and,
+    where both are the lab's, its other models (`lab.MODELS`); "untrained" is the base's architecture
+    with the weights it may have started from.
+    """
+    profile: str
+    task: str
+    seed: int
+    base: str = "lab/base"
+    thinking: str = "lab/thinking"
+    chat: bool = False  # the thinking model is asked through its chat template
+    accept_terms: bool = False
+
+    @property
+    def rules(self) -> ModuleType:
+        """The module of the task."""
+        return tasks.load(self.task)
+
+    @property
+    def generator(self) -> dict:
+        """What the task's problems are made with."""
+        stated = lab.config(self.profile).get("families", {}).get(self.task)
+        given = stated or getattr(self.rules, "GENERATOR", None)
+        if given is None:
+            raise BadInput(f"task is {self.task!r}, whose generator profile {self.profile!r} does not "
+                           "state; allowed is a task that it states, or one that needs none.")
+        return given
+
+    def name(self, role: str) -> str:
+        """The name of the model in a role."""
+        if role in ("base", "thinking"):
+            return getattr(self, role)
+        return f"lab/{role}" if self.of_the_lab else f"{self.base}#{role}"
+
+    @property
+    def of_the_lab(self) -> bool:
+        return self.base.startswith("lab/") and self.thinking.startswith("lab/")
+
+    def has(self, role: str) -> bool:
+        """Whether there is a model in a role: a name was given, or the lab has its checkpoint."""
+        if role in ("base", "thinking") and not self.name(role).startswith("lab/"):
+            return bool(self.name(role))
+        if role == "untrained":
+            return bool(self.base)
+        return self.of_the_lab and lab.folder(self.profile, self.task, role, self.seed).is_dir()
+
+    def load(self, role: str, exact: bool = False, seed: int | None = None) -> Model:
+        """The model in a role; exact: in float32, for scores and training. seed: of an untrained
+        model's weights, where it is not the pair's own."""
+        options = {"profile": self.profile, "task": self.task, "exact": exact,
+                   "seed": self.seed if seed is None else seed, "accept_terms": self.accept_terms}
+        if role == "untrained" and not self.of_the_lab:
+            return untrained(load(self.base, **options), options["seed"])
+        return load(self.name(role), chat=self.chat and role == "thinking", **options)
+
+    def problems(self, n: int, split: str = "test") -> list:
+        """The first n problems of a split."""
+        if self.of_the_lab:
+            return lab.problems(self.profile, self.task, n, split)
+        return self.rules.problems(split, n, 0, self.generator)
+
+    def folder(self, role: str) -> Path | None:
+        """The checkpoint folder of a lab model, for the record; None for any other."""
+        if not self.name(role).startswith("lab/") or role == "untrained":
+            return None
+        return lab.folder(self.profile, self.task, role, self.seed)
 
 
-def load(profile, family, which, seed, exact=False):
-    """A lab model in eval mode on the library's device; exact: in float32, for scores and ratios."""
+def pairs(profile: str, task_names, seeds, **names) -> dict:
+    """{(task, seed): Pair}; names: the fields of Pair from `base` on."""
+    return {(task, seed): Pair(profile, task, seed, **names) for task in task_names for seed in seeds}
+
+
+# --- loading --------------------------------------------------------------------------------------
+
+
+def load(name: str, *, profile: str = "lab", task: str | None = None, seed: int = 0,
+         exact: bool = False, chat: bool = False, accept_terms: bool = False) -> Model:
+    """The model of a name, in eval mode on the library's device.
+
+    profile, task, seed: of a lab model. exact: float32 instead of the device's own dtype. chat: ask
+    it through its chat template. accept_terms: you accept the terms of weights that have some.
+    BadInput in one sentence for a name that is none, a revision that is not a commit, weights that
+    are missing, damaged or not safetensors, a chat template that is not there.
+    """
+    name, _, adapter = name.partition(ADAPTER)
     place, dtype = device.pick()
     dtype = torch.float32 if exact else dtype
-    if which == "untrained":
-        return model.build(config(profile)["model"], seed).to(place, dtype).eval()
-    path = folder(profile, family, which, seed)
-    if which in ADAPTERS:
-        base = load(profile, family, "base", seed, exact=True)
-        return model.adapted(base, path).to(place, dtype).eval()
-    return model.load(path, dtype, place)
+    if name.startswith("lab/"):
+        return _lab(name, profile, task, seed, exact)
+    net, tokenizer = _bring(name, accept_terms)
+    if adapter:
+        _check_adapter(adapter)
+        net = PeftModel.from_pretrained(net, adapter).merge_and_unload()
+    if chat and not tokenizer.chat_template:
+        raise BadInput(f"{name} is to be asked in a chat, but its tokenizer has no chat template; "
+                       "allowed is a model that has one, or plain text.")
+    return Model(name + (ADAPTER + adapter if adapter else ""), net.to(place, dtype).eval(), tokenizer,
+                 frozenset(_ends(net, tokenizer) | (set() if chat else _line_ends(tokenizer))), chat)
+
+
+def check(names, accept_terms: bool = False) -> list[str]:
+    """One line a model of what loading it would take, before anything runs; BadInput where it
+    cannot be: an unknown name, a revision that is no commit, terms not accepted, too little memory.
+    """
+    lines = []
+    for name in names:
+        plain, _, adapter = name.partition(ADAPTER)
+        size = _size(plain, accept_terms)
+        if size:
+            device.check_memory(size, f"loading {plain}", device.pick()[0])
+        if adapter:
+            _check_adapter(adapter)
+        lines.append(f"{name}: " + (f"{size / 2**30:.1f} GiB of weights" if size else
+                                    "its size is known when it has been fetched"))
+    return lines
+
+
+def untrained(trained: Model, seed: int) -> Model:
+    """The same architecture with new weights, for controls."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = AutoModelForCausalLM.from_config(trained.net.config)
+    other = copy.copy(trained)
+    other.net = net.to(trained.net.device, trained.net.dtype).eval()
+    other.name = f"{trained.name}#untrained"
+    return other
+
+
+def fingerprint(net: PreTrainedModel) -> str:
+    """16 hex digits that tell models apart: from config, dtypes, shapes and the first 64 values of
+    every parameter."""
+    digest = hashlib.sha256(net.config.to_json_string().encode())
+    for name, weight in net.named_parameters():
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _lab(name, profile, task, seed, exact):
+    which = name.removeprefix("lab/")
+    if which not in lab.MODELS:
+        raise BadInput(f"model is {name!r}; allowed of the lab are "
+                       f"{', '.join(f'lab/{m}' for m in lab.MODELS)}.")
+    return Model(name, lab.load(profile, task, which, seed, exact), _lab_tokenizer(),
+                 frozenset(vocabulary.STOP), special=True)
+
+
+@lru_cache(maxsize=1)
+def _lab_tokenizer():
+    return vocabulary.tokenizer()
+
+
+def _source(name, accept_terms=False):
+    """(kind, what the loaders take): "toy", "packaged", "hub" or "folder". BadInput for none."""
+    if name in ("toy", "toy/thinking"):
+        return "toy", {}
+    if name in packaged.PACKAGED:
+        known = packaged.PACKAGED[name]
+        if known.terms and not accept_terms:
+            raise BadInput(f"{name} comes under the {known.licence}: read them with "
+                           f"packaged.terms({name!r}) and set accept_terms to true.")
+        return "packaged", {}
+    if Path(name).is_dir():
+        return "folder", {}
+    owner, _, revision = name.partition("@")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", owner) and not name.startswith("."):
+        if not re.fullmatch(r"[0-9a-f]{40}", revision):
+            raise BadInput(f"model is {name!r}; a hub model is named with its full commit, as "
+                           f"{owner}@ and 40 hex digits (python -m locksmith.loading commit {owner} "
+                           "shows the present one), and no local folder has this name.")
+        return "hub", {"revision": revision}
+    raise BadInput(f"model is {name!r}; allowed are lab/..., toy, {', '.join(packaged.PACKAGED)}, a "
+                   "local folder, and hub models as owner/name@commit.")
+
+
+def _check_adapter(folder):
+    if not all(Path(folder, file).is_file() for file in
+               ("adapter_config.json", "adapter_model.safetensors")):
+        raise BadInput(f"{folder} is no LoRA adapter: it needs adapter_config.json and "
+                       "adapter_model.safetensors.")
+
+
+def _size(name, accept_terms):
+    """Bytes that the weights of a model take, None where that is not known before it is fetched."""
+    if name.startswith("lab/"):
+        return None
+    kind, _ = _source(name, accept_terms)
+    if kind != "folder":
+        return None
+    files = list(Path(name).glob("*.safetensors"))
+    if not (Path(name) / "config.json").is_file() or not files:
+        raise BadInput(f"{name} is no model folder: it needs config.json and *.safetensors.")
+    return sum(file.stat().st_size for file in files)
+
+
+def _bring(name, accept_terms):
+    """(net, tokenizer) of anything but a lab model, on the CPU."""
+    kind, pinned = _source(name, accept_terms)
+    if kind == "toy":
+        return packaged.toy(seed=int(name != "toy"))
+    if kind == "packaged":
+        return packaged.load(name, accept_terms=accept_terms, device="cpu")
+    if kind == "folder":
+        _size(name, accept_terms)
+    place = name.partition("@")[0] if kind == "hub" else name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, **pinned)
+        net = AutoModelForCausalLM.from_pretrained(place, use_safetensors=True, dtype="auto", **pinned)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"model {name} could not be loaded: {str(error).splitlines()[0]}") from error
+    return net, tokenizer
+
+
+def _ends(net, tokenizer):
+    """Ids that end an answer by themselves: all of the generation_config's, the tokenizer's, and
+    the ends of turns."""
+    stated = net.generation_config.eos_token_id if net.generation_config else None
+    ends = {stated} if isinstance(stated, int) else set(stated or ())
+    known = tokenizer.get_vocab()
+    return (ends | {tokenizer.eos_token_id} | {known[t] for t in _TURN_ENDS if t in known}) - {None}
+
+
+def _line_ends(tokenizer):
+    """Ids of all tokens with a line break in them, byte-fallback tokens included."""
+    return {i for token, i in tokenizer.get_vocab().items()
+            if "\n" in token or "Ċ" in token or token == "<0x0A>"}
+
+
+def main(argv=None):
+    import argparse
+
+    from huggingface_hub import HfApi
+
+    parser = argparse.ArgumentParser(prog="python -m locksmith.loading",
+                                     description="Shows the commit that a hub model stands at.")
+    parser.add_argument("what", choices=["commit"])
+    parser.add_argument("name", help="owner/name")
+    name = parser.parse_args(argv).name
+    try:
+        print(f"{name}@{HfApi().model_info(name).sha}")
+    except Exception as error:  # whatever keeps the hub from answering, in one sentence
+        raise BadInput(f"the hub did not answer for {name}: {str(error).splitlines()[0]}") from error
+
+
+if __name__ == "__main__":
+    from locksmith import errors
+
+    errors.run(main)

@@ -146,7 +146,7 @@ def terms(name):
     return text[max(text.find("Last modified:"), 0):].strip()
 
 
-# --- loading --------------------------------------------------------------------------------------
+# --- loading ----------------------------------------------------------------------------------
 
 def _convert(name, packaged, target):
     """Write the packaged weights as bf16 safetensors, tokenizer and checksum into folder `target`."""
@@ -187,7 +187,7 @@ def _cached(name, packaged):
     return target
 
 
-def toy():
+def toy(seed=0):
     """(model, tokenizer) without a download: two random blocks over bytes, with a chat template."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = ["<|im_start|>", "<|im_end|>"]
@@ -200,7 +200,7 @@ def toy():
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = LlamaForCausalLM(LlamaConfig(
             vocab_size=len(special) + len(alphabet), hidden_size=32, intermediate_size=64,
             num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=4096,

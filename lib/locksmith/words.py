@@ -32,12 +32,14 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from locksmith import prose
+from locksmith.errors import BadInput
 from locksmith.packaged import cache_dir
 
 SPLITS = ("train", "validation", "test")
@@ -50,6 +52,7 @@ class Problem:
     task: str
     question: str
     answer: str
+    working: str = ""  # the right steps in words, where the task has them
 
     @property
     def key(self):
@@ -59,13 +62,25 @@ class Problem:
 @dataclass(frozen=True)
 class Grade:
     """outcome: "right", "wrong" or "error" (the grader failed, not the model); answer: what the
-    text gave as its answer, written canonically, or None."""
+    text gave as its answer, written canonically, or None; attempts: equations written, of which
+    valid_attempts hold. Checks and backtracks are not told apart in words."""
     outcome: str
     answer: str | None
+    attempts: int = 0
+    valid_attempts: int = 0
+    checks: int = 0
+    honest_checks: int = 0
+    backtracks: int = 0
+    behaviours: tuple = ()
 
     @property
     def correct(self):
         return self.outcome == "right"
+
+    @property
+    def trace(self):
+        """Right, with at least one equation, all of which hold."""
+        return self.correct and 0 < self.attempts == self.valid_attempts
 
 
 # --- problems -------------------------------------------------------------------------------------
@@ -150,7 +165,7 @@ _SHOWN = {canonical(question) for shots in _SHOTS.values() for question, _, _ in
 def prompt(problem, shots=4, steps=True):
     """The text to continue. shots: how many examples, 0 to 4; steps: whether they show the working
     or only the answer (the answer-only control)."""
-    examples = _SHOTS["words" if problem.task == "gsm_symbolic" else "arithmetic"]
+    examples = _SHOTS["words" if problem.task.startswith("gsm") else "arithmetic"]
     if not 0 <= shots <= len(examples):
         raise ValueError(f"shots is {shots}; allowed are 0 to {len(examples)}")
     text = ""
@@ -167,7 +182,6 @@ def stop_ids(tokenizer):
 
 # --- grading --------------------------------------------------------------------------------------
 
-_NUMBER = r"-?[$£€]?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?:\s?/\s?[0-9]+)?"
 
 
 def extract(text):
@@ -177,7 +191,7 @@ def extract(text):
     said = re.findall(r"answer is:?\s*(.*?)(?:\.\s|\.?$|(?=[Tt]he answer))", line)
     if said:
         return said[-1].split("=")[-1].strip()[:100] or None
-    numbers = re.findall(_NUMBER, line)
+    numbers = re.findall(prose.NUMBER, line)
     return numbers[-1] if numbers else None
 
 
@@ -230,7 +244,7 @@ def _stop_worker():
 atexit.register(_stop_worker)
 
 
-@lru_cache(maxsize=None)
+@cache
 def verified(gold, answer, seconds=2.0):
     """Whether math-verify finds the text `answer` equal to the text `gold`: "right", "wrong", or
     "error" if it fails or takes more than `seconds` of processor time (waiting does not count)."""
@@ -254,15 +268,85 @@ def verified(gold, answer, seconds=2.0):
 
 def grade(problem, text):
     """Grade a continuation (text after the prompt). No answer at all is wrong, not an error."""
-    answer = extract(text)
+    answer, written = extract(text), prose.equations(text)
+    counts = {"attempts": len(written), "valid_attempts": sum(one.holds for one in written)}
     if answer is None:
-        return Grade("wrong", None)
+        return Grade("wrong", None, **counts)
     whole = re.fullmatch(r"-?\d+", problem.answer) is not None
     if not re.search("[0-9]", answer) or not _is_value(answer, quotients=not whole):
-        return Grade("wrong", answer)
-    number = re.search(_NUMBER, answer)
+        return Grade("wrong", answer, **counts)
+    number = re.search(prose.NUMBER, answer)
     value = re.sub("[,$£€ ]", "", number[0]) if number else answer
-    return Grade(verified(problem.answer, answer), value)
+    return Grade(verified(problem.answer, answer), value, **counts)
+
+
+# --- what tasks in words share (`tasks`) ------------------------------------------------------------
+
+steps = prose.steps
+_CALCULATION = re.compile(r"-?\d+(?: ?[-+*/] ?\d+)+")
+_REVIEWS = (
+    "Q: Calculate 6 + 8.\nA: 6 + 8 = 14. The answer is 14.\n"
+    "Review: 6 + 8 = 14, so the answer 14 is right.\n"
+    "Q: Calculate 7 * 4.\nA: 7 * 4 = 27. The answer is 27.\n"
+    "Review: 7 * 4 = 28, so the answer 27 is wrong.\n")
+
+
+def few_shot(examples, question):
+    """The text to continue: worked examples (question, working or "", answer), then the question."""
+    shown = "".join(f"Q: {asked}\nA: {working + ' ' if working else ''}The answer is {answer}.\n"
+                    for asked, working, answer in examples)
+    return f"{shown}Q: {question}\nA:"
+
+
+def distinct(draw, n, split, shown=()):
+    """n different problems of a split from draw(), none of the canonical questions `shown`. BadInput
+    where there are not so many."""
+    if split not in SPLITS:
+        raise BadInput(f"split is {split!r}; allowed are {', '.join(SPLITS)}.")
+    found = {}
+    for _ in range(1000 + 200 * n):
+        problem = draw()
+        if problem.key not in shown and split_of(problem.question) == split:
+            found.setdefault(problem.key, problem)
+        if len(found) == n:
+            return list(found.values())
+    raise BadInput(f"n is {n}; allowed is at most about {len(found)}, the different {split} problems "
+                   "that this generator gives.")
+
+
+def written_out(text, n):
+    """Whether an answer writes at least n equations, right or wrong."""
+    return len(prose.equations(text)) >= n
+
+
+def works_out(problem, text):
+    """The strategy: at least one equation, and as many as the question's calculation has operators."""
+    asked = _CALCULATION.search(problem.question)
+    return written_out(text, len(re.findall(r"[-+*/]", asked[0])) if asked else 1)
+
+
+def guess_answer(problem, rng, train):
+    """The control that never reads the question: the answer of a random train problem."""
+    return f" The answer is {rng.choice([p.answer for p in train])}."
+
+
+def review(problem, text):
+    """The text that a critique of an answer continues, after two worked reviews."""
+    return f"{_REVIEWS}Q: {problem.question}\nA:{text.rstrip()}\nReview:"
+
+
+def critique(problem, text):
+    """The work done again by a program, and whether the answer agrees with it."""
+    said, right = extract(text) or "(none)", grade(problem, text).correct
+    asked = _CALCULATION.search(problem.question)
+    work = problem.working or (f"{asked[0]} = {problem.answer}" if asked else f"It is {problem.answer}")
+    return f" {work.rstrip('.')}, so the answer {said} is {'right' if right else 'wrong'}.\n"
+
+
+def verdict(text):
+    """"right", "wrong" or None: the last word of a critique's first line, strictly."""
+    found = re.search(r"is (right|wrong)\.$", prose.first_line(text))
+    return found[1] if found else None
 
 
 # --- the guess control ----------------------------------------------------------------------------

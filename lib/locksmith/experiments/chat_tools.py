@@ -27,9 +27,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
-from locksmith import engine, packaged
+from locksmith import engine, packaged, words
 from locksmith.errors import BadInput
-from locksmith import words
 
 SCHEDULES = ("none", "model", "listed", "fixed", "dummy")
 BEFORE, AFTER = ("understand", "recall"), ("examine", "backtrack")  # the draft, in "fixed"

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from locksmith import corpus, engine, grammar, loading, vocabulary
+from locksmith import corpus, engine, grammar, lab, vocabulary
 from locksmith.errors import BadInput
 
 BEHAVIOURS = tuple(grammar.OPENINGS)
@@ -287,25 +287,25 @@ def run_arm(profile, family, seed, n_problems, n, max_new_tokens, *, runs="base"
     block after which the thinking model's residual stream is read ("divergence").
     mix: "ceiling", "leak" (with so many `candidates`) or None. BadInput for a name that is none.
     """
-    problems = loading.problems(profile, family, n_problems, split)
+    problems = lab.problems(profile, family, n_problems, split)
     only = list(range(n_problems)) if only is None else list(only)
     problems = [problems[i] for i in only]
     how = {"max_new_tokens": max_new_tokens, "stop": vocabulary.STOP, "seed": seed, "keys": only}
-    fired, model = None, loading.load(profile, family, runs, seed)
+    fired, model = None, lab.load(profile, family, runs, seed)
     if mix not in (None, "ceiling", "leak"):
         raise BadInput(f"mix is {mix!r}; allowed are ceiling, leak and None.")
     if (decides and (gate or mix)) or (mix and not gate):
         raise BadInput(f"gate is {gate!r}, decides {decides!r} and mix {mix!r}; allowed is a gate, "
                        "with or without a mix, or a model that decides, or none of them.")
     if decides is not None:
-        how |= {"beside": [loading.load(profile, family, decides, seed)], "mix": swap()}
+        how |= {"beside": [lab.load(profile, family, decides, seed)], "mix": swap()}
     if gate is not None:
         vectors = vectors if bias is None else vectors + bias
         choose, listeners = chooser(gate, len(vectors), options)
         fired = Gate(choose, len(vectors), strength, coefficients)
         beside = []
         if listeners or mix:
-            beside = [(loading.load(profile, family, thinking, seed), read), model]
+            beside = [(lab.load(profile, family, thinking, seed), read), model]
         how |= {"steer": [engine.Steer(layer, vectors, gate=fired)],
                 "beside": beside[:max(listeners, int(mix is not None))],
                 "mix": mix and {"ceiling": ceiling(fired), "leak": leak(fired, candidates)}[mix]}

@@ -30,7 +30,7 @@ from locksmith import (
     device,
     engine,
     grammar,
-    loading,
+    lab,
     model,
     stats,
     vocabulary,
@@ -62,9 +62,9 @@ class Text:
 
 def documents(profile, family, n_problems, each, split="validation"):
     """Corpus documents on held-out problems, `each` a problem by as many hidden authors."""
-    dials = loading.config(profile)["families"][family]
+    dials = lab.config(profile)["families"][family]
     task, out = corpus.FAMILIES[family], []
-    for i, problem in enumerate(loading.problems(profile, family, n_problems, split)):
+    for i, problem in enumerate(lab.problems(profile, family, n_problems, split)):
         for j in range(each):
             rng = random.Random(f"probe {family} {problem.key} {j}")
             author = corpus.author(rng, dials)
@@ -399,8 +399,8 @@ def read(profile, family, seed, models, layers, n_problems, each, max_new_tokens
         norms    (model, behaviour) -> mean norm of the residual stream at the choice's places
         stable   (source, behaviour, model) -> (N,) how often of 10 the behaviour came back
     """
-    problems = loading.problems(profile, family, n_problems, "validation")
-    nets = {which: loading.load(profile, family, which, seed, exact=True) for which in models}
+    problems = lab.problems(profile, family, n_problems, "validation")
+    nets = {which: lab.load(profile, family, which, seed, exact=True) for which in models}
     sources = {"documents": documents(profile, family, n_problems, each),
                "traces": traces(nets["thinking"], problems, 1, max_new_tokens, seed)[0]}
     out = {name: {} for name in ("counts", "scores", "means", "norms", "stable")}
@@ -514,7 +514,7 @@ def _offsets(out, which, net, texts, found, b, layer, n_problems, windows):
 def layer_effects(profile, family, seed, behaviour, n_problems, each, max_new_tokens, strength):
     """Slope of the behaviour's rate in the base at each block, by its own choice vector, on
     validation problems: what the layer is chosen by. None where there are too few events."""
-    net = loading.load(profile, family, "base", seed)
+    net = lab.load(profile, family, "base", seed)
     texts = documents(profile, family, n_problems, each)
     found = points(family, texts)
     up, down = sides(found, behaviour, "choice")
@@ -523,7 +523,7 @@ def layer_effects(profile, family, seed, behaviour, n_problems, each, max_new_to
     layers = list(range(net.config.num_hidden_layers))
     streams = activations.residuals(net, [t.ids for t in texts], layers,
                                     found.positions(len(texts)))
-    problems = loading.problems(profile, family, n_problems, "validation")[:50]
+    problems = lab.problems(profile, family, n_problems, "validation")[:50]
     strengths, out = (-strength, 0, strength), []
     for layer in layers:
         x = streams[layer].numpy()
@@ -538,8 +538,8 @@ def layer_effects(profile, family, seed, behaviour, n_problems, each, max_new_to
 def steer(profile, family, seed, which, layer, vectors, strengths, behaviour, where, n_problems,
           max_new_tokens):
     """`dose` of a lab model on test problems."""
-    return dose(loading.load(profile, family, which, seed), family,
-                loading.problems(profile, family, n_problems), layer, vectors, strengths, behaviour,
+    return dose(lab.load(profile, family, which, seed), family,
+                lab.problems(profile, family, n_problems), layer, vectors, strengths, behaviour,
                 where, max_new_tokens, seed)
 
 
@@ -590,8 +590,8 @@ def uncertainty(profile, family, seed, which, layer, n_problems, each, n_test, s
     answer that follows is right (moment "step": the step just written is valid); dose, that of
     `steer` on test problems along right minus wrong, everywhere, against noise.
     """
-    problems = loading.problems(profile, family, n_problems, "validation")
-    net = loading.load(profile, family, which, seed, exact=True)
+    problems = lab.problems(profile, family, n_problems, "validation")
+    net = lab.load(profile, family, which, seed, exact=True)
     texts, _ = traces(net, problems, each, max_new_tokens, seed)
     rows = []  # (moment, text, place, label, problem)
     for i, text in enumerate(texts):
@@ -612,7 +612,7 @@ def uncertainty(profile, family, seed, which, layer, n_problems, each, n_test, s
     places = [place[text == i].tolist() for i in range(len(texts))]
     scores, direction = {}, None
     for reader in (which, "untrained"):
-        own = net if reader == which else loading.load(profile, family, reader, seed, exact=True)
+        own = net if reader == which else lab.load(profile, family, reader, seed, exact=True)
         layers = list(range(-1, net.config.num_hidden_layers))
         streams = activations.residuals(own, [t.ids for t in texts], layers, places)
         for m in (*MOMENTS, "step"):
@@ -641,7 +641,7 @@ def uncertainty(profile, family, seed, which, layer, n_problems, each, n_test, s
 
 def milestone(profile, family, folder, behaviour, layer, n_problems, each, n_test, strength,
               max_new_tokens):
-    """The probe, the vector and its effect in one checkpoint on the way (a folder of `loading.steps`).
+    """The probe, the vector and its effect in one checkpoint on the way (a folder of `lab.steps`).
 
     Returns (scores, y, problems), `Means`, the vector's length as a share of the residual stream's,
     and `dose` at 0 and +-strength along the checkpoint's own vector, at choices; None where the
@@ -661,7 +661,7 @@ def milestone(profile, family, folder, behaviour, layer, n_problems, each, n_tes
     vector, size = form.vector(), unit(x, found, behaviour)
     length = float(np.linalg.norm(vector))
     net = model.load(folder, *reversed(device.pick()))
-    table = dose(net, family, loading.problems(profile, family, n_test), layer,
+    table = dose(net, family, lab.problems(profile, family, n_test), layer,
                  {"own": vector * size / length}, (-strength, 0, strength), behaviour, "choice",
                  max_new_tokens)["own"]
     return (held_out(x[chosen], y, groups), y, groups), form, length / size, table

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from locksmith import corpus, decoding, engine, grammar, stats, vocabulary
-from locksmith.loading import load, problems
+from locksmith.lab import load, problems
 
 STREAMS = {"base": 0, "thinking": 1, "again": 2, "matched": 3, "methods": 4, "entropy": 5}
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from locksmith import corpus, decoding, engine, loading, vocabulary
+from locksmith import corpus, decoding, engine, lab, vocabulary
 from locksmith.errors import BadInput
 from locksmith.experiments import sampling, tools
 
@@ -160,10 +160,10 @@ def test_time(profile, family, seed, method, n_problems, max_new_tokens, split="
     """
     if method not in METHODS:
         raise BadInput(f"method is {method!r}; allowed are {', '.join(METHODS)}.")
-    problems = [p for p in loading.problems(profile, family, n_problems, split) for _ in range(n)]
+    problems = [p for p in lab.problems(profile, family, n_problems, split) for _ in range(n)]
     # The stream of chapter 2's methods: a problem meets the same random numbers in all of them.
-    job = Job(family, loading.config(profile)["families"][family],
-              loading.load(profile, family, "base", seed), problems, n, max_new_tokens,
+    job = Job(family, lab.config(profile)["families"][family],
+              lab.load(profile, family, "base", seed), problems, n, max_new_tokens,
               sampling._seed(seed, "methods"))
     found = sampling.outcome(family, problems, METHODS[method](job, **options), n)
     return found._replace(log={name: np.reshape(values, (-1, n)).mean(1)

@@ -29,7 +29,7 @@ from locksmith import (
     engine,
     finetune,
     grammar,
-    loading,
+    lab,
     model,
     pretrain,
     rewards,
@@ -46,13 +46,13 @@ COUNTS = ("attempts", "checks", "backtracks")
 def pool(profile, family, n):
     """n training problems, the single ones among them. Countdown's training set is small enough that
     the lab's RL has met some of them too; no test problem is among them."""
-    return corpus.FAMILIES[family].problems("train", n, 7000, loading.config(profile)["families"][family])
+    return corpus.FAMILIES[family].problems("train", n, 7000, lab.config(profile)["families"][family])
 
 
 def difficulty(profile, family, seed, n_problems, samples, max_new_tokens):
     """Share of a base model's samples that solve each problem of `pool`: (n_problems,)."""
     problems = pool(profile, family, n_problems)
-    found = _solutions(loading.load(profile, family, "base", seed), family, problems, samples,
+    found = _solutions(lab.load(profile, family, "base", seed), family, problems, samples,
                        max_new_tokens, seed=1)
     return np.array([[right for _, right in row] for row in found]).mean(1)
 
@@ -79,7 +79,7 @@ def _solutions(net, family, problems, n, max_new_tokens, seed):
 def candidates(profile, family, seeds, problems, n, max_new_tokens):
     """Up to n different finished solutions of each problem, by the base models of all seeds in turn:
     P lists of (ids, correct), and the tokens generated a problem. The thinking model writes none."""
-    by_model = [_solutions(loading.load(profile, family, "base", s), family, problems,
+    by_model = [_solutions(lab.load(profile, family, "base", s), family, problems,
                            4 * n // len(seeds) + 1, max_new_tokens, seed=2) for s in seeds]
     out, written = [], 0
     for rows in zip(*by_model, strict=True):
@@ -107,7 +107,7 @@ def critique_pairs(family, problem, solutions, critic, chance):
 def own_critiques(profile, family, seed, pairs, max_new_tokens):
     """The pairs with what the base itself says in the targets' place, one sample each; those that
     come to no end within the cap are left out."""
-    out = engine.sample(loading.load(profile, family, "base", seed), [given for given, _ in pairs],
+    out = engine.sample(lab.load(profile, family, "base", seed), [given for given, _ in pairs],
                         max_new_tokens=max_new_tokens, stop=vocabulary.EOS, seed=3)
     return [(given, ids) for (given, _), ids, ended in
             zip(pairs, out.ids(), out.stopped.tolist(), strict=True) if ended]
@@ -175,8 +175,8 @@ def reinforce(profile, family, seed, problems, recipe, trains="weights", reward=
 
     trains: "weights" (all), "vectors" (one after each of `layers`), "adapter" (LoRA of a rank).
     """
-    net = loading.load(profile, family, "base", seed, exact=True)
-    sampler, task = loading.load(profile, family, "base", seed), corpus.FAMILIES[family]
+    net = lab.load(profile, family, "base", seed, exact=True)
+    sampler, task = lab.load(profile, family, "base", seed), corpus.FAMILIES[family]
     options = {"reward": rewards.REWARDS[reward], "bonus": bonus,
                "label": f"{trains}, {reward} reward, {family} seed {seed}"}
     steer = None
@@ -264,24 +264,24 @@ def document_loss(net, family, dials, n=200):
 
 def untouched(profile, family, which, seed, n_problems, n, max_new_tokens):
     """`Outcome` of a lab model as it is, on test problems."""
-    net = loading.load(profile, family, which, seed)
+    net = lab.load(profile, family, which, seed)
     log = {"document_loss": document_loss(net.float(), family,
-                                          loading.config(profile)["families"][family])}
-    return outcome(loading.load(profile, family, which, seed), family,
-                   loading.problems(profile, family, n_problems), n, max_new_tokens, seed, log=log)
+                                          lab.config(profile)["families"][family])}
+    return outcome(lab.load(profile, family, which, seed), family,
+                   lab.problems(profile, family, n_problems), n, max_new_tokens, seed, log=log)
 
 
 def tuned(profile, family, seed, pairs, steps, target_tokens, lr, n_problems, n, max_new_tokens,
           judged=None, judge_tokens=64):
     """`Outcome` of a base model after `finetune.fit` on pairs; log: losses, tokens read, document_loss, and
     verdicts, the shares of right verdicts on the pairs `judged`, before and after."""
-    net = loading.load(profile, family, "base", seed, exact=True)
+    net = lab.load(profile, family, "base", seed, exact=True)
     before = verdicts_right(net, judged, judge_tokens) if judged else None
     losses, read = finetune.fit(net, pairs, steps, target_tokens, lr, seed)
     after = verdicts_right(net, judged, judge_tokens) if judged else None
     log = {"losses": losses, "read": read, "verdicts": (before, after),
-           "document_loss": document_loss(net, family, loading.config(profile)["families"][family])}
-    return outcome(net.to(device.pick()[1]), family, loading.problems(profile, family, n_problems), n,
+           "document_loss": document_loss(net, family, lab.config(profile)["families"][family])}
+    return outcome(net.to(device.pick()[1]), family, lab.problems(profile, family, n_problems), n,
                    max_new_tokens, seed, log=log)
 
 
@@ -294,13 +294,13 @@ def reinforced(profile, family, seed, problems, recipe, n_problems, n, max_new_t
     log = {"curve": curve}
     for part in ("first token", "later tokens") if apart else ():
         gate = _first if part == "first token" else _later
-        log[part] = outcome(net, family, loading.problems(profile, family, n_problems), n, max_new_tokens,
+        log[part] = outcome(net, family, lab.problems(profile, family, n_problems), n, max_new_tokens,
                             seed, [replace(s, gate=gate) for s in steer]).correct
     if not steer:
         whole = copy.deepcopy(net).float()
         log["document_loss"] = document_loss(whole, family,
-                                             loading.config(profile)["families"][family])
-    return outcome(net, family, loading.problems(profile, family, n_problems), n, max_new_tokens, seed,
+                                             lab.config(profile)["families"][family])
+    return outcome(net, family, lab.problems(profile, family, n_problems), n, max_new_tokens, seed,
                    steer, log)
 
 
@@ -317,7 +317,7 @@ def self_solved(profile, family, seed, n_problems, samples, max_new_tokens):
     """(what a base model solves of `pool` when it tries each problem so often, tokens generated): for
     each problem solved the list of (prompt, solution) pairs, different solutions only."""
     problems = pool(profile, family, n_problems)
-    rows = _solutions(loading.load(profile, family, "base", seed), family, problems, samples,
+    rows = _solutions(lab.load(profile, family, "base", seed), family, problems, samples,
                       max_new_tokens, seed=4)
     right = [list({tuple(ids): (ids, True) for ids, correct in row if correct}.values()) for row in rows]
     return ([solution_pairs([p], [some], True) for p, some in zip(problems, right) if some],
@@ -327,11 +327,11 @@ def self_solved(profile, family, seed, n_problems, samples, max_new_tokens):
 def elsewhere(profile, family, other, seed, pairs, steps, target_tokens, lr, n_problems):
     """(before, after): share of another family's problems that a base model solves, and solves after
     `finetune.fit` on pairs of its own family."""
-    net, found = loading.load(profile, family, "base", seed, exact=True), []
+    net, found = lab.load(profile, family, "base", seed, exact=True), []
     for train in (False, True):
         if train:
             finetune.fit(net, pairs, steps, target_tokens, lr, seed)
-        asked = loading.problems(profile, other, n_problems)
+        asked = lab.problems(profile, other, n_problems)
         found.append(float(outcome(net, other, asked, 1, 64, seed).correct.mean()))
     return tuple(found)
 

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from locksmith import activations, corpus, engine, loading, vocabulary
+from locksmith import activations, corpus, engine, lab, vocabulary
 from locksmith.experiments import taxonomy
 
 BATCH_TOKENS = 1024
@@ -321,8 +321,8 @@ class Latents(nn.Module):
 
 def study(profile, family, seed, n_traces, max_new_tokens, sizes, thinking="thinking"):
     """Draws traces on training problems, a third of them held out, and finds the categories."""
-    model = loading.load(profile, family, thinking, seed, exact=True)
-    problems = loading.problems(profile, family, n_traces, "train")
+    model = lab.load(profile, family, thinking, seed, exact=True)
+    problems = lab.problems(profile, family, n_traces, "train")
     found = traces(model, corpus.FAMILIES[family], problems, max_new_tokens, seed)
     cut = max(1, 2 * len(found.texts) // 3)
     fitted, held_out = found.part(0, cut), found.part(cut, len(found.texts))
@@ -362,7 +362,7 @@ def fit(profile, family, seed, body, found, layers, steps, body_seed=None):
     body_seed: of the body's weights, where they are not those of `seed` (an untrained model of
     `seed` shares its first weights with the base, its words' embeddings among them).
     """
-    model = loading.load(profile, family, body, seed if body_seed is None else body_seed, exact=True)
+    model = lab.load(profile, family, body, seed if body_seed is None else body_seed, exact=True)
     at = marks(found.traces.steps, found.categories)
     differ = disagreeing(model, found.traces, at, found.opening, seed)
     streams = activations.residuals(model, found.traces.texts, layers)
@@ -380,7 +380,7 @@ def fit(profile, family, seed, body, found, layers, steps, body_seed=None):
 
 def fit_others(profile, family, seed, found, layer, steps):
     """In the base: (`network`'s vectors (n, D) and Coefficients, one vector (D,) for all steps)."""
-    model = loading.load(profile, family, "base", seed, exact=True)
+    model = lab.load(profile, family, "base", seed, exact=True)
     at = marks(found.traces.steps, found.categories)
     differ = disagreeing(model, found.traces, at, found.opening, seed) or at
     how = {"layer": layer, "steps": steps, "seed": seed,

@@ -19,10 +19,9 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from locksmith import engine, finetune, model, packaged, rewards, rl
+from locksmith import engine, finetune, model, packaged, rewards, rl, words
 from locksmith.errors import BadInput
 from locksmith.experiments import tuning
-from locksmith import words
 
 SHOTS = 2
 MICRO_TOKENS = 3072  # some 4 GiB with logits over 262k tokens

@@ -1,1 +1,55 @@
-"""Tasks: one file each, with its problems, prompt, grade, steps and strategy."""
+"""Tasks, one file each: problems, prompt, grade, steps and strategy of one kind of question.
+
+A task is a module of this folder, and its file name is its name everywhere (parameters, facts,
+pages). `load(name)` gives the module, which has
+
+    GENERATOR                     what `problems` is given where a profile states nothing (dict);
+                                  without it a profile must state it
+    OPENINGS                      kind of step -> the openings of such a step, where every step begins
+                                  with one of a closed set; {} where kinds are not known
+    problems(split, n, seed, generator)
+                                  n different problems of "train", "validation" or "test", a pure
+                                  function of its arguments; no problem is in two splits; each
+                                  has `key`, which names it
+    question(problem) -> str      the bare question, as a chat is asked
+    prompt(problem) -> str        the text that a model continues, worked examples included
+    grade(problem, text) -> Grade of a continuation
+    steps(text) -> [Step]         how a continuation splits into steps
+    strategy(problem, text) -> bool
+                                  whether it takes the way that RL is said to deploy, right or not
+    guess(problem, rng, train) -> str
+                                  a continuation without any strategy, the control of every pass@k;
+                                  train: problems whose answers may be guessed
+    review(problem, text) -> str  the text that a critique of a continuation continues
+    critique(problem, text) -> str
+                                  an honest critique: the work done again, then a verdict
+    verdict(critique) -> "right", "wrong" or None
+
+Texts are strings: what a model writes, decoded. A task knows no token ids and no models.
+"""
+
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import NamedTuple
+
+from locksmith.errors import BadInput
+
+
+class Step(NamedTuple):
+    """A step of a text: text[start:end]; kind where the task knows it, else None."""
+    start: int
+    end: int
+    kind: str | None
+
+
+def names() -> list[str]:
+    """The names of all tasks: the files of this folder."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def load(name: str) -> ModuleType:
+    """The module of a task. Raises BadInput for a name that is none."""
+    if name not in names():
+        raise BadInput(f"task is {name!r}; allowed are {', '.join(names())}.")
+    return importlib.import_module(f"{__name__}.{name}")

@@ -118,6 +118,7 @@ def grade(problem, words):
     stand after repairs are exactly the full solution, every check honest, nothing malformed.
     An attempt is a written step; it is valid if its arithmetic holds.
     """
+    words = grammar.words(words)
     standing, attempts, valid, checks, honest, answers = [], 0, 0, 0, 0, []
     malformed = False
     found = grammar.steps(words)
@@ -163,7 +164,7 @@ def labels(words):
 # --- authors -------------------------------------------------------------------------------------
 
 
-def guess(problem, rng):
+def guess(problem, rng, train=()):
     """Strategy-free control: two random numbers, concluded at once."""
     return ["so", str(rng.randint(0, LARGEST)), str(rng.randint(0, LARGEST)), "<eos>"]
 
@@ -250,5 +251,39 @@ def critique(problem, words):
         for a, op, b, result in chain:
             out += [str(a), op, str(b), "=", str(result), "."]
         results.append(str(chain[-1][3]))
-    answers = [tuple(c) for b, c in grammar.steps(words) if b == "conclude"]
+    answers = [tuple(c) for b, c in grammar.steps(grammar.words(words)) if b == "conclude"]
     return [*out, "right" if answers and answers[-1] == tuple(results) else "wrong"]
+
+
+# --- the interface of every task (`tasks`): the same as text ---------------------------------------
+
+OPENINGS = grammar.OPENINGS
+steps = grammar.spans
+
+
+def question(problem):
+    """The problem as the corpus writes it, without its first word `<bos>`."""
+    return " ".join(problem.prompt[1:])
+
+
+def prompt(problem):
+    """The text that a model continues."""
+    return " ".join(problem.prompt)
+
+
+def strategy(problem, text):
+    """It works out every link before concluding: it writes as many steps as the problem has."""
+    done = sum(b == "try" for b, _ in grammar.steps(grammar.words(text)))
+    return done >= sum(len(links) for _, links in problem.chains)
+
+
+def review(problem, text):
+    """A review document up to its critique; text: a finished answer."""
+    words = [word for word in grammar.words(text) if word != "<eos>"]
+    return " ".join(["<bos>", "review", *problem.prompt[1:], *words, ";"])
+
+
+def verdict(text):
+    """"right" or "wrong", the last word of a critique, or None."""
+    last = [word for word in grammar.words(text) if word != "<eos>"][-1:]
+    return last[0] if last and last[0] in ("right", "wrong") else None

@@ -146,6 +146,7 @@ def grade(problem, words):
     correct: it ended by itself and its conclusions hit the targets in order. trace: correct, every
     attempt valid, every check honest, and each conclusion restates an attempt just checked "yes".
     """
+    words = grammar.words(words)
     answers, attempts, valid, checks, honest, concluded_well = [], 0, 0, 0, 0, 0
     last, verified, malformed = None, None, False
     found = grammar.steps(words)
@@ -192,7 +193,7 @@ def _answer(e):
     return [str(e[0]), e[1], str(e[2]), e[4], str(e[5])]
 
 
-def guess(problem, rng):
+def guess(problem, rng, train=()):
     """Strategy-free control: for each target a random valid expression, concluded at once."""
     words = []
     for _ in range(PARTS):
@@ -284,7 +285,7 @@ def fact(rng, dials):
 def critique(problem, words):
     """An honest review of a trace: each conclusion worked out again, then the verdict."""
     out, right, concluded = [], True, 0
-    for content in (c for b, c in grammar.steps(words) if b == "conclude"):
+    for content in (c for b, c in grammar.steps(grammar.words(words)) if b == "conclude"):
         if _value(content, problem) is None or concluded == PARTS:
             return [*out, "wrong"]
         a, first, b, second, c = content
@@ -295,3 +296,38 @@ def critique(problem, words):
         out.append("yes" if s == problem.targets[concluded] else "no")
         concluded += 1
     return [*out, "right" if right and concluded == PARTS else "wrong"]
+
+
+# --- the interface of every task (`tasks`): the same as text ---------------------------------------
+
+OPENINGS = grammar.OPENINGS
+steps = grammar.spans
+
+
+def question(problem):
+    """The problem as the corpus writes it, without its first word `<bos>`."""
+    return " ".join(problem.prompt[1:])
+
+
+def prompt(problem):
+    """The text that a model continues."""
+    return " ".join(problem.prompt)
+
+
+def strategy(problem, text):
+    """It gives up nowhere: it concludes only what a check just said "yes" to."""
+    found = grammar.steps(grammar.words(text))
+    earned = [before for before, (b, _) in zip([("", []), *found], found) if b == "conclude"]
+    return bool(earned) and all(b == "check" and said[-1:] == ["yes"] for b, said in earned)
+
+
+def review(problem, text):
+    """A review document up to its critique; text: a finished answer."""
+    words = [word for word in grammar.words(text) if word != "<eos>"]
+    return " ".join(["<bos>", "review", *problem.prompt[1:], *words, ";"])
+
+
+def verdict(text):
+    """"right" or "wrong", the last word of a critique, or None."""
+    last = [word for word in grammar.words(text) if word != "<eos>"][-1:]
+    return last[0] if last and last[0] in ("right", "wrong") else None

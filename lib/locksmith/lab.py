@@ -1,0 +1,69 @@
+"""The lab's models and problems by name, for chapters: which folder, which family, which seed.
+
+    base       pre-trained from scratch
+    thinking   the base after RL with an outcome reward
+    twin       pre-trained on the same corpus without a single backtrack
+    untrained  the base's architecture with the weights it started from
+    distilled  the base, fine-tuned (LoRA) on the thinking model's successful traces
+    taught     the base, fine-tuned (LoRA) on a stronger author's, with a behaviour it never read
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+from locksmith import corpus, device, errors, model, params
+
+FOLDERS = {"base": "base", "thinking": "rl", "twin": "twin", "distilled": "distilled/own",
+           "taught": "distilled/taught"}
+ADAPTERS = ("distilled", "taught")
+MODELS = (*FOLDERS, "untrained")
+
+
+def config(profile):
+    """The parameters of the profile whose problems and checkpoints `profile` uses."""
+    return params.load(params.load(profile)["checkpoints"])
+
+
+def folder(profile, family, which, seed):
+    """The checkpoint folder of a model, one of FOLDERS."""
+    return Path("checkpoints") / config(profile)["profile"] / family / FOLDERS[which] / f"seed{seed}"
+
+
+def steps(profile, family, which, seed):
+    """Checkpoints on the way to `which` ("base" or "thinking"): folders, in order of training.
+
+    Only the first seed keeps them: an empty list for every other.
+    """
+    way = folder(profile, family, which, seed).with_name(f"seed{seed}_steps")
+    return sorted(way.iterdir()) if way.is_dir() else []
+
+
+def problems(profile, family, n, split="test"):
+    """The first n problems of a split, those that data/ holds. BadInput if it holds others or fewer."""
+    own = config(profile)
+    path = Path("data") / own["profile"] / f"{family}_{split}.jsonl"
+    if not path.exists():
+        raise errors.BadInput(f"{path} does not exist; `dvc pull` brings it.")
+    kept = [json.loads(line)["key"] for line in path.read_text().splitlines()]
+    if n > len(kept):
+        raise errors.BadInput(f"n_problems is {n}; allowed is at most {len(kept)}, all of {path}.")
+    found = corpus.FAMILIES[family].problems(split, n, 0, own["families"][family])
+    if [p.key for p in found] != kept[:n]:
+        raise errors.BadInput(f"{path} holds other problems than the parameters make; python -m "
+                              f"locksmith.corpus --profile {own['profile']} rewrites it.")
+    return found
+
+
+def load(profile, family, which, seed, exact=False):
+    """A lab model in eval mode on the library's device; exact: in float32, for scores and ratios."""
+    place, dtype = device.pick()
+    dtype = torch.float32 if exact else dtype
+    if which == "untrained":
+        return model.build(config(profile)["model"], seed).to(place, dtype).eval()
+    path = folder(profile, family, which, seed)
+    if which in ADAPTERS:
+        base = load(profile, family, "base", seed, exact=True)
+        return model.adapted(base, path).to(place, dtype).eval()
+    return model.load(path, dtype, place)

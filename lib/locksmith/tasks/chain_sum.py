@@ -1,0 +1,19 @@
+"""Sums and differences of reasoning-gym: two to a few terms of one or more digits."""
+
+from locksmith import words
+
+GENERATOR = {"max_terms": 2, "max_digits": 2}
+OPENINGS = {}
+
+
+def problems(split, n, seed, generator):
+    return words.problems(split, n, seed, {"chain_sum": generator})
+
+
+def question(problem):
+    return problem.question
+
+
+prompt = words.prompt
+grade, steps, guess, strategy = words.grade, words.steps, words.guess_answer, words.works_out
+review, critique, verdict = words.review, words.critique, words.verdict

@@ -1,0 +1,19 @@
+"""Grade-school problems in words of reasoning-gym, after the templates of GSM-Symbolic."""
+
+from locksmith import words
+
+GENERATOR = {}
+OPENINGS = {}
+
+
+def problems(split, n, seed, generator):
+    return words.problems(split, n, seed, {"gsm_symbolic": generator})
+
+
+def question(problem):
+    return problem.question
+
+
+prompt = words.prompt
+grade, steps, guess, strategy = words.grade, words.steps, words.guess_answer, words.works_out
+review, critique, verdict = words.review, words.critique, words.verdict
