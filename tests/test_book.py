@@ -144,20 +144,34 @@ def test_index_shows_the_computed_verdicts_and_links_to_each(pages):
     assert len(anchors) == len(claims.load(ROOT / "claims.yml")["claims"])
     for anchor in anchors:
         assert f'id="{anchor}"' in verdict
-    assert "<strong>supported</strong>" in text and "not tested yet" in text
+    assert "<strong>holds</strong>. every part holds" in text and "not tested yet" in text
     assert "(stale)" not in text
 
 
 def test_verdict_page_shows_every_claim_with_numbers_and_status(pages):
     text = pages["chapters/verdict.html"]
-    assert "0.966 &gt;= 0.704" in text
+    assert "0.966 to 0.974, at least 0.696 to 0.704" in text
     assert "reported by a third party, not checked" in text
-    assert "countdown: supported, every part holds" in text
+    assert "<strong>In the lab: holds.</strong> Every part holds." in text
     notebook = json.loads((ROOT / "chapters" / "verdict.ipynb").read_text())
     sources = ["".join(cell["source"]) for cell in notebook["cells"]]
     for claim in claims.load(ROOT / "claims.yml")["claims"]:
         at = sources.index(f"## {claim['title']}")
         assert sources[at + 1] == f'show("{claim["id"]}")'
+
+
+def test_chapters_open_with_the_verdict_on_their_claim(pages):
+    book = claims.load(ROOT / "claims.yml")
+    for name, text in pages.items():
+        number = Path(name).name[:2]
+        tests = [c for c in book["claims"]
+                 if number in (c["chapter"], c.get("chapters", {}).get("open"))]
+        assert text.count("What this chapter tests, and what came of it") == len(tests), name
+    text = chapter(pages)
+    assert text.index("<h1>") < text.index("What this chapter tests") < text.index("Unbiased")
+    box = text[text.index("What this chapter tests"):text.index("Unbiased")]
+    assert "<strong>In the lab: holds.</strong>" in box and box.count("<li>") == 3
+    assert 'href="verdict.html#base-models-already-produce' in box
 
 
 def test_post_is_the_first_page_and_links_into_the_book(pages, root):

@@ -1,8 +1,10 @@
 """claims.py: rules judged against brute force, verdicts against every outcome there is."""
 
 import functools
+import hashlib
 import itertools
 import json
+import random
 import re
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from locksmith.book import claims
 
 ROOT = Path(__file__).parents[1]
 INTERVALS = [(low, high) for low in range(4) for high in range(low, 4)]
+DIGEST = "dde6a9a91f337a074d4b11cf350589bd28f1c321d854581dcd95839ccd3e731a"
 
 
 def lookup_in(table):
@@ -41,12 +44,23 @@ def test_outcome_is_what_all_points_of_the_two_intervals_say(sign, factor, plus)
         assert outcome == expected, (rule, a, b)
 
 
-def test_number_on_either_side_and_the_sentence_shows_the_ends_used():
+def test_number_on_either_side_and_the_sentence_shows_the_intervals():
     table = lookup_in({("a", "x"): (0.2, 0.4)})
-    assert claims.judge_part(part("a.x.high < 0.5"), table) == ("holds", "0.4 < 0.5")
-    outcome, sentence = claims.judge_part(part("0.3 <= a.x.low"), table)
-    assert outcome == "undecided" and "not 0.3 <= 0.2" in sentence and "0.3 <= 0.4" in sentence
-    assert claims.judge_part(part("a.x.low > 0.4"), table)[0] == "refuted"
+    assert claims.judge_part(part("a.x.high < 0.5"), table) == ("holds", "0.2 to 0.4, below 0.5")
+    assert claims.judge_part(part("0.3 <= a.x.low"), table) == (
+        "undecided", "the interval 0.2 to 0.4 straddles 0.3")
+    assert claims.judge_part(part("a.x.low > 0.4"), table) == ("refuted", "0.2 to 0.4, at most 0.4")
+    table = lookup_in({("a", "x"): (0.2, 0.4), ("b", "x"): (0.1, 0.1)})
+    assert claims.judge_part(part("a.x.low > 4 * b.x.high"), table) == (
+        "refuted", "0.2 to 0.4, at most 0.4")
+    assert claims.judge_part(part("a.x.low > 3 * b.x.high"), table)[1] == "0.2 to 0.4 overlaps 0.3"
+
+
+def test_a_paired_difference_is_a_fact_like_any_other():
+    rule = part("hybrid minus bias only.accuracy_difference.low > 0")
+    name = ("hybrid minus bias only", "accuracy_difference")
+    for ends, outcome in ((0.01, 0.2), "holds"), ((-0.1, 0.2), "undecided"), ((-0.1, 0), "refuted"):
+        assert claims.judge_part(rule, lookup_in({name: ends}))[0] == outcome
 
 
 def test_parse_reads_every_piece_of_a_term():
@@ -79,34 +93,117 @@ def test_a_rule_of_another_form_is_refused_in_one_sentence(rule, said):
 # ---- one claim
 
 
-def test_every_combination_of_outcomes_has_the_verdict_of_the_text():
-    kinds = ["control", "control", "core", "core", "strong", "strong"]
+TRUTH = """
+valid     core      because   literal   verdict
+fails     any       any       any       cannot tell
+holds     refuted   any       any       refuted
+holds     open      any       any       undecided
+holds     holds     refuted   any       holds, but not because of …
+holds     holds     open      any       holds in part
+holds     holds     holds     fails     holds in part
+holds     holds     holds     holds     holds
+"""
+RANK = {"refuted": 0, "undecided": 1, "cannot tell": 1, "holds, but not because of …": 2,
+        "holds in part": 3, "holds": 4}
+BETTER = {"refuted": ("undecided", "holds"), "undecided": ("holds",), "holds": (), "missing": ()}
+
+
+def expected(kinds, outcomes):
+    """The verdict of TRUTH: each kind's parts are summed up, then the table is read line by line."""
+    def fits(kind, cell):
+        found = {o for k, o in zip(kinds, outcomes, strict=True) if k == kind}
+        return {"any": True, "refuted": "refuted" in found, "holds": found <= {"holds"},
+                "fails": bool(found - {"holds"}),
+                "open": bool(found & {"undecided", "missing"}) and "refuted" not in found}[cell]
+    order = TRUTH.split("\n")[1].split()[:4]
+    found = {line.split(maxsplit=4)[4] for line in TRUTH.strip().split("\n")[1:]
+             if all(map(fits, order, line.split()))}
+    assert len(found) == 1, (outcomes, found)  # the lines exclude one another and leave no gap
+    return found.pop()
+
+
+def judged_parts(kinds, outcomes):
+    return [{"id": str(i), "kind": kind, "outcome": outcome}
+            for i, (kind, outcome) in enumerate(zip(kinds, outcomes, strict=True))]
+
+
+@pytest.mark.parametrize("kinds", [claims.KINDS, tuple(kind for kind in claims.KINDS for _ in "12"),
+                                   ("core",), ("core", "core", "because", "because", "because")])
+def test_every_combination_has_the_verdict_of_the_table(kinds):
     for outcomes in itertools.product(claims.MARKS, repeat=len(kinds)):
-        word, reason = claims.verdict(list(zip(kinds, outcomes, strict=True)))
-        control, core, strong = outcomes[:2], outcomes[2:4], outcomes[4:]
-        assert (word == "supported") == (set(outcomes) == {"holds"})
-        if set(control) != {"holds"}:
-            assert word == "not testable here"
-        elif "refuted" in core:
-            assert word == "not supported"
-        elif set(core) != {"holds"}:
-            assert word == "not testable here"
-        else:
-            assert word == ("supported" if set(strong) == {"holds"} else "partly")
-        assert reason
+        word, deciding = claims.verdict(judged_parts(kinds, outcomes))
+        assert word == expected(kinds, outcomes), outcomes
+        assert bool(deciding) == (word != "holds")
+        assert len({part["kind"] for part in deciding}) <= (2 if word == "holds in part" else 1)
+
+
+def test_a_better_part_never_makes_a_verdict_worse():
+    """Beside it: a better core never leads to cannot tell, and only valid parts lead out of it."""
+    kinds = tuple(kind for kind in claims.KINDS for _ in "12")
+    for outcomes in itertools.product(claims.MARKS, repeat=len(kinds)):
+        before = claims.verdict(judged_parts(kinds, outcomes))[0]
+        for i, kind in enumerate(kinds):
+            for better in BETTER[outcomes[i]]:
+                after = claims.verdict(judged_parts(
+                    kinds, (*outcomes[:i], better, *outcomes[i + 1:])))[0]
+                if kind == "valid":
+                    assert before == "cannot tell"
+                else:
+                    assert RANK[before] <= RANK[after], (outcomes, i, better)
+                    assert (before == "cannot tell") == (after == "cannot tell")
+
+
+def test_improving_the_interval_of_a_refuted_core_never_ends_in_cannot_tell():
+    """Random claims, whose parts may read the same facts as the core, on random intervals."""
+    chance, seen = random.Random(0), set()
+    names = ["a", "b", "c"]
+    for _ in range(4000):
+        parts = [{**part(f"{names[0]}.x.low >= {chance.choice([0.3, 0.5])}"), "id": "core",
+                  "families": ["f"]}]
+        for i, kind in enumerate(chance.choices(claims.KINDS, k=4)):
+            one, other = chance.sample(names[kind == "valid":], 2)
+            rule = chance.choice([f"{one}.x.high < {other}.x.low", f"{one}.x.low > 0.2"])
+            parts.append({**part(rule, kind), "id": str(i), "cause": "it", "rival": "another"})
+        claim = {"id": "c", "chapter": "02", "families": ["f"], "parts": parts}
+        ends = {name: sorted(chance.choices(range(11), k=2)) for name in names}
+
+        def judge(ends, claim=claim):
+            rows = [{"profile": "lab", "chapter": "02", "family": "f", "model": name,
+                     "quantity": "x", "low": low / 10, "high": high / 10, "seeds": 3,
+                     "n_problems": 100} for name, (low, high) in ends.items()]
+            needs = {"default": {"seeds": 3, "problems": 100}}
+            return claims.verdicts({"needs": needs, "claims": [claim]}, rows)[0]["verdict"]
+        if judge(ends) == "refuted":
+            low, high = ends["a"]
+            better = judge({**ends, "a": (low + chance.randint(0, 10), high + 10)})
+            assert better != "cannot tell"
+            seen.add(better)
+    assert seen >= {"refuted", "undecided", "holds", "holds in part"}
 
 
 @pytest.mark.parametrize("found, word", [
-    (["supported", "supported"], "supported"),
-    (["supported", "not supported"], "partly"),
-    (["supported", "not testable here"], "partly"),
-    (["partly", "supported"], "partly"),
-    (["not supported", "not testable here"], "not supported"),
-    (["not testable here", "not tested yet"], "not testable here"),
+    (["holds", "holds"], "holds"),
+    (["holds", "refuted"], "holds in part"),
+    (["holds", "cannot tell"], "holds in part"),
+    (["holds in part", "holds"], "holds in part"),
+    (["holds, but not because of …", "holds"], "holds in part"),
+    (["holds, but not because of …", "undecided"], "holds, but not because of …"),
+    (["holds, but not because of …", "refuted"], "refuted"),
+    (["refuted", "cannot tell"], "refuted"),
+    (["undecided", "cannot tell"], "undecided"),
     (["not tested yet", "not tested yet"], "not tested yet"),
 ])
 def test_a_claim_that_holds_in_one_family_is_an_anecdote(found, word):
-    assert claims.overall(found) == word
+    assert claims.overall(found) == word == claims.overall(found[::-1])
+
+
+def test_a_better_family_never_makes_the_overall_verdict_worse():
+    for families in itertools.product(RANK, repeat=3):
+        before = claims.overall(families)
+        for better in (word for word in RANK if RANK[word] > RANK[families[0]]):
+            after = claims.overall((better, *families[1:]))
+            assert RANK[before] <= RANK[after], (families, better)
+            assert before != "refuted" or after != "cannot tell" or better == "cannot tell"
 
 
 # ---- the book's own claims
@@ -174,10 +271,10 @@ def test_every_rule_can_hold_and_can_be_refuted():
                 assert deciding(p["parsed"], wanted), (claim["id"], p["id"], wanted)
 
 
-def test_all_parts_holding_supports_every_claim_and_one_broken_part_never_does():
+def test_all_parts_holding_is_a_claim_that_holds_and_one_broken_part_shows_in_its_verdict():
     rows = rows_where_all_holds()
     judged = claims.verdicts(book(), rows)
-    assert {r["verdict"] for r in judged} == {"supported"}
+    assert {r["verdict"] for r in judged} == {"holds"}
     for claim in book()["claims"]:
         for p in claim["parts"]:
             bad = deciding(p["parsed"], "refuted")
@@ -189,9 +286,11 @@ def test_all_parts_holding_supports_every_claim_and_one_broken_part_never_does()
             found = {r["verdict"] for r in claims.verdicts(book(), broken)
                      if r["claim"] == claim["id"]}
             asked = p.get("families", claim["families"])
-            assert ("supported" in found) == (asked != claim["families"]), (claim["id"], p["id"])
-            if p["kind"] == "control" and "families" not in p:
-                assert found == {"not testable here"}, (claim["id"], p["id"])
+            assert ("holds" in found) == (asked != claim["families"]), (claim["id"], p["id"])
+            if "families" not in p and p["kind"] in ("valid", "core"):
+                # A fact may serve two parts: what breaks a core part may break a valid one too.
+                wanted = {"valid": {"cannot tell"}, "core": {"refuted", "cannot tell"}}[p["kind"]]
+                assert found <= wanted, (claim["id"], p["id"])
 
 
 def test_a_part_asked_of_one_family_counts_there_alone():
@@ -199,12 +298,12 @@ def test_a_part_asked_of_one_family_counts_there_alone():
     claim = next(c for c in book()["claims"] if c["id"] == "hybrid-steering")
     broken = [{**r, "low": 0.9, "high": 1.0} if r["model"] == "twin vectors" else r for r in rows]
     words = {r["family"]: r["verdict"] for r in claims.verdicts({**book(), "claims": [claim]}, broken)}
-    assert words == {"countdown": "not testable here", "chain": "supported"}
+    assert words == {"countdown": claims.NOT_BECAUSE, "chain": "holds"}
     judged = claims.verdicts({**book(), "claims": [claim]}, rows)
     assert "not asked here" in claims.section(claim, judged, {"lab": "In the lab"})
 
 
-def test_missing_facts_few_seeds_and_few_problems_cannot_support_anything():
+def test_missing_facts_few_seeds_and_few_problems_support_nothing():
     rows = rows_where_all_holds()
     for claim in book()["claims"]:
         reads = {(t["chapter"], t["model"], t["quantity"])
@@ -215,18 +314,19 @@ def test_missing_facts_few_seeds_and_few_problems_cannot_support_anything():
                      or (r["chapter"], r["model"], r["quantity"]) != fact]
             judged = claims.verdicts({**book(), "claims": [claim]}, fewer)
             words = {row["family"]: row["verdict"] for row in judged}
-            assert words["countdown"] == "supported" != words["chain"], fact
+            assert words["countdown"] == "holds" != words["chain"], fact
+            assert " ".join(fact[1:]) in " ".join(p["numbers"] for p in judged[-1]["parts"])
     for few in (rows_where_all_holds(seeds=2), rows_where_all_holds(n_problems=99)):
         judged = claims.verdicts(book(), few)
-        assert {r["verdict"] for r in judged} == {"not testable here"}
+        assert {r["verdict"] for r in judged} == {"cannot tell", "undecided"}
         assert "are needed" in judged[0]["parts"][0]["numbers"]
 
 
 def test_a_chapter_without_results_is_not_tested_yet():
     rows = [r for r in rows_where_all_holds() if r["chapter"] in ("00", "02")]
     words = {(r["claim"], r["verdict"]) for r in claims.verdicts(book(), rows)}
-    assert ("base-already-samples", "supported") in words
-    assert ("pretraining-acquires", "partly") in words  # the twin has not been run
+    assert ("base-already-samples", "holds") in words
+    assert ("pretraining-acquires", "holds in part") in words  # the twin has not been run
     assert {("hybrid-steering", "not tested yet"), ("one-problem", "not tested yet"),
             ("vectors-before-rl", "not tested yet"), ("cheaper-keys", "not tested yet")} <= words
     assert claims.verdicts(book(), []) == []
@@ -236,7 +336,31 @@ def test_families_of_their_own_are_judged_but_not_for_want_of_the_labs():
     rows = [{**r, "profile": "open", "family": "gsm"} for r in rows_where_all_holds()
             if r["family"] == "chain" and r["model"] in ("base", "guess")]
     judged = [r for r in claims.verdicts(book(), rows) if r["claim"] == "base-already-samples"]
-    assert [(r["family"], r["verdict"]) for r in judged] == [("gsm", "not testable here")]
+    assert [(r["family"], r["verdict"]) for r in judged] == [("gsm", "cannot tell")]
+    assert "chapter 02 has no thinking pass@1" in judged[0]["reason"]
+
+
+def test_a_claim_reads_another_chapter_where_it_is_measured_there():
+    """On real weights chapter 6 measures what chapter 3 measures in the lab; its chats are no family."""
+    def row(family, model, value):
+        return {"profile": "open", "chapter": "06", "family": family, "model": model,
+                "quantity": "gap_recovered", "value": value, "low": value - 0.1,
+                "high": value + 0.1, "seeds": 1, "n_problems": 50}
+    rows = [row("sums", "critiques", 0.2), row("sums", "flipped critiques", 0.2),
+            row("chat", "dummy", 0.1)]
+    judged = claims.of(claims.verdicts(book(), rows, profiles=["lab", "open"]), "one-problem", "open")
+    assert [(r["family"], r["chapter"], r["verdict"]) for r in judged] == [("sums", "06", "refuted")]
+    assert {p["id"]: p["outcome"] for p in judged[0]["parts"]} == {
+        "flipped": "undecided", "shuffled": "missing", "format": "missing", "half": "refuted",
+        "rl-level": "refuted"}
+    assert judged[0]["parts"][1]["numbers"] == (
+        "chapter 06 has no shuffled critiques gap_recovered")
+    claim = next(c for c in book()["claims"] if c["id"] == "one-problem")
+    judged = claims.verdicts(book(), rows, profiles=["lab", "open"])
+    box = claims.box(claim, judged, {"lab": "In the lab", "open": "On real weights"}, "06")
+    assert "**In the lab: not tested yet.**" in box and "**On real weights: refuted.**" in box
+    assert "- at least half of RL's gain: sums ✗ 0.1 to 0.3, below 0.5" in box
+    assert box.count("\n- ") == 3
 
 
 def test_results_under_another_hash_are_stale(tmp_path):
@@ -252,9 +376,24 @@ def test_results_under_another_hash_are_stale(tmp_path):
     judged = claims.verdicts(book(), rows, old)
     assert {tuple(r["stale"]) for r in judged if r["claim"] == "base-already-samples"} == {("02",)}
     table = claims.summary(book(), judged, {"lab": "Lab"})
-    assert "**supported** (stale)" in table
-    (tmp_path / "claims.yml").write_text("changed")
+    assert "**holds** (stale)" in table
+    with open(tmp_path / "claims.yml", "a") as file:
+        file.write("# changed\n")
     assert ("lab", "00") in claims.stale(rows, tmp_path)
+    for chapter in ("00", "02"):
+        (tmp_path / "results" / "lab" / f"{chapter}.json").write_text(
+            json.dumps({"provenance": {"claims_sha256": book()["resorted_from"]}}))
+    assert claims.stale(rows, tmp_path) == {("lab", "05")}
+
+
+def test_what_was_only_sorted_anew_compares_the_same_numbers():
+    """Whoever changes a number of a rule deletes `resorted_from` from claims.yml and this test."""
+    numbers = [(claim["id"], p["id"], p["parsed"][1],
+                *((t["factor"], t["end"], t["plus"]) if isinstance(t, dict) else t
+                  for t in (p["parsed"][0], p["parsed"][2])))
+               for claim in book()["claims"] for p in claim["parts"]]
+    assert book()["resorted_from"].startswith("a8bf6ba2")  # that file gave the digest below
+    assert hashlib.sha256(repr(numbers).encode()).hexdigest() == DIGEST
 
 
 def test_facts_reads_what_results_writes(tmp_path, monkeypatch):
@@ -287,8 +426,8 @@ def test_a_section_shows_every_figure_part_and_number():
     for figure in claim["published"]:
         assert " ".join(figure["figure"].split()) in text and figure["where"] in text
     assert text.count("reported by a third party, not checked") == 1
-    assert "In the lab: supported" in text and "chain: supported, every part holds" in text
-    assert "0.966 >= 0.704" in text
+    assert "**In the lab: holds.** Every part holds." in text
+    assert "0.966 to 0.974, at least 0.696 to 0.704" in text
     assert "[arXiv 2504.13837](https://arxiv.org/abs/2504.13837)" in text
 
 
@@ -304,8 +443,11 @@ def test_published_sources_are_in_the_bibliography():
     (lambda b: b["claims"][1]["published"][0].update(status="sure"), "must be verified or rep"),
     (lambda b: b["claims"][1]["published"][0].pop("version"), "needs figure, source, version"),
     (lambda b: b["claims"][1].update(id=b["claims"][0]["id"]), "ids must differ"),
-    (lambda b: b["claims"][1].update(parts=b["claims"][1]["parts"][-1:]), "at least one control"),
-    (lambda b: b.pop("needs"), "exactly two entries"),
+    (lambda b: b["claims"][1].update(parts=b["claims"][1]["parts"][-1:]), "at least one core"),
+    (lambda b: b["claims"][1]["parts"][0].pop("rival"), "where because also cause and rival"),
+    (lambda b: b["claims"][1]["parts"][4].update(rival="x"), "where because also cause and rival"),
+    (lambda b: b.pop("needs"), "must hold needs and claims"),
+    (lambda b: b.update(extra=1), "must hold needs and claims"),
 ])
 def test_a_broken_file_is_refused_in_one_sentence(tmp_path, change, said):
     content = yaml.safe_load((ROOT / "claims.yml").read_text())

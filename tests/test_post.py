@@ -90,7 +90,7 @@ def flat(text):
 
 
 def test_every_verdict_has_a_sentence_and_any_of_them_keeps_the_length(root, monkeypatch):
-    """Each claim's five verdicts, then the shortest and longest post that they make together."""
+    """Each claim's verdicts, then the shortest and longest post that they make together."""
     listed = [claim["id"] for claim in claims.load(root / "claims.yml")["claims"]]
     assert set(FOUR) < set(listed)
     words = {}
@@ -106,10 +106,10 @@ def test_every_verdict_has_a_sentence_and_any_of_them_keeps_the_length(root, mon
 
 
 def test_a_verdict_that_changes_changes_its_sentence(root, tmp_path):
-    assert "**Supported.** The controls stay low, and few steered" in flat(writer(root).render())
-    cases = [("hybrid", "gap_recovered", 0.6, "**Partly.** In at least one kind the controls"),
+    assert "**It holds.** The controls stay low, and few steered" in flat(writer(root).render())
+    cases = [("hybrid", "gap_recovered", 0.6, "**It holds in part.** In at least one kind the hybrid"),
              ("hybrid", "gap_recovered", 0.3, "the hybrid recovers less than half of the gap"),
-             ("bias only", "gap_recovered", 0.9, "A control did not hold, or the intervals")]
+             ("bias only", "gap_recovered", 0.9, "for the reason given.** Something simpler does")]
     for i, (model, quantity, value, sentence) in enumerate(cases):
         copy = repository(tmp_path / str(i), changed(all_rows(), model, quantity, value))
         text = flat(writer(copy).render())
@@ -210,7 +210,8 @@ def test_what_was_not_run_or_means_nothing_still_makes_a_post(tmp_path):
     text = (post.build("smoke", copy) / "post.md").read_text()
     assert "of the gap, with 10 % [9.6, 10.4] and 10 % [9.6, 10.4] of the tokens" in flat(text)
     assert "hybrid recovers not measured and not measured" in flat(text)
-    assert text.count("**Not run yet.**") == 3 and text.count("**Not testable here.**") == 2
+    assert text.count("**Not run yet.**") == 3 and text.count("**Cannot tell.**") == 1
+    assert text.count("**Undecided.**") == 1
 
 
 # ---- the folder
@@ -254,7 +255,7 @@ def test_card_has_the_size_of_a_share_and_the_numbers_of_the_facts(folder):
     alt = card.info["Description"]
     assert "Countdown, base, one sample: 10 %; Countdown, base, 256 samples: 95 %" in alt
     assert "Chain, after RL, one sample: 60 %" in alt
-    assert "three supported, one partly" in alt
+    assert "three “holds”, one “holds in part”" in alt
 
 
 def test_links_into_the_book_are_pages_of_its_contents(folder):

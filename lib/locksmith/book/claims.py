@@ -1,18 +1,32 @@
 """The claims of the post, and the verdicts that the measured facts give them.
 
-claims.yml states each claim, the published figures with their version and status, and its parts: a
-`control`, `core` or `strong` comparison between interval ends of two facts. This module loads and
-checks that file, and judges every claim per profile and task family:
+claims.yml states each claim, the published figures with their version and status, and its parts:
+comparisons between the interval ends of two facts, or of a fact and a number. This module loads and
+checks that file, and judges every claim per profile and task family.
 
-1. A part *holds* if the comparison holds as written, which is always at the unfavourable ends
-   (`a.low > b.high`); it is *refuted* if it fails even at the favourable ends; else *undecided*.
-2. A control that does not hold makes the claim "not testable here", whatever the other parts say.
-3. Otherwise a refuted core part makes it "not supported", an undecided one "not testable here", and
-   with every core part holding it is "supported" or, where a strong part does not hold, "partly".
+A part *holds* if the comparison holds as written, which is always at the unfavourable ends
+(`a.low > b.high`); it is *refuted* if it fails even at the favourable ends, *undecided* in between,
+and *missing* where a fact is not there. A part is of one of four kinds: `valid` (the measurement
+could have shown the opposite), `core` (the effect), `because` (what the effect is due to) and
+`literal` (what the strong wording adds). The first line that applies gives the verdict:
 
-A part may be asked of some `families` only, where the others give it nothing to test.
+    valid            core             because         literal          verdict
+    one does not     any              any             any              cannot tell
+    all hold         one refuted      any             any              refuted
+    all hold         one not holding  any             any              undecided
+    all hold         all hold         one refuted     any              holds, but not because of ...
+    all hold         all hold         one open        any              holds in part
+    all hold         all hold         all hold        one does not     holds in part
+    all hold         all hold         all hold        all hold         holds
 
-Rules are matched by one regular expression; nothing in the file is ever evaluated as code.
+`valid` comes before a refuted core: where nothing could have shown an effect, its absence says
+nothing. No other part can rescue a refuted core, or keep it from being refuted. "Cannot tell" hangs on
+`valid` parts alone, so a better core never leads there; a better part of another kind never makes a
+verdict worse (worst first: refuted, undecided, holds but not because, holds in part, holds).
+
+A part may be asked of some `families` only, where the others give it nothing to test, and a claim may
+read another chapter in some profile (`chapters`). Rules are matched by one regular expression; nothing
+in the file is ever evaluated as code.
 """
 
 import csv
@@ -20,6 +34,7 @@ import hashlib
 import json
 import operator
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import yaml
@@ -27,8 +42,12 @@ import yaml
 from locksmith import errors
 
 OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
-KINDS = ("control", "core", "strong")
-VERDICTS = ("supported", "partly", "not supported", "not testable here", "not tested yet")
+WORDS = {"<": "below", "<=": "at most", ">": "above", ">=": "at least"}
+OPPOSITE = {"<": ">=", ">=": "<", "<=": ">", ">": "<="}
+KINDS = ("valid", "core", "because", "literal")
+NOT_BECAUSE = "holds, but not because of …"
+VERDICTS = ("holds", "holds in part", NOT_BECAUSE, "undecided", "cannot tell", "refuted",
+            "not tested yet")
 MARKS = {"holds": "✓", "refuted": "✗", "undecided": "?", "missing": "–"}
 
 NUMBER = r"\d+(?:\.\d+)?"
@@ -46,19 +65,20 @@ class ClaimsError(errors.BadInput):
 # Reading claims.yml
 
 
-def load(path="claims.yml"):
+def load(path: str | Path = "claims.yml") -> dict:
     """Read and check the claims.
 
     Returns a dict: `needs` (profile -> {seeds, problems}; "default" for profiles not named) and
     `claims`, a list of dicts as in the file, where each part's `rule` is joined by its parsed form
-    `parsed` = (left term, operator, right term). Raises ClaimsError in one sentence.
+    `parsed` = (left term, operator, right term); optionally `resorted_from`, see stale(). Raises
+    ClaimsError in one sentence.
     """
     try:
         book = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ClaimsError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(book, dict) or set(book) != {"needs", "claims"}:
-        raise ClaimsError(f"{path} must hold exactly two entries, needs and claims.")
+    if not isinstance(book, dict) or set(book) - {"resorted_from"} != {"needs", "claims"}:
+        raise ClaimsError(f"{path} must hold needs and claims, and beside them only resorted_from.")
     if set(book["needs"].get("default", {})) != {"seeds", "problems"}:
         raise ClaimsError(f"{path}: needs.default must name seeds and problems.")
     ids = [claim.get("id") for claim in book["claims"]]
@@ -72,8 +92,8 @@ def load(path="claims.yml"):
 def _check_claim(claim, path):
     where = f"{path}: claim {claim.get('id')!r}"
     fields = {"id", "title", "chapter", "claim", "published", "ours", "families", "parts", "mind"}
-    if set(claim) != fields:
-        odd = ", ".join(sorted(set(claim) ^ fields))
+    if set(claim) - {"chapters"} != fields:
+        odd = ", ".join(sorted(set(claim) - {"chapters"} ^ fields))
         raise ClaimsError(f"{where} has missing or unknown fields: {odd}.")
     for figure in claim["published"]:
         if set(figure) != {"figure", "source", "version", "where", "status"}:
@@ -84,18 +104,20 @@ def _check_claim(claim, path):
                               "reported.")
     for part in claim["parts"]:
         fields = {"id", "kind", "says", "rule"}
+        fields |= {"cause", "rival"} if part.get("kind") == "because" else set()
         if set(part) - {"families"} != fields or part["kind"] not in KINDS:
-            raise ClaimsError(f"{where}: a part needs id, kind ({', '.join(KINDS)}), says and "
-                              f"rule, and may have families, it is {part}.")
+            raise ClaimsError(f"{where}: a part needs id, kind ({', '.join(KINDS)}), says and rule, "
+                              f"where because also cause and rival; it may have families; it is "
+                              f"{part}.")
         if not set(part.get("families", claim["families"])) <= set(claim["families"]):
             raise ClaimsError(f"{where}: part {part['id']} is asked of {part['families']}, the "
                               f"claim of {claim['families']}.")
         part["parsed"] = parse(part["rule"], claim["chapter"])
-    if not {"control", "core"} <= {part["kind"] for part in claim["parts"]}:
-        raise ClaimsError(f"{where} needs at least one control and one core part.")
+    if "core" not in {part["kind"] for part in claim["parts"]}:
+        raise ClaimsError(f"{where} needs at least one core part.")
 
 
-def parse(rule, chapter):
+def parse(rule: str, chapter: str) -> tuple[dict | float, str, dict | float]:
     """Parse one comparison, `left operator right`; a term without a chapter reads `chapter`.
 
     A term is a number or a dict (chapter, model, quantity, end, factor, plus) standing for
@@ -129,7 +151,7 @@ def _term(text, rule, chapter):
             "plus": float((term["plus"] or "0").replace(" ", ""))}
 
 
-def sha256(path="claims.yml"):
+def sha256(path: str | Path = "claims.yml") -> str:
     """The hash under which a result is made; another one later marks the result stale."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
@@ -138,7 +160,7 @@ def sha256(path="claims.yml"):
 # Reading results
 
 
-def facts(path="results/facts.csv"):
+def facts(path: str | Path = "results/facts.csv") -> list[dict]:
     """Rows of the facts table as dicts (none if there is no table yet).
 
     value, low and high are floats (low and high None without an interval), n_problems is an int and
@@ -154,29 +176,29 @@ def facts(path="results/facts.csv"):
     return rows
 
 
-def stale(rows, root=".", current=None):
-    """The (profile, chapter) pairs among `rows` whose results were made under other claims.
+def stale(rows: list[dict], root: str | Path = ".") -> set[tuple[str, str]]:
+    """The (profile, chapter) pairs among `rows` whose results were made under other rules.
 
-    Reads the hash from results/<profile>/<chapter>.json; a result without one counts as stale.
+    Reads the hash from results/<profile>/<chapter>.json; a result without one counts as stale. Beside
+    the hash of claims.yml, `resorted_from` in it is accepted: that of a file with the same rules.
     """
-    current = current or sha256(Path(root) / "claims.yml")
-    made = {}
+    path = Path(root) / "claims.yml"
+    accepted = {sha256(path), load(path).get("resorted_from")} - {None}
+    old = set()
     for profile, chapter in {(row["profile"], row["chapter"]) for row in rows}:
         file = Path(root) / "results" / profile / f"{chapter}.json"
-        if file.exists():
-            made[profile, chapter] = json.loads(file.read_text(encoding="utf-8")).get(
-                "provenance", {}).get("claims_sha256")
-        else:
-            made[profile, chapter] = None
-    return {pair for pair, hash_then in made.items() if hash_then != current}
+        result = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if result.get("provenance", {}).get("claims_sha256") not in accepted:
+            old.add((profile, chapter))
+    return old
 
 
 # ------------------------------------------------------------------------------------------------
 # Judging
 
 
-def judge_part(part, lookup):
-    """One part -> (outcome, sentence with the numbers); outcome is a key of MARKS.
+def judge_part(part: dict, lookup: Callable[[dict], tuple | str]) -> tuple[str, str]:
+    """One part -> (outcome, the intervals in words); outcome is a key of MARKS.
 
     `lookup(term)` gives a fact's (low, high), or a sentence (str) saying why it cannot be used.
     """
@@ -190,140 +212,236 @@ def judge_part(part, lookup):
         if isinstance(found, str):
             return "missing", found
         ends.append(tuple(term["factor"] * end + term["plus"] for end in found))
+    if not isinstance(left, dict):  # in words the fact comes first
+        ends, comparison = ends[::-1], comparison.translate(str.maketrans("<>", "><"))
     (left_low, left_high), (right_low, right_high) = ends
     compare = OPERATORS[comparison]
     if comparison in (">", ">="):
         as_written, favourable = (left_low, right_high), (left_high, right_low)
     else:
         as_written, favourable = (left_high, right_low), (left_low, right_high)
-    numbers = f"{as_written[0]:.4g} {comparison} {as_written[1]:.4g}"
-    at_best = f"{favourable[0]:.4g} {comparison} {favourable[1]:.4g}"
+    ours, theirs = (_interval(*pair) for pair in ends)
     if compare(*as_written):
-        return "holds", numbers
-    if compare(*favourable):
-        return "undecided", f"not {numbers}, but {at_best}"
-    return "refuted", f"not {numbers}, nor {at_best}"
+        return "holds", f"{ours}, {WORDS[comparison]} {theirs}"
+    if not compare(*favourable):
+        return "refuted", f"{ours}, {WORDS[OPPOSITE[comparison]]} {theirs}"
+    if isinstance(left, dict) and isinstance(right, dict):
+        return "undecided", f"{ours} overlaps {theirs}"
+    return "undecided", f"the interval {ours} straddles {theirs}"
 
 
-def verdict(outcomes):
-    """A claim's verdict in one family and its reason, from its parts' (kind, outcome) pairs."""
-    of = {kind: [outcome for k, outcome in outcomes if k == kind] for kind in KINDS}
-    if any(outcome != "holds" for outcome in of["control"]):
-        return "not testable here", "a control does not hold"
-    if "refuted" in of["core"]:
-        return "not supported", "a core part is refuted"
-    if "missing" in of["core"]:
-        return "not testable here", "a core part was not measured"
-    if "undecided" in of["core"]:
-        return "not testable here", "the intervals cannot decide a core part"
-    if all(outcome == "holds" for outcome in of["strong"]):
-        return "supported", "every part holds"
-    return "partly", "the weak reading holds, the strong one does not"
+def _interval(low, high):
+    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
 
 
-def overall(verdicts_by_family):
-    """One verdict for a profile: what holds in one family only is "partly", never "supported"."""
-    found = list(verdicts_by_family)
-    if all(v == found[0] for v in found):
+def verdict(parts: list[dict]) -> tuple[str, list[dict]]:
+    """A claim's verdict in one family, and the parts that decided it.
+
+    parts: dicts with at least `kind` and `outcome`, those asked of the family.
+    """
+    failing = {kind: [p for p in parts if p["kind"] == kind and p["outcome"] != "holds"]
+               for kind in KINDS}
+    refuted = {kind: [p for p in failing[kind] if p["outcome"] == "refuted"] for kind in KINDS}
+    if failing["valid"]:
+        return "cannot tell", failing["valid"]
+    if refuted["core"]:
+        return "refuted", refuted["core"]
+    if failing["core"]:
+        return "undecided", failing["core"]
+    if refuted["because"]:
+        return NOT_BECAUSE, refuted["because"]
+    if failing["because"] or failing["literal"]:
+        return "holds in part", failing["because"] + failing["literal"]
+    return "holds", []
+
+
+def _reason(parts):
+    """Why a verdict is what it is, from the parts that decided it."""
+    told = []
+    for part in parts:
+        says, numbers = " ".join(part["says"].split()), part["numbers"]
+        if part["kind"] == "valid":
+            told.append(f"not shown that “{says}” ({numbers})")
+        elif part["kind"] == "because" and part["outcome"] == "refuted":
+            told.append(f"{part['rival']} ({numbers})")
+        elif part["kind"] == "because":
+            told.append(f"open whether it is because of {part['cause']} ({numbers})")
+        else:
+            state = "fails" if part["outcome"] == "refuted" else "is open"
+            told.append(f"“{says}” {state} ({numbers})")
+    return "; ".join(told) or "every part holds"
+
+
+def overall(found: Iterable[str]) -> str:
+    """One verdict from those of the families; a claim that holds in one of them holds in part."""
+    found = list(found)
+    if len(set(found)) == 1:
         return found[0]
-    if "supported" in found or "partly" in found:
-        return "partly"
-    return next(v for v in VERDICTS[2:] if v in found)
+    if {"holds", "holds in part"} & set(found):
+        return "holds in part"
+    order = ("refuted", NOT_BECAUSE, "undecided", "cannot tell")
+    return next(word for word in order if word in found)
 
 
-def verdicts(book, rows, stale_pairs=(), profiles=None):
+def judge(profile: str, root: str | Path = ".") -> tuple[dict, list[dict], dict[str, str]]:
+    """claims.yml applied to results/facts.csv, as a page built for `profile` shows it.
+
+    Returns (book as of load(), verdicts as of verdicts(), profiles as of columns()).
+    """
+    book = load(Path(root) / "claims.yml")
+    rows = facts(Path(root) / "results" / "facts.csv")
+    profiles = columns(profile)
+    return book, verdicts(book, rows, stale(rows, root), list(profiles)), profiles
+
+
+def verdicts(book: dict, rows: list[dict], stale_pairs: Iterable[tuple[str, str]] = (),
+             profiles: list[str] | None = None) -> list[dict]:
     """Judge every claim.
 
     book: from load(); rows: from facts(); stale_pairs: from stale(); profiles: those to judge, by
     default all in `rows`. Returns a list of dicts, one a claim, profile and family: claim, profile,
-    family, verdict, reason, stale (chapters) and parts, a list of dicts (id, kind, says, rule,
-    outcome or None where the part is not asked of the family, numbers).
+    chapter (whose facts are meant where a rule names none), family, verdict, reason, causes (those
+    that failed, of NOT_BECAUSE), stale (chapters) and parts, a list of dicts as in the file with
+    outcome (None where the part is not asked of the family), numbers and `decides` (bool).
     """
     table = {(r["profile"], r["chapter"], r["family"], r["model"], r["quantity"]): r for r in rows}
-    chapters = {(r["profile"], r["chapter"]) for r in rows}
-    profiles = profiles or sorted({row["profile"] for row in rows})
     judged = []
     for claim in book["claims"]:
-        for profile in profiles:
-            tested = (profile, claim["chapter"]) in chapters
-            named = {r["family"] for r in rows
-                     if (r["profile"], r["chapter"]) == (profile, claim["chapter"])}
-            # The lab's families must all be there; other profiles bring families of their own.
-            families = claim["families"] if not named or named & set(claim["families"]) else named
+        for profile in profiles or sorted({row["profile"] for row in rows}):
             needs = book["needs"].get(profile, book["needs"]["default"])
-            for family in sorted(families, key=[*claim["families"], *sorted(named)].index):
-                judged.append(_judge(claim, profile, family, table, chapters, needs, tested,
-                                     stale_pairs))
+            for family in _families(claim, profile, rows):
+                row = _judge(claim, profile, family, table, needs)
+                row["stale"] = sorted(c for c in row.pop("read") if (profile, c) in stale_pairs)
+                judged.append(row)
     return judged
 
 
-def _judge(claim, profile, family, table, chapters, needs, tested, stale_pairs):
+def _families(claim, profile, rows):
+    """The lab's families must all be there; other profiles bring families of their own."""
+    chapter = claim.get("chapters", {}).get(profile, claim["chapter"])
+    here = [r for r in rows if (r["profile"], r["chapter"]) == (profile, chapter)]
+    read = {(term["model"], term["quantity"]) for term in _terms(claim)}
+    named = {r["family"] for r in here}
+    if not named or named & set(claim["families"]):
+        return claim["families"]
+    return sorted({r["family"] for r in here if (r["model"], r["quantity"]) in read} or named)
+
+
+def _terms(claim):
+    return [term for part in claim["parts"] for term in part["parsed"] if isinstance(term, dict)]
+
+
+def _judge(claim, profile, family, table, needs):
+    own = claim.get("chapters", {}).get(profile, claim["chapter"])
+
+    def chapter(term):
+        return own if term["chapter"] == claim["chapter"] else term["chapter"]
+
+    def key(term):
+        return profile, chapter(term), family, term["model"], term["quantity"]
+
     def lookup(term):
-        chapter = term["chapter"]
-        if (profile, chapter) not in chapters:
-            return f"no results for chapter {chapter}"
-        row = table.get((profile, chapter, family, term["model"], term["quantity"]))
+        fact = f"{term['model']} {term['quantity']}"
+        row = table.get(key(term))
         if row is None:
-            return f"{term['model']} {term['quantity']} was not measured"
+            return f"chapter {chapter(term)} has no {fact}"
         if row["low"] is None or row["high"] is None:
-            return f"{term['model']} {term['quantity']} has no interval"
-        for name, key in (("seeds", "seeds"), ("problems", "n_problems")):
-            if row[key] < needs[name]:
-                return f"{row[key]} {name}, {needs[name]} are needed"
+            return f"{fact} has no interval"
+        for name, of in (("seeds", "seeds"), ("problems", "n_problems")):
+            if row[of] < needs[name]:
+                return f"{fact} has {row[of]} {name}, {needs[name]} are needed"
         return row["low"], row["high"]
 
     parts = []
     for part in claim["parts"]:
+        outcome, numbers = None, "not asked here"
         if family in part.get("families", [family]):
             outcome, numbers = judge_part(part, lookup)
-        else:
-            outcome, numbers = None, "not asked here"
-        parts.append({"id": part["id"], "kind": part["kind"], "says": part["says"],
-                      "rule": " ".join(part["rule"].split()), "outcome": outcome,
-                      "numbers": numbers})
-    word, reason = verdict([(part["kind"], part["outcome"]) for part in parts
-                            if part["outcome"]])
-    if not tested:
-        word, reason = "not tested yet", f"no results for chapter {claim['chapter']}"
-    read = {term["chapter"] for part in claim["parts"] for term in part["parsed"]
-            if isinstance(term, dict)}
-    return {"claim": claim["id"], "profile": profile, "family": family, "verdict": word,
-            "reason": reason, "parts": parts,
-            "stale": sorted(c for c in read if (profile, c) in stale_pairs)}
+        parts.append({**part, "outcome": outcome, "numbers": numbers})
+    word, deciding = verdict([part for part in parts if part["outcome"]])
+    reason = _reason(deciding)
+    if not any(key(term) in table for term in _terms(claim) if chapter(term) == own):
+        word, deciding, reason = "not tested yet", [], f"chapter {own} has no results for it"
+    for part in parts:
+        part["decides"] = part["id"] in {p["id"] for p in deciding}
+    return {"claim": claim["id"], "profile": profile, "chapter": own, "family": family,
+            "verdict": word, "reason": reason, "parts": parts,
+            "causes": [p["cause"] for p in deciding] if word == NOT_BECAUSE else [],
+            "read": {chapter(term) for term in _terms(claim)}}
 
 
 # ------------------------------------------------------------------------------------------------
 # Markdown for the pages
 
 
-def columns(profile):
+def columns(profile: str) -> dict[str, str]:
     """The profiles that a page built for `profile` shows, with their headings."""
     headings = {"lab": "In the lab", "open": "On real weights"}
     return {p: headings.get(p, f"Profile {p}") for p in dict.fromkeys((profile, "open"))}
 
 
-def summary(book, judged, profiles, link="chapters/verdict.ipynb"):
+def of(judged: list[dict], claim_id: str, profile: str) -> list[dict]:
+    """The rows of verdicts() of one claim in one profile, a family each."""
+    return [row for row in judged if (row["claim"], row["profile"]) == (claim_id, profile)]
+
+
+def answer(rows: list[dict]) -> tuple[str, str]:
+    """One claim's rows in one profile -> (its verdict spelled out, why and where)."""
+    word = overall([row["verdict"] for row in rows])
+    causes = dict.fromkeys(cause for row in rows for cause in row["causes"])
+    spelled = word.replace("…", " or ".join(causes))
+    if len({row["reason"] for row in rows}) == 1:
+        return spelled, rows[0]["reason"]
+    told = [f"{row['family']}: " + (f"{row['verdict']}, " if row["verdict"] != word else "")
+            + row["reason"] for row in rows]
+    return spelled, ". ".join(told)
+
+
+def summary(book: dict, judged: list[dict], profiles: dict[str, str],
+            link: str = "chapters/verdict.ipynb") -> str:
     """A Markdown table, a claim a line and a profile a column (profiles: name -> heading)."""
     heads = ["Claim", *profiles.values()]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for claim in book["claims"]:
         cells = []
         for profile in profiles:
-            rows = [r for r in judged if (r["claim"], r["profile"]) == (claim["id"], profile)]
-            word = overall([r["verdict"] for r in rows]) if rows else "not tested yet"
-            old = " (stale)" if any(r["stale"] for r in rows) else ""
-            cells.append(f"**{word}**{old}" if word != "not tested yet" else word)
+            rows = of(judged, claim["id"], profile)
+            word, reason = answer(rows)
+            old = " (stale)" if any(row["stale"] for row in rows) else ""
+            cells.append(word if word == "not tested yet" else f"**{word}**{old}. {reason}")
         lines.append(f"| [{claim['title']}]({link}#{anchor(claim['title'])}) | "
                      + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def anchor(title):
+def anchor(title: str) -> str:
     """The anchor that MyST gives a heading: lower case, hyphens, no other punctuation."""
     return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 
-def section(claim, judged, profiles):
+def box(claim: dict, judged: list[dict], profiles: dict[str, str], chapter: str) -> str:
+    """A MyST box for the top of a chapter's page: claim, verdicts, three parts with their numbers.
+
+    The parts are shown from the first profile that reads `chapter` for this claim; those that decided
+    the verdict come before others.
+    """
+    lines = ["```{admonition} What this chapter tests, and what came of it", claim["claim"].strip(), ""]
+    for profile, heading in profiles.items():
+        word, reason = answer(of(judged, claim["id"], profile))
+        lines += [f"**{heading}: {word}.** {reason[:1].upper()}{reason[1:]}.", ""]
+    shown = next((rows for rows in (of(judged, claim["id"], profile) for profile in profiles)
+                  if rows[0]["chapter"] == chapter and rows[0]["verdict"] != "not tested yet"), [])
+    by_part = list(zip(*(row["parts"] for row in shown), strict=True))
+    by_part.sort(key=lambda ps: (not any(p["decides"] for p in ps), ps[0]["kind"] != "core"))
+    for parts in by_part[:3]:
+        numbers = [f"{row['family']} {MARKS.get(part['outcome'], '')} {part['numbers']}"
+                   for row, part in zip(shown, parts, strict=True)]
+        lines.append(f"- {' '.join(parts[0]['says'].split())}: {'; '.join(numbers)}")
+    return "\n".join([*lines, "", f"[Rules and all numbers](verdict.ipynb#{anchor(claim['title'])})",
+                      "```"])
+
+
+def section(claim: dict, judged: list[dict], profiles: dict[str, str]) -> str:
     """Markdown that shows one claim whole: claim, published figures, every part and its numbers."""
     lines = [claim["claim"].strip(), "", "**Published**", ""]
     for figure in claim["published"]:
@@ -334,14 +452,11 @@ def section(claim, judged, profiles):
         lines.append(f"- {figure['figure'].strip()} ({source}).")
     lines += ["", f"**Measured here.** {claim['ours'].strip()}", ""]
     for profile, heading in profiles.items():
-        rows = [r for r in judged if (r["claim"], r["profile"]) == (claim["id"], profile)]
-        rows = [row for row in rows if row["verdict"] != "not tested yet"]
-        if not rows:
-            lines += [f"**{heading}: not tested yet** (chapter {claim['chapter']} has no results "
-                      "there).", ""]
+        rows = of(judged, claim["id"], profile)
+        word, reason = answer(rows)
+        lines += [f"**{heading}: {word}.** {reason[:1].upper()}{reason[1:]}.", ""]
+        if word == "not tested yet":
             continue
-        each = "; ".join(f"{row['family']}: {row['verdict']}, {row['reason']}" for row in rows)
-        lines += [f"**{heading}: {overall([row['verdict'] for row in rows])}** ({each}).", ""]
         old = sorted({chapter for row in rows for chapter in row["stale"]})
         if old:
             lines += [f"**Stale:** chapter {', '.join(old)} was run under another claims.yml.", ""]

@@ -35,10 +35,8 @@ class Writer:
         self.figures = []  # paths of those shown so far
         self.names = site.substitutions(profile, root)
         self.rows = claims.facts(self.root / "results" / "facts.csv")
-        listed = claims.load(self.root / "claims.yml")
-        self.claims = {claim["id"]: claim for claim in listed["claims"]}
-        self.verdicts = claims.verdicts(listed, self.rows, claims.stale(self.rows, root),
-                                        list(claims.columns(profile)))
+        book, self.verdicts, _ = claims.judge(profile, root)
+        self.claims = {claim["id"]: claim for claim in book["claims"]}
         toc = yaml.safe_load((self.root / "_toc.yml").read_text(encoding="utf-8"))
         files = [toc["root"], *(entry["file"] for entry in toc["chapters"])]
         self.pages = {Path(file).name.split("_")[0]: file for file in files}
@@ -61,8 +59,7 @@ class Writer:
     def _judged(self, claim, profile=None):
         if claim not in self.claims:
             raise PostError(f"post.md names claim {claim!r}; there are {', '.join(self.claims)}.")
-        wanted = (claim, profile or self.profile)
-        return [row for row in self.verdicts if (row["claim"], row["profile"]) == wanted]
+        return claims.of(self.verdicts, claim, profile or self.profile)
 
     def word(self, claim, profile=None):
         """A claim's verdict, one of claims.VERDICTS."""
@@ -99,9 +96,9 @@ class Writer:
         return {outcome(family) for family in families} == {"holds"}
 
     def tally(self, *named):
-        """How many of the claims have which verdict: "one partly, three not tested yet"."""
+        """How many of the claims have which verdict: "one “refuted”, three “not tested yet”"."""
         count = Counter(map(self.word, named))
-        return ", ".join(f"{NUMBERS[count[v]]} {v}" for v in claims.VERDICTS if count[v])
+        return ", ".join(f"{NUMBERS[count[v]]} “{v}”" for v in claims.VERDICTS if count[v])
 
     # ---- numbers
 

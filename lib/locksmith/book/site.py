@@ -52,11 +52,16 @@ def assemble(profile, root=".", out="build/asm"):
     for name in (*PAGES, f"{toc['root']}.md"):
         shutil.copy(root / name, out / name)
     shutil.copytree(root / "_static", out / "_static")
+    book, judged, shown = claims.judge(profile, root)
     for chapter in chapters:
         target = out / f"{chapter}.ipynb"
         target.parent.mkdir(parents=True, exist_ok=True)
         notebook = json.loads((executed / target.name).read_text(encoding="utf-8"))
-        target.write_text(json.dumps(with_alt_texts(notebook), indent=1), encoding="utf-8")
+        number = target.name.split("_")[0]
+        boxes = [claims.box(claim, judged, shown, number) for claim in book["claims"]
+                 if number in (claim["chapter"], *claim.get("chapters", {}).values())]
+        notebook = with_verdict(with_alt_texts(notebook), boxes)
+        target.write_text(json.dumps(notebook, indent=1), encoding="utf-8")
     (out / "post.md").write_text(post(profile, root), encoding="utf-8")
     for file in [root / "results" / "facts.csv", *root.glob("results/*/figures/*.png")]:
         if file.exists():
@@ -86,6 +91,17 @@ def with_alt_texts(notebook):
     return notebook
 
 
+def with_verdict(notebook, boxes):
+    """Set the boxes (Markdown) of the claims that a chapter tests right under its title.
+
+    This is done when the book is built, so that a chapter need not run again for a verdict.
+    """
+    first = notebook["cells"][0]
+    title, _, prose = "".join(first["source"]).partition("\n")
+    first["source"] = "\n\n".join([title, *boxes, prose.strip()])
+    return notebook
+
+
 def substitutions(profile, root="."):
     """What pages may write between double braces: profile, this, res and verdict_table."""
     rows = claims.facts(Path(root) / "results" / "facts.csv")
@@ -97,9 +113,7 @@ def substitutions(profile, root="."):
         fact = {name: row[name] for name in ("value", "low", "high", "n_problems", "seeds")}
         fact["text"] = interval(row)
         models.setdefault(row["model"], {})[row["quantity"]] = fact
-    shown = claims.columns(profile)
-    book = claims.load(Path(root) / "claims.yml")
-    judged = claims.verdicts(book, rows, claims.stale(rows, root), list(shown))
+    book, judged, shown = claims.judge(profile, root)
     return {"profile": profile, "this": res.get(profile, {}), "res": res,
             "verdict_table": claims.summary(book, judged, shown)}
 
