@@ -1,10 +1,9 @@
 """Tools through a chat template: on a toy, and on a scripted model whose every answer is known."""
 
 import pytest
-from locksmith import packaged
+from locksmith import packaged, words
 from locksmith.errors import BadInput
 from locksmith.experiments import chat_tools
-from locksmith import words
 
 PROBLEMS = [words.Problem("basic_arithmetic", f"Calculate {a} + 2.", str(a + 2)) for a in (11, 22, 33, 44)]
 CALL = '<tool_call>{"name": "recall"}</tool_call>'

@@ -6,10 +6,9 @@ import re
 import numpy as np
 import pytest
 import torch
-from locksmith import model, packaged, rl
+from locksmith import model, packaged, rl, words
 from locksmith.errors import BadInput
 from locksmith.experiments import word_tuning as wt
-from locksmith import words
 
 TOY = ("toy", None, False)
 SUM = words.Problem("basic_arithmetic", "Calculate 12 * 3.", "36")

@@ -214,7 +214,7 @@ def check(names, accept_terms: bool = False) -> list[str]:
 def untrained(trained: Model, seed: int) -> Model:
     """The same architecture with new weights, for controls."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(1000 + seed)  # not the seed that a toy was made with
         net = AutoModelForCausalLM.from_config(trained.net.config)
     other = copy.copy(trained)
     other.net = net.to(trained.net.device, trained.net.dtype).eval()

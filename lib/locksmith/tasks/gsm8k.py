@@ -25,16 +25,19 @@ SOURCE = ("github.com/openai/grade-school-math at 3101c7d5072418e28b9008a6636bde
           "grade_school_math/data")
 
 
-@lru_cache(maxsize=2)
 def _read(path):
     """Problems of a file, in its order. BadInput for one that is missing or has another checksum."""
-    name = path.stem
     if not path.is_file():
         raise BadInput(f"gsm8k needs {path}, which is not there; it comes from {SOURCE} (MIT), and "
                        "LOCKSMITH_GSM8K may name another folder.")
-    if sha256(path) != SHA256[name]:
-        raise BadInput(f"{path} has SHA-256 {sha256(path)}; allowed is {SHA256[name]}, the file of "
-                       f"{SOURCE}.")
+    if sha256(path) != SHA256[path.stem]:
+        raise BadInput(f"{path} has SHA-256 {sha256(path)}; allowed is {SHA256[path.stem]}, the file "
+                       f"of {SOURCE}.")
+    return list(_parsed(path, SHA256[path.stem]))
+
+
+@lru_cache(maxsize=4)
+def _parsed(path, checksum):
     found = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -42,7 +45,7 @@ def _read(path):
         working = " ".join(re.sub(r"<<[^>]*>>", "", solution).split())
         problem = words.Problem("gsm8k", row["question"].strip(), answer.replace(",", ""), working)
         found.setdefault(problem.key, problem)
-    return list(found.values())
+    return tuple(found.values())
 
 
 def problems(split, n, seed, generator):
@@ -52,7 +55,7 @@ def problems(split, n, seed, generator):
     folder = Path(os.environ.get("LOCKSMITH_GSM8K") or cache_dir() / "gsm8k")
     tested = {p.key for p in _read(folder / "test.jsonl")}
     if split == "test":
-        found = list(_read(folder / "test.jsonl"))
+        found = _read(folder / "test.jsonl")
     else:  # of words' three parts by hash, the last fifth validates
         found = [p for p in _read(folder / "train.jsonl") if p.key not in tested
                  and (words.split_of(p.question) == "validation") == (split == "validation")]

@@ -1,0 +1,175 @@
+"""Every task keeps the interface of `tasks`: splits apart, the right answer right, steps in place."""
+
+import hashlib
+import random
+
+import pytest
+from locksmith import errors, params, prose, tasks, words
+from locksmith.tasks import chain, countdown, gsm8k, sums
+
+LAB = params.load("smoke")["families"]
+HERE = [name for name in tasks.names() if name != "gsm8k"]  # gsm8k needs a file
+
+
+def some(name, split="test", n=12):
+    task = tasks.load(name)
+    return task, task.problems(split, n, 0, LAB.get(name) or task.GENERATOR)
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_problems_are_a_function_of_their_arguments_and_splits_are_disjoint(name):
+    task, problems = some(name)
+    assert [p.key for p in problems] == [p.key for p in some(name)[1]]
+    by_split = {split: {p.key for p in some(name, split, 30)[1]}
+                for split in ("train", "validation", "test")}
+    assert all(len(keys) == 30 for keys in by_split.values())
+    assert len(set.union(*by_split.values())) == 90
+    for problem in problems:
+        assert task.question(problem) in task.prompt(problem)
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_steps_lie_in_order_inside_the_text(name):
+    task, problems = some(name)
+    text = task.guess(problems[0], random.Random(0), problems)
+    text = text if isinstance(text, str) else " ".join(text)
+    for steps in (task.steps(text), task.steps("")):
+        edges = [edge for step in steps for edge in (step.start, step.end)]
+        assert edges == sorted(edges) and all(0 <= edge <= len(text) for edge in edges)
+        assert all(text[s.start:s.end].strip() == text[s.start:s.end] != "" for s in steps)
+
+
+@pytest.mark.parametrize("name", [n for n in HERE if n not in LAB])
+def test_in_words_the_right_answer_is_right_and_critiques_agree(name):
+    task, problems = some(name)
+    for problem in problems:
+        said = f" {problem.working} The answer is {problem.answer}."
+        wrong = f" The answer is {int(float(problem.answer)) + 1}."
+        assert task.grade(problem, said).correct and not task.grade(problem, wrong).correct
+        assert task.verdict(task.critique(problem, said)) == "right"
+        assert task.verdict(task.critique(problem, wrong)) == "wrong"
+        assert task.review(problem, said).endswith(f"{said.rstrip()}\nReview:")
+        assert not task.strategy(problem, wrong)
+
+
+def test_unknown_task():
+    with pytest.raises(errors.BadInput, match="task is 'chian'; allowed are .*chain.*sums"):
+        tasks.load("chian")
+
+
+# --- the lab's tasks as text -----------------------------------------------------------------------
+
+
+def test_lab_texts_and_words_grade_alike():
+    for task in (countdown, chain):
+        problem = some(task.__name__.rpartition(".")[2])[1][0]
+        guess = task.guess(problem, random.Random(1))
+        assert task.grade(problem, guess) == task.grade(problem, " ".join(guess))
+
+
+def test_spans_of_a_trace_are_its_steps():
+    text = "try 3 * 7 = 21 + 9 = 30 check 30 no go back 3 + 4 = 7 so 3 <eos>"
+    assert [(text[s.start:s.end], s.kind) for s in countdown.steps(text)] == [
+        ("try 3 * 7 = 21 + 9 = 30", "try"), ("check 30 no", "check"),
+        ("go back 3 + 4 = 7", "wait"), ("so 3", "conclude")]
+    assert countdown.steps("3 4 next try 3") == []  # another author's steps are not this one's
+
+
+def test_strategies_of_the_lab():
+    problem = countdown.Problem((3, 7, 9), (30, 60))
+    persistent = "try 3 * 7 = 21 + 9 = 30 check 30 yes so 3 * 7 + 9"
+    assert countdown.strategy(problem, persistent)
+    assert not countdown.strategy(problem, persistent.replace("yes", "no"))
+    assert not countdown.strategy(problem, "try 3 * 7 = 21 + 9 = 30 so 3 * 7 + 9")
+    two = chain.Problem(((9, (("*", 3), ("-", 8))), (45, (("-", 18),))))
+    worked = "try 9 * 3 = 27 maybe 27 - 8 = 19 try 45 - 18 = 27 so 19 27"
+    assert chain.strategy(two, worked) and not chain.strategy(two, worked.partition(" maybe")[0])
+
+
+def test_lab_reviews_are_what_the_corpus_writes():
+    problem = countdown.Problem((3, 7, 9), (30, 60))
+    text = "try 3 * 7 = 21 + 9 = 30 so 3 * 7 + 9 <eos>"
+    assert countdown.review(problem, text) == (
+        "<bos> review make 30 and 60 from 3 7 9 : try 3 * 7 = 21 + 9 = 30 so 3 * 7 + 9 ;")
+    assert countdown.verdict(" ".join(countdown.critique(problem, text))) == "wrong"
+    assert countdown.verdict("21 yes right <eos>") == "right"
+    assert countdown.verdict("21 yes") is None
+
+
+# --- sums -----------------------------------------------------------------------------------------
+
+
+def test_sums_are_right_by_python():
+    for problem in some("sums", n=50)[1]:
+        assert str(eval(problem.question.removeprefix("Calculate ").rstrip("."))) == problem.answer
+        written = prose.equations(problem.working)
+        assert len(written) == 3 and all(one.holds for one in written)
+        assert sums.strategy(problem, problem.working)
+        assert not sums.strategy(problem, problem.working.partition(". ")[0])
+
+
+def test_examples_of_sums_come_in_an_order_of_their_own():
+    places = set()
+    for problem in some("sums", n=60)[1]:
+        shown = sums.prompt(problem).split("Q: ")[1:-1]
+        worked = [" = " in example for example in shown]
+        assert worked.count(True) == sums.WORKED and worked.count(False) == sums.DIRECT
+        assert all(words.split_of(example.split("\n")[0]) for example in shown)
+        places.add(worked.index(True))
+        assert sums.prompt(problem) == sums.prompt(problem)
+    assert places == {0, 1, 2, 3}
+
+
+# --- GSM8K ----------------------------------------------------------------------------------------
+
+
+def rows(*pairs):
+    return "".join(f'{{"question": "{q}", "answer": "{a}"}}\n' for q, a in pairs)
+
+
+def test_gsm8k_reads_only_the_pinned_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCKSMITH_GSM8K", str(tmp_path))
+    with pytest.raises(errors.BadInput, match="test.jsonl, which is not there; it comes from github"):
+        gsm8k.problems("test", 1, 0, {})
+    train = rows(*((f"What is {i} plus 1?", f"It is {i} + 1 = <<{i}+1={i + 1}>>{i + 1}."
+                   rf"\n#### {i + 1:,}") for i in range(1200, 1240)))
+    test = rows(("What is 5 times 2?", r"5*2=<<5*2=10>>10.\nTwice.\n#### 10"))
+    for name, text in (("train", train), ("test", test)):
+        (tmp_path / f"{name}.jsonl").write_text(text)
+        monkeypatch.setitem(gsm8k.SHA256, name, hashlib.sha256(text.encode()).hexdigest())
+    (problem,) = gsm8k.problems("test", 1, 0, {})
+    assert (problem.answer, problem.working) == ("10", "5*2=10. Twice.")
+    sets = {s: {p.key for p in gsm8k.problems(s, 5, 0, {})} for s in ("train", "validation")}
+    assert not sets["train"] & sets["validation"]
+    assert gsm8k.problems("train", 1, 0, {})[0].answer.isdigit()  # 1,201 is read as a number
+    assert gsm8k.strategy(problem, " 5 * 2 = 10. The answer is 10.")
+    with pytest.raises(errors.BadInput, match="n is 2; allowed is at most 1, the test problems"):
+        gsm8k.problems("test", 2, 0, {})
+    (tmp_path / "test.jsonl").write_text(test + "\n")
+    with pytest.raises(errors.BadInput, match="has SHA-256 .*; allowed is"):
+        gsm8k.problems("test", 1, 0, {})
+
+
+# --- prose ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text, pieces", [
+    ("5 + 7 = 12. 12 - 3 = 9. The answer is 9.",
+     ["5 + 7 = 12.", "12 - 3 = 9.", "The answer is 9."]),
+    ("He pays 3.5 * 2 = $7.00, then 7 + 1 = 8 dollars. J. Smith left early. So!",
+     ["He pays 3.5 * 2 = $7.00,", "then 7 + 1 = 8 dollars.", "J. Smith left early."]),
+    ("4*6=24; 24-5=19\nThat is all of it", ["4*6=24;", "24-5=19", "That is all of it"]),
+    ("It costs 1.50 dollars a day. Yes.", ["It costs 1.50 dollars a day."]),
+    ("", []),
+])
+def test_steps_in_words_are_sentences_and_equations(text, pieces):
+    assert [text[s.start:s.end] for s in prose.steps(text)] == pieces
+
+
+@pytest.mark.parametrize("text, holds", [
+    ("5 + 7 = 12", [True]), ("5 + 7 = 13", [False]), ("1,200 / 3 = 400", [True]),
+    ("2 * (3 + 4) = 14", [True]), ("3.5 × 2 = $7.00", [True]), ("10 - 2 * 3 = 4", [True]),
+    ("1 / 0 = 5", []), ("x = 5", []), ("60% of it is 5", []), ("2 + 3 = 5.5", [False]),
+])
+def test_equations_are_checked_exactly(text, holds):
+    assert [one.holds for one in prose.equations(text)] == holds
