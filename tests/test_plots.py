@@ -5,6 +5,7 @@ import zlib
 
 import pytest
 from locksmith.book import plots
+from locksmith.errors import BadInput
 
 ALT = "Curve of pass@k against k for the base model"
 
@@ -45,7 +46,7 @@ def test_png_is_repeatable_opaque_sized_and_carries_its_alt_text(tmp_path):
 
 def test_band_draws_value_and_interval(tmp_path):
     fig, axes = plots.figure()
-    plots.band(axes, [1, 2], [0.3, 0.4], [0.1, 0.2], [0.5, 0.6], "low_temperature")
+    plots.band(axes, [1, 2], [0.3, 0.4], [0.1, 0.2], [0.5, 0.6], "low-temperature")
     assert axes.lines[0].get_ydata().tolist() == [0.3, 0.4]
     corners = axes.collections[0].get_paths()[0].vertices[:, 1]
     assert (corners.min(), corners.max()) == (0.1, 0.6)
@@ -53,35 +54,8 @@ def test_band_draws_value_and_interval(tmp_path):
     plots.save(fig, tmp_path / "x.png", ALT)
 
 
-# What may stand in one figure, chapter by chapter.
-TOGETHER = (
-    {"base", "thinking", "guess", "entropy-matched thinking", "greedy", "low_temperature",
-     "majority", "best_of_n", "cot_decoding", "power_sampling"},
-    {"thinking traces", "shuffled traces", "corrupted traces"},
-    {"hybrid", "oracle", "probe", "network", "difference of means", "ceiling", "leak", "leak alone",
-     "bias only", "one vector", "other category", "random vectors", "random positions",
-     "twin vectors", "untrained vectors", "unrelated vectors", "true kinds",
-     "twin vectors, true kinds", "logit push"},
-    {"base", "thinking", "twin", "untrained", "distilled", "taught", "guess"},
-    {"base vector", "thinking vector", "own vector", "base point vector", "wrong behaviour",
-     "wrong point vector", "noise"},
-    {"correctness", "noise"},
-    {"backtracking", "uncertainty", "error", "noise"},
-    {"critiques", "flipped critiques", "shuffled critiques", "format only", "noisy critiques",
-     "own critiques", "many critiques", "SFT right", "SFT wrong", "RL on one problem",
-     "RL, same budget", "format reward", "random reward", "entropy alone"},
-    {"base", "thinking", "critiques"},
-    {"gain by when", "gain by how"},
-)
-
-
-def test_models_differ_in_colour_or_line_and_unknown_ones_are_named():
-    # Two models of one figure may never look the same.
-    assert set(plots.LOOKS) == set.union(*TOGETHER)
-    for names in TOGETHER:
-        looks = {(tuple(plots.LOOKS[name][0]), plots.LOOKS[name][1]) for name in names}
-        assert len(looks) == len(names), names
-    with pytest.raises(KeyError, match="thinkng"):
+def test_an_unknown_arm_has_no_look():
+    with pytest.raises(BadInput, match="did you mean thinking"):
         plots.look("thinkng")
 
 

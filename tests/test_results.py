@@ -184,3 +184,38 @@ def test_the_committed_table_is_that_of_the_committed_results(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     results.facts()
     assert (tmp_path / "results/facts.csv").read_text() == committed.read_text()
+
+
+def recorder():
+    record = results.Recorder("smoke", "02", seeds=[0, 1], n_problems=20, n_samples=4)
+    shown = record.fact("chain", "base", "pass_at_k", np.array([0.25, 0.2, 0.3]), k=4)
+    assert shown == (0.25, 0.2, 0.3)
+    record.fact("chain", "base", "pass_at_k", (0.5, 0.4, 0.6), k=16, n_samples=16)
+    record.fact("chain", "base", "tokens_per_answer", 31.5, seeds=[0])
+    record.fact("chain", "base", "cosine", (0.9, 0.8, 1.0), against="thinking")
+    return record
+
+
+def test_a_recorder_keeps_what_was_measured_under_which_conditions():
+    record = recorder()
+    assert record.fact("chain", "base", "gap_recovered", None) is None
+    assert len(record.facts) == 4
+    assert record.get("chain", "base", "pass_at_k", k=16) == (0.5, 0.4, 0.6)
+    assert record.get("chain", "base", "pass_at_k") is None
+    assert record.get("chain", "base", "tokens_per_answer") == (31.5, None, None)
+    table = record.frame("pass_at_k")
+    assert list(table["k"]) == [4, 16] and list(table["n_samples"]) == [4, 16]
+    assert table["temperature"].isna().all() and list(table["n_problems"]) == [20, 20]
+    assert record.facts[2]["seeds"] == [0] and record.facts[0]["seeds"] == [0, 1]
+    assert record.figure("curve").as_posix() == "results/smoke/figures/02_curve.png"
+
+
+@pytest.mark.parametrize("arm, quantity, given, said", [
+    ("bsae", "pass_at_k", {"k": 1}, "arm 'bsae' is unknown; did you mean base"),
+    ("base", "pass_at_n", {"k": 1}, "Quantity 'pass_at_n' is unknown"),
+    ("base", "cosine", {"agianst": "thinking"}, "Condition 'agianst' .* did you mean against"),
+    ("base", "cosine", {"against": "thnking"}, "arm 'thnking' is unknown"),
+])
+def test_a_recorder_refuses_what_is_not_in_the_vocabulary(arm, quantity, given, said):
+    with pytest.raises(errors.BadInput, match=said):
+        recorder().fact("chain", arm, quantity, 0.5, **given)

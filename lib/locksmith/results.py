@@ -5,7 +5,8 @@
     results/facts.csv                        every fact of every file, one row each
     results/metrics.json                     values alone, for `dvc metrics show` and `diff`
 
-No file holds a time, a host or an absolute path: the same run writes the same bytes.
+A fact is about a family of problems, a model or arm (an id of arms.yml) and a quantity, under the
+conditions of `locksmith.quantities`. No file holds a time, a host or an absolute path: the same run writes the same bytes.
 """
 
 import argparse
@@ -18,11 +19,83 @@ import math
 import platform
 from pathlib import Path
 
-from locksmith import errors, params
+import pandas as pd
+
+from locksmith import arms, errors, params, quantities, stats
 
 ROOT = Path("results")
 FACT = ("family", "model", "quantity", "value", "low", "high", "n_problems", "n_samples", "seeds")
+COLUMNS = (*FACT[:3], *quantities.CONDITIONS, *FACT[3:])
 PACKAGES = ("torch", "transformers", "numpy", "scipy")
+SIZE = ("n_problems", "n_samples", "seeds")
+ARMS = ("on", "against")  # conditions that name an arm
+
+
+class Recorder:
+    """The facts of one chapter as they are measured, and in `extra` what else its page keeps.
+
+    seeds (list of int), n_problems, n_samples: what stands behind a fact that does not say.
+    """
+
+    def __init__(self, profile: str, chapter: str, *, seeds, n_problems=None, n_samples=None):
+        self.profile, self.chapter = profile, chapter
+        self.size = {"n_problems": n_problems, "n_samples": n_samples, "seeds": list(seeds)}
+        self.facts, self.extra = [], {}
+
+    @classmethod
+    def reopen(cls, profile: str, chapter: str) -> "Recorder":
+        """What an earlier run wrote, to be shown."""
+        written = read(profile, chapter)
+        record = cls(profile, chapter, seeds=written["provenance"]["seeds"])
+        record.facts, record.extra = written["facts"], written["extra"]
+        return record
+
+    def fact(self, family: str, arm: str, quantity: str, interval, **given):
+        """Keep a fact, and return its stats.Interval for display.
+
+        interval: value, low and high; a number, which has no interval; or None, where there is
+            nothing to tell: then nothing is kept and None is returned.
+        given: conditions of locksmith.quantities, and any of SIZE that is not the chapter's.
+        Raises BadInput for an arm, a quantity or a condition that is not in the vocabulary.
+        """
+        if interval is None:
+            return None
+        ends = tuple(interval) if hasattr(interval, "__len__") else (interval, None, None)
+        ends = [None if x is None else float(x) for x in ends]
+        size = {key: given.pop(key, self.size[key]) for key in SIZE}
+        given = quantities.check(quantity, given)
+        for name in (arm, *(given[key] for key in ARMS if key in given)):
+            arms.get(name)
+        self.facts.append({"family": family, "model": arm, "quantity": quantity, **given,
+                           **dict(zip(("value", "low", "high"), ends, strict=True)), **size})
+        return stats.Interval(*ends)
+
+    def get(self, family: str, arm: str, quantity: str, **conditions):
+        """The Interval of a fact under exactly these conditions, or None."""
+        wanted = (family, arm, quantities.name(quantity, conditions))
+        for fact in self.facts:
+            if (fact["family"], fact["model"], quantities.name(fact["quantity"], fact)) == wanted:
+                return stats.Interval(fact["value"], fact["low"], fact["high"])
+        return None
+
+    def frame(self, quantity: str | None = None) -> pd.DataFrame:
+        """The facts, or those of one quantity, a row each: the columns of `frame`."""
+        return frame([fact for fact in self.facts if quantity in (None, fact["quantity"])])
+
+    def figure(self, name: str) -> Path:
+        """Where a figure of the chapter is kept."""
+        return ROOT / self.profile / "figures" / f"{self.chapter}_{name}.png"
+
+    def write(self, checkpoints=()) -> Path:
+        """`write` with everything that was kept."""
+        return write(self.profile, self.chapter, self.facts, extra=self.extra,
+                     checkpoints=checkpoints)
+
+
+def frame(facts) -> pd.DataFrame:
+    """Facts as a tidy table: family, model, quantity, every condition (NaN or None where it has
+    none), value, low, high, n_problems, n_samples, seeds."""
+    return pd.DataFrame(list(facts), columns=COLUMNS)
 
 
 def write(profile, chapter, facts, *, extra=None, checkpoints=()):

@@ -1,0 +1,64 @@
+"""arms.yml: what models and arms are called, what they are for, and how figures show them."""
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from locksmith import errors, quantities
+
+FIELDS = {"label", "role", "look", "says"}
+COLOURS = ("blue", "orange", "green", "red", "purple", "brown", "pink", "silver", "yellow", "cyan",
+           "grey")  # seaborn's colour-blind palette in its order, and a darker grey
+LINES = {"solid": "-", "dashed": "--", "dotted": ":", "dashdot": "-."}
+
+
+class Arm(NamedTuple):
+    """One entry of arms.yml; `line` and `marker` as Matplotlib writes them."""
+
+    id: str
+    label: str
+    role: str
+    colour: str
+    line: str
+    marker: str
+    says: str
+
+
+@cache
+def load(path: str | Path = "arms.yml") -> dict[str, Arm]:
+    """Every arm by its id, in the file's order. BadInput where an entry cannot be used."""
+    try:
+        book = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise errors.BadInput(f"{path} does not exist; it names every model and arm.") from None
+    except yaml.YAMLError as error:
+        raise errors.BadInput(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    return {name: _arm(name, entry, book["roles"], path) for name, entry in book["arms"].items()}
+
+
+def get(name: str, path: str | Path = "arms.yml") -> Arm:
+    """One arm; BadInput names those whose ids are nearest to an unknown one."""
+    known = load(path)
+    if name not in known:
+        raise errors.BadInput(quantities.unknown(f"{path}: arm", name, known))
+    return known[name]
+
+
+def _arm(name, entry, roles, path):
+    where = f"{path}: arm {name!r}"
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+        raise errors.BadInput(f"{where}: an id is made of lower-case letters, digits and hyphens.")
+    if not {"role", "look", "says"} <= set(entry) <= FIELDS:
+        raise errors.BadInput(f"{where} has {', '.join(sorted(entry))}; needed are role, look and "
+                              "says, and label is allowed.")
+    if entry["role"] not in roles:
+        raise errors.BadInput(quantities.unknown(f"{where}: role", entry["role"], roles))
+    colour, _, line = entry["look"].partition(" ")
+    if colour not in COLOURS or (line or "solid") not in LINES:
+        raise errors.BadInput(f"{where}: look is {entry['look']!r}; allowed is one of "
+                              f"{', '.join(COLOURS)}, and {', '.join(LINES)} after it.")
+    return Arm(name, entry.get("label", name.replace("-", " ")), entry["role"], colour,
+               LINES[line or "solid"], roles[entry["role"]]["marker"], entry["says"].strip())

@@ -1,0 +1,110 @@
+import matplotlib.pyplot as plt
+import pytest
+from locksmith import arms, results, stats
+from locksmith.book import plots, report
+from locksmith.errors import BadInput
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def record():
+    made = results.Recorder("smoke", "02", seeds=[0, 1], n_problems=20)
+    for i, family in enumerate(("countdown", "chain")):
+        for k in (1, 4, 16):
+            for arm, level in (("base", 0.1), ("thinking", 0.5), ("guess", 0.01)):
+                value = level + 0.1 * i + 0.02 * k
+                made.fact(family, arm, "pass_at_k", (value, value - 0.05, value + 0.05), k=k)
+        made.fact(family, "hybrid", "gap_recovered", (0.6 + i, 0.5 + i, 0.7 + i))
+        made.fact(family, "bias-only", "gap_recovered", (-0.3, -0.9, 0.1))
+        for n in (1, 10):
+            made.fact(family, "few-shot", "gap_recovered", (0.2, 0.1, 0.3), examples=n)
+        made.fact(family, "hybrid", "gain_when", (0.4, 0.3, 0.5))
+        made.fact(family, "hybrid", "gain_how", (0.1, 0.0, 0.2))
+    return made
+
+
+def test_numbers_are_told_with_their_interval_or_a_dash():
+    assert report.text(stats.Interval(0.59612, 0.5461, 0.648)) == "0.596 [0.546, 0.648]"
+    assert report.text((0.59612, 0.5461, 0.648), 2) == "0.6 [0.55, 0.65]"
+    assert report.text((1234.5, None, None)) == "1,234"
+    assert report.text((2.5e7, 1e7, 1e8)) == "2.5e+07 [1e+07, 1e+08]"
+    assert report.text(None) == "–"
+
+
+def test_a_table_is_markdown():
+    assert report.table(["a", "b"], [[1, "x"]]).data.splitlines() == [
+        "| a | b |", "| --- | --- |", "| 1 | x |"]
+
+
+def test_published_figures_are_those_of_the_claim_that_speak_of_it():
+    lines = report.published("one-problem", about=["random reward"]).data.splitlines()
+    assert len(lines) == 3 and "+21.4" in lines[2] and lines[2].endswith("| verified |")
+    assert len(report.published("one-problem").data.splitlines()) > 3
+
+
+def test_the_glossary_says_what_each_arm_is_once():
+    lines = report.glossary(["hybrid", "base", "hybrid"]).data.splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == ["| base", "| hybrid"]
+    assert arms.get("hybrid").says in lines[1]
+    with pytest.raises(BadInput, match="hybird"):
+        report.glossary(["hybird"])
+
+
+def test_labels_name_the_conditions_that_tell_rows_apart():
+    facts = report.labelled(record().frame("gap_recovered"))
+    assert list(facts["label"])[:4] == ["hybrid", "bias only", "few-shot, examples 1",
+                                        "few-shot, examples 10"]
+    assert list(facts["role"])[:2] == ["method", "control"]
+    curves = report.labelled(record().frame("pass_at_k"), ["k"])
+    assert set(curves["label"]) == {"base", "thinking", "guess"}
+
+
+def test_an_alt_text_holds_the_values_and_never_more_than_300_characters():
+    told = report.alt("Share of the gap recovered", record().frame("gap_recovered"))
+    assert told.startswith("Share of the gap recovered: countdown hybrid 0.6, bias only -0.3, ")
+    assert "; chain hybrid 1.6" in told and len(told) <= 300
+    long = report.alt("pass@k", record().frame("pass_at_k"))
+    assert len(long) <= 300 and long.endswith("more in the table.")
+
+
+def drawn_ends(ax):
+    """(lowest, highest) of every line with two different ends, that is of the intervals."""
+    return {tuple(round(float(x), 3) for x in line.get_xdata()) for line in ax.lines
+            if len(line.get_xdata()) == 2 and line.get_ydata()[0] == line.get_ydata()[1]}
+
+
+def test_a_forest_draws_each_interval_and_tells_roles_apart():
+    fig = report.forest(record().frame("gap_recovered"), "share of the gap", xlim=(-0.5, 1.4))
+    left, right = fig.axes
+    assert [t.get_text() for t in left.get_yticklabels()] == [
+        "hybrid", "bias only", "few-shot, examples 1", "few-shot, examples 10"]
+    assert drawn_ends(left) == {(0.5, 0.7), (-0.5, 0.1), (0.1, 0.3)}
+    assert (1.4, 1.4) in drawn_ends(right)  # 1.5 to 1.7 stand at the edge
+    assert left.get_title("left") == "countdown" and left.get_ylim()[0] > left.get_ylim()[1]
+    assert {t.get_text() for t in fig.legends[0].get_texts()} == {"method", "control"}
+
+
+def test_curves_draw_value_and_band_of_each_arm():
+    fig = report.curves(record().frame("pass_at_k"), "k", "samples k", "solved", log=4)
+    left = fig.axes[0]
+    assert left.get_xlabel() == "samples k" and left.get_ylabel() == "solved"
+    lines = {tuple(line.get_color()): line for line in left.lines if len(line.get_xdata()) == 3}
+    base = lines[plots.look("base")["color"]]
+    assert base.get_ydata() == pytest.approx([0.12, 0.18, 0.42])
+    corners = [band.get_paths()[0].vertices[:, 1] for band in left.collections]
+    assert sorted(round(c.min(), 2) for c in corners) == [-0.02, 0.07, 0.47]
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["base", "thinking", "guess"]
+
+
+def test_parts_draw_when_and_how():
+    fig = report.parts(record().frame(), "change in accuracy")
+    bars = sorted(round(bar.get_width(), 2) for bar in fig.axes[0].patches if bar.get_width())
+    assert bars == [0.1, 0.4]
+
+
+def test_what_stands_behind_a_figure():
+    assert report.size_of(record().frame()) == "20 problems, 2 seeds, 95 % intervals"
