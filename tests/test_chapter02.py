@@ -30,31 +30,31 @@ N, NEW = 4, 12  # problems, tokens
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
+def home(tmp_path_factory):
     """A folder with the smoke profile's problems and untrained models, where a chapter looks."""
     with smoke_lab(tmp_path_factory.mktemp("lab")) as root:
         yield root
 
 
 @pytest.fixture(autouse=True)
-def inside(lab, monkeypatch):
-    monkeypatch.chdir(lab)
+def inside(home, monkeypatch):
+    monkeypatch.chdir(home)
 
 
 def draw(**options):
     return sampling.draw("smoke", "countdown", "base", 0, N, 3, NEW, **options)
 
 
-def test_problems_are_the_versioned_ones(lab):
-    kept = (lab / "data/smoke/chain_test.jsonl").read_text().splitlines()
+def test_problems_are_the_versioned_ones(home):
+    kept = (home / "data/smoke/chain_test.jsonl").read_text().splitlines()
     assert [p.key for p in lab.problems("smoke", "chain", 5)] == [
         json.loads(line)["key"] for line in kept[:5]]
     with pytest.raises(errors.BadInput, match=f"n_problems is 999; allowed is at most {len(kept)}"):
         lab.problems("smoke", "chain", 999)
 
 
-def test_other_problems_in_data_are_noticed(lab, monkeypatch):
-    path = lab / "data/smoke/chain_test.jsonl"
+def test_other_problems_in_data_are_noticed(home, monkeypatch):
+    path = home / "data/smoke/chain_test.jsonl"
     whole = path.read_text()
     path.write_text("\n".join(whole.splitlines()[::-1]))
     with pytest.raises(errors.BadInput, match="holds other problems"):
@@ -145,7 +145,8 @@ def test_median_interval_covers_the_median_and_skips_what_is_missing():
 @pytest.fixture(scope="module")
 def chapter():
     """The functions of the chapter's cells, by name, with what they need around them."""
-    scope = {"math": math, "random": random, "np": np, "stats": stats, "grammar": grammar, "vocabulary": vocabulary,
+    scope = {"math": math, "random": random, "np": np, "stats": stats, "grammar": grammar,
+             "vocabulary": vocabulary,
              "plots": plots, "Counter": Counter, "ks": np.array([1, 2, 4])}
     for cell in nbformat.read(CHAPTER, as_version=4).cells:
         if cell.cell_type == "code" and cell.source.startswith("def "):

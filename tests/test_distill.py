@@ -10,15 +10,15 @@ BASE = "checkpoints/smoke/chain"
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
+def home(tmp_path_factory):
     """The smoke profile's problems and models (random weights), where the library looks."""
     with smoke_lab(tmp_path_factory.mktemp("lab"), ["chain"], ["base", "thinking", "twin"]) as root:
         yield root
 
 
 @pytest.fixture(autouse=True)
-def inside(lab, monkeypatch):
-    monkeypatch.chdir(lab)
+def inside(home, monkeypatch):
+    monkeypatch.chdir(home)
 
 
 def loss(net, texts):

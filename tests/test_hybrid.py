@@ -465,7 +465,7 @@ def test_logit_push_is_the_direction_that_raises_a_categorys_words_most(base):
 # --- one arm --------------------------------------------------------------------------------------
 
 @pytest.fixture
-def lab(monkeypatch):
+def home(monkeypatch):
     """Tiny random models of the lab's vocabulary by name, and chain problems."""
     dials = params.load("smoke")["families"]["chain"]
     built = {name: made(lambda: LlamaForCausalLM(LlamaConfig(
@@ -484,11 +484,11 @@ def lab(monkeypatch):
 ORACLE = dict(gate="oracle", table=hybrid.behaviour_table(), layer=0)
 
 
-def test_arms_are_paired_and_counted(lab):
-    plain, zero = lab(), lab(vectors=torch.zeros(4, 16), **ORACLE)
+def test_arms_are_paired_and_counted(home):
+    plain, zero = home(), home(vectors=torch.zeros(4, 16), **ORACLE)
     assert plain.ids == zero.ids and plain.n_steered == 0 and plain.bits == 0
-    assert lab(decides="base").ids == plain.ids != lab(decides="thinking").ids
-    assert lab(vectors=torch.ones(4, 16), strength=0.0, **ORACLE).n_steered == 0
+    assert home(decides="base").ids == plain.ids != home(decides="thinking").ids
+    assert home(vectors=torch.ones(4, 16), strength=0.0, **ORACLE).n_steered == 0
     fired = sum(k >= 0 for row in zero.which for ids in row for k in ids)
     assert zero.n_steered == fired > 0 and zero.bits > 0
     for p in range(6):
@@ -502,7 +502,7 @@ def test_arms_are_paired_and_counted(lab):
             for behaviour in hybrid.BEHAVIOURS:
                 assert zero.behaviours[behaviour][p, i] == steps.count(behaviour)
     assert pickle.loads(pickle.dumps(zero)).ids == zero.ids
-    part = lab(vectors=torch.zeros(4, 16), only=[4, 1], **ORACLE)
+    part = home(vectors=torch.zeros(4, 16), only=[4, 1], **ORACLE)
     assert part.ids == [zero.ids[4], zero.ids[1]] and part.which == [zero.which[4], zero.which[1]]
 
 
@@ -513,14 +513,14 @@ def test_arms_are_paired_and_counted(lab):
     dict(gate="probe", layer=0, weight=torch.randn(5, 16), intercept=torch.zeros(5), threshold=0.2),
     dict(gate="random positions", layer=1, rate=0.2), dict(gate="always", layer=1, category=2)],
     ids=lambda how: how["gate"] + "".join(how.get("mix", "")))
-def test_every_gate_and_mix_runs_and_counts(lab, how):
+def test_every_gate_and_mix_runs_and_counts(home, how):
     vectors = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
-    arm = lab(vectors=vectors, bias=torch.ones(16), strength=2.0, **how)
+    arm = home(vectors=vectors, bias=torch.ones(16), strength=2.0, **how)
     fired = sum(k >= 0 for row in arm.which for ids in row for k in ids)
-    assert arm.n_steered == fired > 0 and arm.ids != lab().ids
+    assert arm.n_steered == fired > 0 and arm.ids != home().ids
     assert (arm.bits > 0) == (how["gate"] not in ("probe", "random positions", "always"))
     # A bias alone is the same vector at the same times, whatever the category.
-    merged = lab(vectors=vectors + 1, strength=2.0, **how)
+    merged = home(vectors=vectors + 1, strength=2.0, **how)
     assert merged.ids == arm.ids
 
 
@@ -529,6 +529,6 @@ def test_every_gate_and_mix_runs_and_counts(lab, how):
     (dict(ORACLE, vectors=torch.ones(4, 16), mix="all"), "mix is 'all'; allowed"),
     (dict(mix="ceiling"), "gate is None, decides None and mix 'ceiling'"),
     (dict(ORACLE, decides="thinking"), "gate is 'oracle', decides 'thinking'")])
-def test_bad_arms_are_one_sentence(lab, how, sentence):
+def test_bad_arms_are_one_sentence(home, how, sentence):
     with pytest.raises(errors.BadInput, match=sentence):
-        lab(**how)
+        home(**how)

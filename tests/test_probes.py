@@ -16,15 +16,15 @@ FAMILIES = ("countdown", "chain")
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
+def home(tmp_path_factory):
     """A folder with the smoke profile's problems and untrained models in the lab's places."""
     with smoke_lab(tmp_path_factory.mktemp("lab")) as root:
         yield root
 
 
 @pytest.fixture
-def inside(lab, monkeypatch):
-    monkeypatch.chdir(lab)
+def inside(home, monkeypatch):
+    monkeypatch.chdir(home)
 
 
 # --- areas, probes, calibration -------------------------------------------------------------------

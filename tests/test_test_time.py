@@ -16,7 +16,7 @@ OPTIONS = {"base": {}, "prefix": {"words": ("what", "about")}, "few_shot": {"sho
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
+def home(tmp_path_factory):
     with smoke_lab(tmp_path_factory.mktemp("lab"), models=("base",)):
         yield
 
@@ -34,7 +34,7 @@ def job(family, n=1, cap=CAP):
 
 @pytest.mark.parametrize("family", ["countdown", "chain"])
 @pytest.mark.parametrize("method", list(test_time.METHODS))
-def test_every_method_gives_one_finite_number_a_problem(lab, method, family):
+def test_every_method_gives_one_finite_number_a_problem(home, method, family):
     found = run(method, family, n=2)
     for values in (found.correct, found.trace, found.tokens, *found.log.values()):
         assert values.shape == (P,) and np.isfinite(values).all()
@@ -44,7 +44,7 @@ def test_every_method_gives_one_finite_number_a_problem(lab, method, family):
 
 
 @pytest.mark.parametrize("family", ["countdown", "chain"])
-def test_the_vote_never_spends_more_than_the_tools(lab, family):
+def test_the_vote_never_spends_more_than_the_tools(home, family):
     spent = run("cognitive_tools", family).tokens
     for budget in (spent, 7):
         found = run("matched_vote", family, budget=budget)
@@ -53,7 +53,7 @@ def test_the_vote_never_spends_more_than_the_tools(lab, family):
     assert (run("matched_vote", family, budget=spent).tokens > spent - CAP).all()
 
 
-def test_the_vote_takes_the_commonest_answer_within_the_budget(lab, monkeypatch):
+def test_the_vote_takes_the_commonest_answer_within_the_budget(home, monkeypatch):
     mine = job("chain")
     answers = ["so 1 2 <eos>", "so 3 4 <eos>", "so 3 4 <eos>", "so 1 2 <eos>", "so 1 2 <eos>"]
 
@@ -72,7 +72,7 @@ def test_the_vote_takes_the_commonest_answer_within_the_budget(lab, monkeypatch)
         assert vocabulary.decode(found.continuations[0])[1] == winner
 
 
-def test_prefix_words_are_in_the_answer_and_are_counted(lab):
+def test_prefix_words_are_in_the_answer_and_are_counted(home):
     mine = job("countdown")
     found = test_time.prefix(mine, ("go", "back"))
     assert all(vocabulary.decode(c[:2]) == ["go", "back"] for c in found.continuations)
@@ -82,7 +82,7 @@ def test_prefix_words_are_in_the_answer_and_are_counted(lab):
 
 
 @pytest.mark.parametrize("family", ["countdown", "chain"])
-def test_few_shot_documents_are_rich_and_leave_room(lab, family, monkeypatch):
+def test_few_shot_documents_are_rich_and_leave_room(home, family, monkeypatch):
     mine, seen = job(family, cap=1000), []
     monkeypatch.setattr(test_time.Job, "sample", lambda self, prompts, cap: seen.append(
         (prompts, cap)) or test_time.decoding.Chosen([], np.zeros(0), {}))
@@ -98,7 +98,7 @@ def test_few_shot_documents_are_rich_and_leave_room(lab, family, monkeypatch):
     assert len({" ".join(p[:n]) for p, n in zip(prompts, found.log["shown"], strict=True)}) == P
 
 
-def test_guesses_are_the_familys_own(lab):
+def test_guesses_are_the_familys_own(home):
     mine = job("countdown")
     found = test_time.guess(mine, 100)
     length = len(mine.task.guess(mine.problems[0], random.Random(1)))
@@ -112,6 +112,6 @@ def test_guesses_are_the_familys_own(lab):
     ("vote", {}, "method"), ("prefix", {"words": ("perhaps",)}, "words"),
     ("prefix", {"words": ("wait",) * CAP}, "words"), ("few_shot", {"shots": 0}, "shots"),
     ("guess", {"budget": 0}, "budget"), ("cognitive_tools", {"tools": ("think",)}, "tools")])
-def test_bad_input_is_named(lab, method, options, named):
+def test_bad_input_is_named(home, method, options, named):
     with pytest.raises(BadInput, match=f"^{named} is .*allowed"):
         test_time.test_time("smoke", "chain", 0, method, P, CAP, **options)

@@ -25,7 +25,7 @@ FAMILIES = {"countdown": countdown, "chain": chain}
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
+def home(tmp_path_factory):
     with smoke_lab(tmp_path_factory.mktemp("lab")) as root:
         yield root
 
@@ -118,7 +118,7 @@ def weights(net):
     return {name: value.clone() for name, value in net.state_dict().items()}
 
 
-def test_a_reward_without_contrast_changes_nothing(lab):
+def test_a_reward_without_contrast_changes_nothing(home):
     problems = tuning.pool("smoke", "chain", 6)
     net, steer, curve = tuning.reinforce("smoke", "chain", 0, problems, small(), reward="none")
     before = weights(lab.load("smoke", "chain", "base", 0))
@@ -128,7 +128,7 @@ def test_a_reward_without_contrast_changes_nothing(lab):
     assert any(not torch.equal(before[name], value) for name, value in weights(net).items())
 
 
-def test_vector_rl_leaves_every_weight_as_it_was(lab):
+def test_vector_rl_leaves_every_weight_as_it_was(home):
     problems = tuning.pool("smoke", "chain", 6)
     net, steer, _ = tuning.reinforce("smoke", "chain", 0, problems, small(lr=0.3), reward="random",
                                      trains="vectors", layers=[0, 1])
@@ -137,7 +137,7 @@ def test_vector_rl_leaves_every_weight_as_it_was(lab):
     assert [s.layer for s in steer] == [0, 1] and all(s.vector.norm() > 0 for s in steer)
 
 
-def test_an_adapter_changes_what_is_sampled(lab):
+def test_an_adapter_changes_what_is_sampled(home):
     net, steer, _ = tuning.reinforce("smoke", "chain", 0, tuning.pool("smoke", "chain", 6),
                                      small(lr=0.05), reward="random", trains="adapter", rank=2)
     before = weights(lab.load("smoke", "chain", "base", 0))
@@ -145,7 +145,7 @@ def test_an_adapter_changes_what_is_sampled(lab):
     assert steer is None and changed and not any("embed" in name for name in changed)
 
 
-def test_vectors_in_training_are_those_in_sampling(lab):
+def test_vectors_in_training_are_those_in_sampling(home):
     net = lab.load("smoke", "chain", "base", 0, exact=True)
     vectors = tuning.Vectors(net, [0, 1])
     assert [name for name, _ in vectors.named_parameters()] == ["table"]
@@ -166,7 +166,7 @@ def test_vectors_in_training_are_those_in_sampling(lab):
     assert torch.equal(vectors.logits(ids), plain)  # a vector of zeros changes no bit
 
 
-def test_an_entropy_bonus_raises_entropy(lab):
+def test_an_entropy_bonus_raises_entropy(home):
     net = model.build(params.load("smoke")["model"], 0)
     with torch.no_grad():
         net.model.embed_tokens.weight.mul_(20)
@@ -227,7 +227,7 @@ def test_gap_recovered_over_single_problems():
     assert tuning.gap_recovered(several, base, base) is None
 
 
-def test_jobs_on_random_models(lab):
+def test_jobs_on_random_models(home):
     size = dict(n_problems=4, n=2, max_new_tokens=24)
     problems = tuning.pool("smoke", "chain", 3)
     rows, written = tuning.candidates("smoke", "chain", [0], problems, 5, 24)
