@@ -17,7 +17,6 @@ from locksmith import (
     errors,
     grammar,
     lab,
-    parallel,
     stats,
     vocabulary,
 )
@@ -116,17 +115,6 @@ def test_answers_are_read_where_they_stand():
     assert answer == (("3", "*", "7", "+", "9"), ("7", "+", "3", "*", "9"))
     unfinished = vocabulary.encode(["try", "<pad>", "3"])
     assert sampling.read_answer("countdown", problem, unfinished) == (None, [])
-
-
-def test_jobs_come_back_in_their_order():
-    with parallel.workers() as pool:
-        jobs = {x: {"profile": "smoke", "family": "chain", "seed": x, "n_problems": 2, "n": 5}
-                for x in (3, 1, 2)}
-        found = parallel.run(pool, sampling.guesses, jobs)
-    assert list(found) == [3, 1, 2]
-    for seed, (correct, trace) in found.items():
-        here = sampling.guesses("smoke", "chain", seed, 2, 5)
-        assert (correct == here[0]).all() and (trace == here[1]).all()
 
 
 def test_median_interval_covers_the_median_and_skips_what_is_missing():

@@ -65,7 +65,8 @@ def write(task, dials, n_tokens, seed):
 
     Also returns counts: documents by kind and steps by behaviour.
     """
-    rng = random.Random(f"corpus {task.__name__} {seed}")
+    # The seed keeps the name that the modules had when the versioned checkpoints were trained.
+    rng = random.Random(f"corpus locksmith.{task.__name__.rpartition('.')[2]} {seed}")
     out, size, counts = [], 0, {}
     while size < n_tokens:
         words, kind = document(rng, task, dials)

@@ -21,8 +21,6 @@ import argparse
 import copy
 import random
 import shutil
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +34,7 @@ from locksmith import (
     finetune,
     lab,
     model,
+    parallel,
     params,
     pretrain,
     results,
@@ -82,7 +81,6 @@ def _whole(batch):
 
 def train(profile, family, kind, seed):
     """One adapter into checkpoints/<profile>/<family>/<kind>/seed<seed>; returns its record."""
-    torch.set_num_threads(1)
     recipe = params.load(profile)["distill"]
     base = lab.load(profile, family, "base", seed, exact=True)
     net = model.adapter(base, recipe["rank"], seed)
@@ -121,7 +119,7 @@ def run(profile, family):
     config = params.load(profile)
     seeds = config["seeds"]
     shutil.rmtree(Path("checkpoints") / profile / family / "distilled", ignore_errors=True)
-    with ProcessPoolExecutor(device.workers(), mp_context=get_context("spawn")) as workers:
+    with parallel.workers(profile, "cpu") as workers:
         jobs = {(kind, s): workers.submit(train, profile, family, kind, s)
                 for kind in KINDS for s in seeds}
         records = {key: job.result() for key, job in jobs.items()}

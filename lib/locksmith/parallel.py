@@ -1,6 +1,7 @@
-"""Many jobs side by side: a chapter's work in one-thread processes, one a core."""
+"""Many jobs side by side: in one-thread processes, one a core, or one after the other right here."""
 
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import pickle
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
 import torch
@@ -9,15 +10,37 @@ from tqdm import tqdm
 from locksmith import device
 
 
-def workers():
-    """A pool of one-thread processes, one a core; on a GPU a single one."""
-    n = device.workers() if device.pick()[0].type == "cpu" else 1
+class Serial(Executor):
+    """Runs a job when it is submitted, in this process and in one thread; its error is raised there.
+
+    As in a process, a job gets copies and gives one back: what does not pickle fails here as well.
+    """
+
+    def submit(self, function, /, *args, **options):
+        function, args, options = pickle.loads(pickle.dumps((function, args, options)))
+        done, threads = Future(), torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            done.set_result(pickle.loads(pickle.dumps(function(*args, **options))))
+        finally:
+            torch.set_num_threads(threads)
+        return done
+
+
+def workers(profile: str, where: str = "auto") -> Executor:
+    """A pool of one-thread processes, one a core, or a single one if `where` is or picks a GPU.
+
+    A job of profile smoke takes less time than a process takes to import torch: it runs right here.
+    """
+    if profile == "smoke":
+        return Serial()
+    n = device.workers() if device.pick(where)[0].type == "cpu" else 1
     return ProcessPoolExecutor(n, mp_context=get_context("spawn"),
                                initializer=torch.set_num_threads, initargs=(1,))
 
 
-def run(pool, function, jobs):
-    """name -> function(**options) for jobs, a dict name -> options, side by side in the pool."""
+def run(pool: Executor, function, jobs: dict) -> dict:
+    """name -> function(**options) for jobs, a dict name -> options, in the pool."""
     waiting = {pool.submit(function, **options): name for name, options in jobs.items()}
     done = {waiting[job]: job.result()
             for job in tqdm(as_completed(waiting), total=len(jobs), desc=function.__name__)}

@@ -9,8 +9,6 @@ function of the seed, and one thread makes the run repeatable to the bit.
 import argparse
 import shutil
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from locksmith import corpus, device, errors, model, params, results, vocabulary
+from locksmith import corpus, errors, model, parallel, params, results, vocabulary
 
 
 def batches(ids, micro, rng):
@@ -62,7 +60,6 @@ def train(profile, family, name, seed, folder):
     name: "base", or "twin", whose corpus differs in the dials of the profile's `twin`, the same in
     tokens, problems and order. Returns the training record: loss curve, tokens, corpus counts.
     """
-    torch.set_num_threads(1)
     config = params.load(profile)
     dials, recipe = config["families"][family], config["pretrain"]
     if name == "twin":
@@ -116,7 +113,7 @@ def run(profile, family, name):
     config = params.load(profile)
     folder = Path("checkpoints") / profile / family / name
     shutil.rmtree(folder, ignore_errors=True)
-    with ProcessPoolExecutor(device.workers(), mp_context=get_context("spawn")) as workers:
+    with parallel.workers(profile, "cpu") as workers:
         jobs = [workers.submit(train, profile, family, name, s, folder) for s in config["seeds"]]
         records = [job.result() for job in jobs]
     last = [record["curve"][-1]["loss"] for record in records]

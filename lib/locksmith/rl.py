@@ -14,15 +14,24 @@ engine for its rollouts (benchmarks/trl_step.py). On one identical batch both ma
 import argparse
 import random
 import shutil
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from locksmith import corpus, device, engine, errors, model, params, results, rewards, vocabulary
+from locksmith import (
+    corpus,
+    device,
+    engine,
+    errors,
+    model,
+    parallel,
+    params,
+    results,
+    rewards,
+    vocabulary,
+)
 
 MEASURED = ("correct", "trace", "attempts", "valid_attempts", "checks", "backtracks")
 
@@ -131,7 +140,6 @@ def train(profile, family, seed, base, folder):
 
     Returns its curve. The curve's accuracies are on fresh training problems, each seen once.
     """
-    torch.set_num_threads(1)
     config = params.load(profile)
     dials, recipe = config["families"][family], config["rl"]
     task = corpus.FAMILIES[family]
@@ -159,7 +167,7 @@ def run(profile, family):
     base = Path("checkpoints") / profile / family / "base"
     folder = base.with_name("rl")
     shutil.rmtree(folder, ignore_errors=True)
-    with ProcessPoolExecutor(device.workers(), mp_context=get_context("spawn")) as workers:
+    with parallel.workers(profile, "cpu") as workers:
         jobs = [workers.submit(train, profile, family, s, base, folder) for s in config["seeds"]]
         curves = [job.result() for job in jobs]
     last = [np.mean([point["accuracy"] for point in curve[-10:]]) for curve in curves]

@@ -2,15 +2,12 @@
 
 Skill is a share: of the attempts, those that are valid; of the checks, those that are honest.
 Deployment is a number a problem: attempts, checks, backtracks, tokens. `measure` samples one
-checkpoint in every way that is compared, `measure_all` does so for many in a pool of processes.
+checkpoint in every way that is compared.
 """
 
 import random
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import numpy as np
-import torch
 
 from locksmith import corpus, device, engine, grammar, model, stats, vocabulary
 
@@ -60,7 +57,6 @@ def measure(checkpoint, family, dials, *, problems, samples, max_new_tokens, low
     "sampled" (temperature 1, `samples` a problem), "greedy" and "low temperature" (one a problem),
     and, for the chain, "depth 1", ... (temperature 1) for each of `depths`.
     """
-    torch.set_num_threads(1)
     where, dtype = device.pick()
     net = model.load(checkpoint, dtype, where)
     task = corpus.FAMILIES[family]
@@ -78,13 +74,6 @@ def measure(checkpoint, family, dials, *, problems, samples, max_new_tokens, low
         ladder = task.problems("test", problems, 0, dials, depth)
         out[f"depth {depth}"] = sample(ladder, samples, 1.0)
     return out
-
-
-def measure_all(jobs):
-    """`measure` for each of `jobs` (dicts of its arguments), in order; one process a core."""
-    n = 1 if device.pick()[0].type == "cuda" else min(device.workers(), len(jobs))
-    with ProcessPoolExecutor(n, mp_context=get_context("spawn")) as workers:
-        return [task.result() for task in [workers.submit(measure, **job) for job in jobs]]
 
 
 def stack(tallies):

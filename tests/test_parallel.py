@@ -1,0 +1,52 @@
+"""One pool for every job: the same results in other processes and in this one."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from locksmith import model, parallel, params
+from locksmith.experiments import sampling, skills
+from repository import smoke_lab
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lab(tmp_path_factory):
+    with smoke_lab(tmp_path_factory.mktemp("lab"), families=()):
+        yield
+
+
+def threads():
+    return torch.get_num_threads()
+
+
+def test_processes_and_the_serial_pool_give_the_same_in_the_order_of_the_jobs(tmp_path):
+    """Jobs of two kinds: one of numbers alone, one that loads a model and draws from it."""
+    model.save(model.build(params.load("smoke")["model"], 0), tmp_path / "model")
+    guesses = {seed: {"profile": "smoke", "family": "chain", "seed": seed, "n_problems": 2, "n": 5}
+               for seed in (3, 1, 2)}
+    measure = {0: {"checkpoint": tmp_path / "model", "family": "chain", "problems": 3, "samples": 2,
+                   "dials": params.load("smoke")["families"]["chain"], "max_new_tokens": 8,
+                   "low_temperature": 0.3, "depths": [1]}}
+    with parallel.workers("lab") as pool, parallel.workers("smoke") as serial:
+        assert isinstance(serial, parallel.Serial) and not isinstance(pool, parallel.Serial)
+        for function, jobs in ((sampling.guesses, guesses), (skills.measure, measure)):
+            there, here = (parallel.run(each, function, jobs) for each in (pool, serial))
+            assert list(there) == list(here) == list(jobs)
+            np.testing.assert_equal(there, here)
+        assert pool.submit(threads).result() == serial.submit(threads).result() == 1
+
+
+def test_the_serial_pool_leaves_its_process_as_it_was():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        serial, mine = parallel.Serial(), [1]
+        assert serial.submit(list.append, mine, 2).result() is None and mine == [1]  # a copy
+        with pytest.raises(ZeroDivisionError):
+            serial.submit(divmod, 1, 0)
+        with pytest.raises((AttributeError, pickle.PicklingError)):
+            serial.submit(lambda: None)  # no process could be sent it
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
