@@ -80,3 +80,14 @@ def spans(text):
     places = [i for i, _ in opened[1:]] + [last]
     return [Step(ends[i] - len(words(text)[i]) - 1, ends[stop - 1] - 1, kind)
             for (i, kind), stop in zip(opened, places)]
+
+
+def stated(text):
+    """Where conclusions state their answers: what follows their openings."""
+    out = []
+    for step in spans(text):
+        first = words(text[step.start:step.end])[0]
+        opening = len(" ".join(words(text[step.start:step.end])[:_LENGTH.get(first, 1)])) + 1
+        if step.kind == "conclude" and step.start + opening < step.end:
+            out.append((step.start + opening, step.end))
+    return out

@@ -1,27 +1,36 @@
 """Asking a model a task's problems: sampled, decoded, graded, and kept where that is worth it.
 
-Every chapter's numbers come from here. Answers of models that are not trained in this repository
-are kept in the cache folder, block by block, under a hash of all that shaped them: a run that was
-cut off goes on where it stopped.
+Every chapter's numbers come from here. What models of over KEPT_FROM parameters write is kept in the
+cache folder, block by block, under a hash of all that shaped it: a run that was cut off goes on
+where it stopped, and a repeated one only grades.
 """
 
+import hashlib
+import json
+import os
 from dataclasses import dataclass, field
 from types import ModuleType
 
 import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
 
-from locksmith import engine
-from locksmith.loading import Model
+from locksmith import engine, tasks
+from locksmith.loading import Model, fingerprint
+from locksmith.packaged import cache_dir
 
+KEPT_FROM = 50e6
+BLOCK = 256  # rollouts that are kept together
 COUNTS = ("attempts", "valid_attempts", "checks", "honest_checks", "backtracks")
 
 
 @dataclass
 class Answers:
-    """n answers to each of P problems. ids, texts: P lists of n (token ids, str); grades: P lists of
-    n of what the task says of them; stopped (P, n) bool: ended by itself, not at the cap; prompts:
-    P lists of token ids; rollouts: the engine's, prompt-major."""
-    task: ModuleType
+    """n answers to each of P problems of a task, by name. ids, texts: P lists of n (token ids, str);
+    grades: P lists of n of what the task says of them; stopped (P, n) bool: ended by itself, not at
+    the cap; prompts: P lists of token ids; rollouts: the engine's, prompt-major, on the CPU."""
+    task: str
     problems: list
     prompts: list
     ids: list
@@ -50,15 +59,57 @@ class Answers:
     @property
     def strategy(self) -> np.ndarray:
         """(P, n) bool: whether the answer takes the way that RL is said to deploy."""
-        return np.array([[self.task.strategy(problem, text) for text in row]
+        strategy = tasks.load(self.task).strategy
+        return np.array([[strategy(problem, text) for text in row]
                          for problem, row in zip(self.problems, self.texts)])
 
 
 def answer(model: Model, task: ModuleType, problems: list, n: int = 1, **how) -> Answers:
     """n sampled answers of a model to each problem; how: what `engine.sample` takes beside."""
     prompts = [model.ask(task, problem) for problem in problems]
-    drawn = engine.sample(model.net, prompts, n, stop=model.stop, **how)
+    how = {"stop": model.stop, **how}
+    if model.net.num_parameters() < KEPT_FROM or not set(how) <= _PLAIN:
+        drawn = engine.sample(model.net, prompts, n, **how)
+    else:
+        drawn = _kept(model, prompts, n, how)
     return graded(model, task, problems, prompts, drawn, n)
+
+
+# What a kept rollout depends on beside the weights; with anything else (steering, guide models)
+# nothing is kept.
+_PLAIN = {"stop", "max_new_tokens", "temperature", "top_p", "seed", "keys"}
+
+
+def _kept(model, prompts, n, how):
+    """Rollouts in blocks of prompts, each from the cache folder or sampled and put there."""
+    folder, mark = cache_dir() / "rollouts", fingerprint(model.net)
+    folder.mkdir(parents=True, exist_ok=True)
+    keys, size = how.pop("keys", None) or list(range(len(prompts))), max(1, BLOCK // n)
+    parts = []
+    for start in tqdm(range(0, len(prompts), size), desc=f"sampling, {size * n} answers a block"):
+        some = slice(start, start + size)
+        settings = [mark, prompts[some], n, sorted(how["stop"]), keys[some],
+                    sorted((k, v) for k, v in how.items() if k != "stop")]
+        name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
+        path = folder / f"{name}.safetensors"
+        if not path.exists():
+            drawn = engine.sample(model.net, prompts[some], n, keys=keys[some], **how)
+            part = path.with_suffix(f".{os.getpid()}.tmp")
+            save_file({name: getattr(drawn, name).cpu().contiguous() for name in _FIELDS}, part)
+            part.replace(path)
+        parts.append(load_file(path))
+    return _joined(parts, n)
+
+
+_FIELDS = ("tokens", "lengths", "logprobs", "stopped")
+
+
+def _joined(parts, n):
+    longest = max(part["tokens"].shape[1] for part in parts)
+    whole = {name: torch.cat([part[name] if part[name].dim() == 1 else torch.nn.functional.pad(
+        part[name], (0, longest - part[name].shape[1])) for part in parts]) for name in _FIELDS}
+    rows = torch.arange(len(whole["lengths"]))
+    return engine.Rollouts(**whole, prompt=rows // n, sample=rows % n)
 
 
 def graded(model: Model, task: ModuleType, problems: list, prompts: list, drawn: engine.Rollouts,
@@ -68,7 +119,7 @@ def graded(model: Model, task: ModuleType, problems: list, prompts: list, drawn:
     texts = [model.decode(one) for one in ids]
     grades = [task.grade(problems[i // n], text) for i, text in enumerate(texts)]
     ids, texts, grades = (by_problem(rows, n) for rows in (ids, texts, grades))
-    return Answers(task, problems, prompts, ids, texts, grades,
+    return Answers(tasks.name_of(task), problems, prompts, ids, texts, grades,
                    drawn.stopped.cpu().numpy().reshape(len(problems), n), drawn)
 
 

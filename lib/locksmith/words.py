@@ -195,6 +195,13 @@ def extract(text):
     return numbers[-1] if numbers else None
 
 
+def stated(text):
+    """Where the answer that `extract` finds stands in a continuation: its last place, or none."""
+    said, line = extract(text), prose.first_line(text)
+    start = -1 if said is None else text.find(line) + line.rfind(said)
+    return [] if said is None else [(start, start + len(said))]
+
+
 def _is_value(text, quotients):
     """Whether `text` states one value, not a calculation: no operator between two numbers. A
     quotient passes where `quotients` says so."""

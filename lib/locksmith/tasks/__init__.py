@@ -24,6 +24,8 @@ pages). `load(name)` gives the module, which has
     critique(problem, text) -> str
                                   an honest critique: the work done again, then a verdict
     verdict(critique) -> "right", "wrong" or None
+    stated(text) -> [(start, end)]
+                                  where a continuation states its answer
 
 Texts are strings: what a model writes, decoded. A task knows no token ids and no models.
 """
@@ -53,3 +55,20 @@ def load(name: str) -> ModuleType:
     if name not in names():
         raise BadInput(f"task is {name!r}; allowed are {', '.join(names())}.")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def name_of(task: ModuleType) -> str:
+    """The name of a task's module."""
+    return task.__name__.rpartition(".")[2]
+
+
+def openings(task: ModuleType, text: str) -> list[Step]:
+    """Where the steps of a text open: the words of the opening where the task has a closed set of
+    them, else the first word. A choice stands there; the rest of a step carries it out."""
+    out = []
+    for step in task.steps(text):
+        piece = text[step.start:step.end]
+        known = [o for o in map(" ".join, task.OPENINGS.get(step.kind, ())) if piece.startswith(o)]
+        length = max(map(len, known), default=len(piece.split(maxsplit=1)[0]))
+        out.append(Step(step.start, step.start + length, step.kind))
+    return out

@@ -15,5 +15,6 @@ def question(problem):
 
 
 prompt = words.prompt
-grade, steps, guess, strategy = words.grade, words.steps, words.guess_answer, words.works_out
+grade, steps, stated, strategy = words.grade, words.steps, words.stated, words.works_out
+guess = words.guess_answer
 review, critique, verdict = words.review, words.critique, words.verdict

@@ -258,7 +258,7 @@ def critique(problem, words):
 # --- the interface of every task (`tasks`): the same as text ---------------------------------------
 
 OPENINGS = grammar.OPENINGS
-steps = grammar.spans
+steps, stated = grammar.spans, grammar.stated
 
 
 def question(problem):

@@ -75,5 +75,5 @@ def strategy(problem, text):
 
 
 prompt = words.prompt
-grade, steps, guess = words.grade, words.steps, words.guess_answer
+grade, steps, stated, guess = words.grade, words.steps, words.stated, words.guess_answer
 review, critique, verdict = words.review, words.critique, words.verdict

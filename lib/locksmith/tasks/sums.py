@@ -65,5 +65,5 @@ def strategy(problem, text):
     return words.written_out(text, len(problem.question.split()[2::2]))
 
 
-grade, steps, guess = words.grade, words.steps, words.guess_answer
+grade, steps, stated, guess = words.grade, words.steps, words.stated, words.guess_answer
 review, critique, verdict = words.review, words.critique, words.verdict
