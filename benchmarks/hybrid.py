@@ -63,7 +63,7 @@ def sampled(model, prompts, seed, cap=CAP, stop=STOP, **how):
 
 def read_along(base, thinking, *args, **how):
     gate = hybrid.Gate(hybrid.oracle(TABLE), 4)
-    return sampled(base, *args, **how, beside=[thinking],
+    return sampled(base, *args, **how, guides=[thinking],
                    steer=[engine.Steer(LAYER, VECTORS, gate=gate)])
 
 

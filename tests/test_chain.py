@@ -7,7 +7,7 @@ import pytest
 from locksmith import corpus, params
 from locksmith.tasks import chain
 
-DIALS = {**params.load("lab")["families"]["chain"], "persistence": [0.3, 0.8, 1.0],
+GENERATOR = {**params.load("lab")["families"]["chain"], "persistence": [0.3, 0.8, 1.0],
          "check": [0.3, 1.0], "backtrack": 1.0, "slip": 0.1, "check_steps": 0.5}
 STEP = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+)")
 
@@ -28,14 +28,14 @@ def results(problem):
 
 @pytest.fixture(scope="module")
 def problems():
-    return chain.problems("train", 300, 5, DIALS, 3)
+    return chain.problems("train", 300, 5, GENERATOR, 3)
 
 
 def documents(problems, seed=0, **changes):
     rng = random.Random(seed)
-    dials = {**DIALS, **changes}
+    generator = {**GENERATOR, **changes}
     for problem in problems:
-        words = chain.document(rng, problem, corpus.author(rng, dials), dials)
+        words = chain.document(rng, problem, corpus.author(rng, generator), generator)
         yield problem, words, " ".join(words)
 
 
@@ -85,7 +85,7 @@ def test_authors_are_graded_as_a_reader_with_a_pencil_would(problems):
         steps = STEP.findall(text)
         assert grade.attempts == len(steps)
         assert grade.valid_attempts == sum(eval(f"{a} {op} {b}") == int(r) for a, op, b, r in steps)
-        assert grade.checks == grade.honest_checks == len(re.findall(r"\d+ (?:yes|no)\b", text))
+        assert grade.checks == grade.correct_checks == len(re.findall(r"\d+ (?:yes|no)\b", text))
         assert grade.backtracks == len(re.findall("wait|hmm|go back|not this way", text))
         concluded = tuple(map(int, text.split()[-3:-1]))
         assert grade.correct == (concluded == results(problem))
@@ -130,9 +130,9 @@ def test_a_sound_trace_with_one_word_changed_is_no_longer_sound(problems):
 def test_problems_are_a_pure_function_and_no_chain_is_in_two_splits(depth):
     seen = {}
     for split in ("train", "validation", "test"):
-        found = chain.problems(split, 60, 0, DIALS, depth)
-        assert found == chain.problems(split, 60, 0, DIALS, depth)
-        assert found[:20] == chain.problems(split, 20, 0, DIALS, depth)
+        found = chain.problems(split, 60, 0, GENERATOR, depth)
+        assert found == chain.problems(split, 60, 0, GENERATOR, depth)
+        assert found[:20] == chain.problems(split, 20, 0, GENERATOR, depth)
         assert len({p.key for p in found}) == 60
         keys = {p.key for p in found} if depth == 1 else \
             {text for p in found for text in p.key.split(" ; ")}
@@ -161,7 +161,7 @@ def test_the_twin_lacks_backtracking_and_nothing_else(problems):
 def test_facts_hold_and_critiques_are_honest(problems):
     rng = random.Random(2)
     for _ in range(300):
-        a, op, b, _, result = chain.fact(rng, DIALS)
+        a, op, b, _, result = chain.fact(rng, GENERATOR)
         assert eval(f"{a} {op} {b}") == int(result)
     verdicts = set()
     for problem, words, text in documents(problems):

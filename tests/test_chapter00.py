@@ -14,9 +14,9 @@ both = pytest.mark.parametrize("family", list(corpus.FAMILIES))
 
 @both
 def test_a_tally_is_the_mean_over_samples_of_what_the_grader_says(family):
-    task, dials = corpus.FAMILIES[family], FAMILIES[family]
-    problems, rng = task.problems("train", 6, 0, dials), random.Random(0)
-    traces = [task.document(rng, p, corpus.author(rng, dials), dials)
+    task, generator = corpus.FAMILIES[family], FAMILIES[family]
+    problems, rng = task.problems("train", 6, 0, generator), random.Random(0)
+    traces = [task.document(rng, p, corpus.author(rng, generator), generator)
               for p in problems for _ in range(2)]
     tally = skills.tally(task, problems, traces)
     grades = [task.grade(problems[i // 2], words) for i, words in enumerate(traces)]

@@ -25,7 +25,7 @@ TEXT = "\n".join(cell.source for cell in NB.cells if cell.cell_type == "markdown
 def chapter():
     """A namespace with the chapter's functions and its literal constants, and nothing run."""
     scope = {"np": np, "stats": stats, "torch": torch, "F": F, "hybrid": hybrid, "plots": plots,
-             "vectors": vectors, "zoo": SimpleNamespace(load=lambda *a: None), "re": re}
+             "vectors": vectors, "loading": SimpleNamespace(load=lambda *a: None), "re": re}
     for source in CODE:
         for node in ast.parse(source).body:
             literal = isinstance(node, ast.Assign) and isinstance(
@@ -121,7 +121,7 @@ def test_every_control_changes_what_its_row_says_and_nothing_else(chapter):
     assert changed("true kinds") == {"table", "strength"}
     assert changed("oracle") == {"gate", "strength"} and arms["oracle"]["strength"] == 2.0
     assert arms["twin vectors, true kinds"]["runs"] == "twin"
-    assert changed("leak") == {"mix"} and changed("random vectors") == {"vectors", "bias"}
+    assert changed("leak") == {"logits_processor"} and changed("random vectors") == {"vectors", "bias"}
     assert changed("random positions") == {"gate", "table", "rate", "frequencies"}
     for name, layer in (("random vectors", 1), ("untrained vectors", 1), ("unrelated vectors", 1),
                         ("logit push", 2)):

@@ -76,9 +76,9 @@ def test_arms_differ_in_what_they_say(chapter):
     """Of one problem's solutions every arm makes as many pairs, with targets of its own."""
     pairs = [([1, 2], [3, 4]), ([5], [6]), ([7], [8])]
     chapter |= {"single": {"chain": [None]}, "solutions": {"chain": [[]]},
-                "chance": lambda *key: random.Random(str(key)),
+                "rng_for": lambda *key: random.Random(str(key)),
                 "tuning": SimpleNamespace(
-                    critique_pairs=lambda family, p, rows, critic, chance: [
+                    critique_pairs=lambda family, p, rows, critic, rng: [
                         (a, [critic.__name__, *b]) for a, b in pairs],
                     shuffle_targets=tuning.shuffle_targets,
                     solution_pairs=lambda problems, rows, right: right)}

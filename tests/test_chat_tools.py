@@ -129,7 +129,7 @@ def test_a_template_that_knows_tools_is_given_their_schemas(toy):
     class Native:
         def apply_chat_template(self, messages, tools=None, **_):
             return str(tools)
-    messages, schemas = chat_tools._listing(Native())
+    messages, schemas = chat_tools.tool_listing(Native())
     assert messages == [] and [s["function"]["name"] for s in schemas] == list(chat_tools.TOOLS)
 
 

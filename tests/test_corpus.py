@@ -15,8 +15,8 @@ both = pytest.mark.parametrize("family", list(corpus.FAMILIES))
 
 def texts(family, n_tokens=30_000, seed=0, **changes):
     """A small corpus as a list of documents in words, and the counts that came with it."""
-    dials = {**FAMILIES[family], **changes}
-    ids, counts = corpus.write(corpus.FAMILIES[family], dials, n_tokens, seed)
+    generator = {**FAMILIES[family], **changes}
+    ids, counts = corpus.write(corpus.FAMILIES[family], generator, n_tokens, seed)
     words = " ".join(vocabulary.VOCABULARY[i] for i in ids)
     return [d.strip() for d in words.replace("<bos>", "\n<bos>").splitlines()[1:]], counts
 
@@ -76,8 +76,8 @@ def test_counts_are_what_a_second_reading_finds(family):
 
 @both
 def test_only_training_problems_are_written(family):
-    task, dials = corpus.FAMILIES[family], FAMILIES[family]
-    test = task.problems("test", 200, 0, dials)
+    task, generator = corpus.FAMILIES[family], FAMILIES[family]
+    test = task.problems("test", 200, 0, generator)
     documents, _ = texts(family)
     if family == "countdown":
         numbers = [d.split(" from ")[1].split(" : ")[0] for d in documents if " from " in d]
@@ -92,8 +92,8 @@ def test_only_training_problems_are_written(family):
 
 @both
 def test_a_corpus_is_a_pure_function_of_its_seed(family):
-    task, dials = corpus.FAMILIES[family], FAMILIES[family]
-    first, again, other = (corpus.write(task, dials, 5_000, seed)[0] for seed in (0, 0, 1))
+    task, generator = corpus.FAMILIES[family], FAMILIES[family]
+    first, again, other = (corpus.write(task, generator, 5_000, seed)[0] for seed in (0, 0, 1))
     assert first.dtype == np.uint8 and 5_000 <= len(first) < 6_000
     assert first.tobytes() == again.tobytes() != other.tobytes()[:len(first)]
     # The stream that the versioned checkpoints were trained on: moving a module must not change it.
@@ -102,7 +102,7 @@ def test_a_corpus_is_a_pure_function_of_its_seed(family):
 
 
 @both
-def test_each_dial_takes_its_behaviour_away(family):
+def test_each_setting_takes_its_behaviour_away(family):
     slips = {"slip": 0.3} if family == "chain" else {}
     for changes, gone in (({"backtrack": 0.0}, "wait"), ({"check": [0.0]}, "check"),
                           ({"check": [0.0]}, "wait")):
@@ -118,14 +118,14 @@ def test_each_dial_takes_its_behaviour_away(family):
 def test_the_twins_corpus_lacks_backtracks_and_nothing_else(family):
     """As many attempts and failed checks a problem as before; hand-overs stand in for backtracks."""
     task, n = corpus.FAMILIES[family], 3000
-    dials = {**FAMILIES[family], **({"slip": 0.3} if family == "chain" else {})}
+    generator = {**FAMILIES[family], **({"slip": 0.3} if family == "chain" else {})}
     found = []
-    for backtrack in (dials["backtrack"], 0.0):
+    for backtrack in (generator["backtrack"], 0.0):
         rng, rows = random.Random(0), []
         for _ in range(n):
-            problem = task.sample(rng, "train", dials)
-            writer = corpus.author(rng, {**dials, "backtrack": backtrack})
-            words = task.document(rng, problem, writer, {**dials, "backtrack": backtrack})
+            problem = task.sample(rng, "train", generator)
+            writer = corpus.author(rng, {**generator, "backtrack": backtrack})
+            words = task.document(rng, problem, writer, {**generator, "backtrack": backtrack})
             behaviours = [grammar.BEHAVIOUR.get(w) for w in words]
             rows.append([behaviours.count("try") + behaviours.count("wait"), words.count("no"),
                          behaviours.count("wait"), words.count("next")])
@@ -141,10 +141,10 @@ def test_the_twins_corpus_lacks_backtracks_and_nothing_else(family):
 
 @both
 def test_a_stronger_author_solves_soundly_in_a_way_that_no_document_holds(family):
-    rng, task, dials = random.Random(0), corpus.FAMILIES[family], FAMILIES[family]
+    rng, task, generator = random.Random(0), corpus.FAMILIES[family], FAMILIES[family]
     new, seen = set(grammar.TAUGHT.values()), 0
-    for problem in task.problems("train", 200, 9, dials):
-        words = task.stronger(rng, problem, corpus.author(rng, dials), dials)
+    for problem in task.problems("train", 200, 9, generator):
+        words = task.stronger(rng, problem, corpus.author(rng, generator), generator)
         found = task.grade(problem, words)
         assert found.correct
         seen += bool(new & set(found.behaviours))
@@ -155,7 +155,7 @@ def test_a_stronger_author_solves_soundly_in_a_way_that_no_document_holds(family
                 assert countdown.apply(int(a), op, int(b)) == int(value) or verdict == ["no"]
     assert seen > 120  # nobody measures a miss where there was none
     for _ in range(300):
-        words, kind = corpus.document(rng, task, dials)
+        words, kind = corpus.document(rng, task, generator)
         start = words.index(":") if kind != "facts" else 0
         assert not set(grammar.TAUGHT) & set(words[start:])
 

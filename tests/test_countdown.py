@@ -8,7 +8,7 @@ import pytest
 from locksmith import corpus, grammar, params
 from locksmith.tasks import countdown
 
-DIALS = {**params.load("lab")["families"]["countdown"], "persistence": [0.0, 0.3, 0.6, 0.95],
+GENERATOR = {**params.load("lab")["families"]["countdown"], "persistence": [0.0, 0.3, 0.6, 0.95],
          "check": [0.3, 0.9], "backtrack": 1.0, "longest": 10_000}
 OPENING = r"(?:so|thus|the answer|i would say)"
 CHECK = r"(?:check|verify|is it good|test that)"
@@ -34,15 +34,15 @@ def brute(numbers):
 
 @pytest.fixture(scope="module")
 def problems():
-    return countdown.problems("train", 300, 5, DIALS)
+    return countdown.problems("train", 300, 5, GENERATOR)
 
 
 def documents(problems, seed=0, **changes):
     """(problem, trace, the same trace as text) of one author a problem."""
     rng = random.Random(seed)
     for problem in problems:
-        dials = {**DIALS, **changes}
-        words = countdown.document(rng, problem, corpus.author(rng, dials), dials)
+        generator = {**GENERATOR, **changes}
+        words = countdown.document(rng, problem, corpus.author(rng, generator), generator)
         yield problem, words, " ".join(words)
 
 
@@ -101,7 +101,7 @@ def test_authors_are_graded_as_a_reader_with_a_pencil_would(problems):
         assert grade.correct == right
         assert grade.trace == (right and len(checked) == 2)
         assert grade.attempts == grade.valid_attempts == text.count("=") // 2
-        assert grade.checks == grade.honest_checks == len(re.findall("yes|no( |$)", text))
+        assert grade.checks == grade.correct_checks == len(re.findall("yes|no( |$)", text))
         assert grade.backtracks == len(re.findall("wait|hmm|go back|not this way", text))
         outcomes.add((grade.correct, grade.trace))
     assert outcomes == {(False, False), (True, False), (True, True)}
@@ -139,10 +139,10 @@ def test_guessing_hits_as_often_as_exact_enumeration_says(problems):
 def test_problems_are_a_pure_function_and_no_number_set_is_in_two_splits():
     sets = {}
     for split in ("train", "validation", "test"):
-        found = countdown.problems(split, 200, 0, DIALS)
-        assert found == countdown.problems(split, 200, 0, DIALS)
-        assert found[:50] == countdown.problems(split, 50, 0, DIALS)
-        assert found != countdown.problems(split, 200, 1, DIALS)
+        found = countdown.problems(split, 200, 0, GENERATOR)
+        assert found == countdown.problems(split, 200, 0, GENERATOR)
+        assert found[:50] == countdown.problems(split, 50, 0, GENERATOR)
+        assert found != countdown.problems(split, 200, 1, GENERATOR)
         assert len({p.key for p in found}) == 200
         sets[split] = {tuple(sorted(p.numbers)) for p in found}
     assert not sets["train"] & sets["test"] and not sets["validation"] & sets["test"]
@@ -150,7 +150,7 @@ def test_problems_are_a_pure_function_and_no_number_set_is_in_two_splits():
 
 
 def test_the_twin_lacks_backtracking_and_nothing_else():
-    problems = countdown.problems("train", 1500, 9, DIALS)
+    problems = countdown.problems("train", 1500, 9, GENERATOR)
     counts = {}
     for backtrack in (0.0, 1.0):
         texts = [text for _, _, text in documents(problems, backtrack, backtrack=backtrack)]
@@ -170,7 +170,7 @@ def test_the_twin_lacks_backtracking_and_nothing_else():
 def test_facts_hold_and_critiques_are_honest(problems):
     rng = random.Random(2)
     for _ in range(300):
-        a, op, b, _, result = countdown.fact(rng, DIALS)
+        a, op, b, _, result = countdown.fact(rng, GENERATOR)
         assert eval(f"{a} {op} {b}") == int(result)
     verdicts = set()
     for problem, words, text in documents(problems, insight=0.5):

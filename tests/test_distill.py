@@ -43,10 +43,10 @@ def test_traces_are_of_training_problems_and_taught_ones_are_right():
         assert task.grade(problem, vocabulary.decode(ids[n:])).correct
 
 
-def test_it_learns_its_traces_and_keeps_the_look_nearest_to_the_goal(monkeypatch):
-    accuracies = iter([0.5, 0.1, 0.4, 0.9])  # the thinking model's, then three looks
+def test_it_learns_its_traces_and_keeps_the_evaluation_nearest_to_the_goal(monkeypatch):
+    accuracies = iter([0.5, 0.1, 0.4, 0.9])  # the thinking model's, then three evaluations
     config = params.load("smoke")
-    config["distill"] = {"problems": 8, "rank": 4, "lr": 0.01, "epochs": 60, "looks": 3,
+    config["distill"] = {"problems": 8, "rank": 4, "lr": 0.01, "epochs": 60, "evaluations": 3,
                          "validation": 4}
     monkeypatch.setattr(params, "load", lambda profile=None: config)
     monkeypatch.setattr(distill, "accuracy", lambda *a: next(accuracies))

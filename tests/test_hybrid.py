@@ -37,8 +37,8 @@ def thinking():
     return made(llama, 1)
 
 
-class Listen:
-    """A mix that changes nothing and writes down what it sees."""
+class Recorder:
+    """A logits processor that changes nothing and writes down what it sees."""
 
     def __init__(self):
         self.seen = []
@@ -57,13 +57,13 @@ class Listen:
 
 
 def moment_of(logits, u=None, tokens=None, hidden=None, **change):
-    """A Moment with q = 1 whose companions have these logits (or pairs of logits and hidden)."""
-    beside = [x if isinstance(x, tuple) else (x, None) for x in logits]
-    n = len(beside[0][0]) if beside else len(u)
+    """A Moment with q = 1 whose guides have these logits (or pairs of logits and hidden)."""
+    guides = [x if isinstance(x, tuple) else (x, None) for x in logits]
+    n = len(guides[0][0]) if guides else len(u)
     u = torch.full((n,), 0.5, dtype=torch.float64) if u is None else u
     tokens = torch.zeros(n, 1, dtype=torch.int64) if tokens is None else tokens
     return Moment(**(dict(layer=0, rows=torch.arange(n), tokens=tokens, hidden=hidden, u=u,
-                          positions=torch.zeros(n, 1, dtype=torch.int64), beside=beside,
+                          positions=torch.zeros(n, 1, dtype=torch.int64), guides=guides,
                           prompt_lengths=torch.ones(n, dtype=torch.int64)) | change))
 
 
@@ -73,15 +73,16 @@ def moment_of(logits, u=None, tokens=None, hidden=None, **change):
 @pytest.mark.parametrize("build", [llama, qwen2, gemma3, gpt_neox], ids=lambda f: f.__name__)
 def test_companions_equal_their_plain_forward(build, look_every, monkeypatch):
     """Unequal prompts, several batches, rows that end early, a steered base that also reads along
-    with itself: every companion's logits and stream are those of a forward of its own."""
+    with itself: every guide's logits and stream are those of a forward of its own."""
     monkeypatch.setattr(engine, "LOOK_EVERY", {"cpu": look_every})
-    steered, other, listen = made(build, 0), made(llama, 1), Listen()
+    steered, other, recorder = made(build, 0), made(llama, 1), Recorder()
     vector = 3 * torch.randn(D, generator=torch.Generator().manual_seed(2))
     out = sample(steered, PROMPTS, 3, max_new_tokens=14, stop=STOP, seed=5, batch_size=7,
-                 steer=[Steer(1, vector)], beside=[(other, 1), steered, (steered, 2)], mix=listen)
+                 steer=[Steer(1, vector)], guides=[(other, 1), steered, (steered, 2)],
+                 logits_processor=recorder)
     assert len(set(out.lengths.tolist())) > 3
-    logits = [listen.rows(lambda _, m, i=i: m.beside[i][0]) for i in range(3)]
-    stream = [listen.rows(lambda _, m, i=i: m.beside[i][1]) for i in (0, 2)]
+    logits = [recorder.rows(lambda _, m, i=i: m.guides[i][0]) for i in range(3)]
+    stream = [recorder.rows(lambda _, m, i=i: m.guides[i][1]) for i in (0, 2)]
     for row, ids in enumerate(out.ids()):
         prompt = PROMPTS[out.prompt[row]]
         for model, layer, got, hidden in ((other, 1, logits[0], stream[0]),
@@ -98,21 +99,21 @@ def test_who_reads_along_changes_nothing(base, thinking, prompts):
     how = dict(max_new_tokens=14, stop=STOP, seed=3, read=[1], steer=[Steer(0, torch.ones(D),
                                                                            positions=[0, 2, 5])])
     alone = sample(base, prompts, 4, **how)
-    both = sample(base, prompts, 4, **how, beside=[thinking], mix=Listen())
+    both = sample(base, prompts, 4, **how, guides=[thinking], logits_processor=Recorder())
     assert alone.ids() == both.ids()
     assert torch.allclose(alone.logprobs, both.logprobs, atol=1e-5)
     assert torch.allclose(alone.reads[1], both.reads[1], atol=1e-5)
     assert torch.equal(alone.steered_at, both.steered_at) and alone.steered == both.steered
     thinking.train()
-    sample(base, prompts, max_new_tokens=2, stop=(), beside=[thinking])
+    sample(base, prompts, max_new_tokens=2, stop=(), guides=[thinking])
     assert thinking.training and not base.training
 
 
-def test_a_mix_sees_tokens_and_the_numbers_behind_them(base, thinking):
-    listen = Listen()
+def test_a_logits_processor_sees_tokens_and_the_numbers_behind_them(base, thinking):
+    recorder = Recorder()
     out = sample(base, PROMPTS, 3, max_new_tokens=9, stop=STOP, seed=5, keys=[4, 5, 6, 7],
-                 beside=[thinking], mix=listen)
-    seen = listen.rows(lambda _, m: list(zip(m.tokens.tolist(), m.u.tolist(), strict=True)))
+                 guides=[thinking], logits_processor=recorder)
+    seen = recorder.rows(lambda _, m: list(zip(m.tokens.tolist(), m.u.tolist(), strict=True)))
     for row, ids in enumerate(out.ids()):
         prompt = PROMPTS[out.prompt[row]]
         for step, (past, u) in enumerate(seen[row][:len(ids)]):
@@ -121,12 +122,12 @@ def test_a_mix_sees_tokens_and_the_numbers_behind_them(base, thinking):
             assert u == engine.uniforms(5, 4 + int(out.prompt[row]), int(out.sample[row]), place)
 
 
-def test_without_companions_a_mix_works_too(base):
-    """Prefill shared, q = width at the first step: the mix still gets one row a rollout."""
+def test_without_guides_a_logits_processor_works_too(base):
+    """Prefill shared, q = width at the first step: the logits processor still gets one row a rollout."""
     def only_even(logits, moment):
         assert len(logits) == len(moment.rows) == len(moment.tokens) == len(moment.positions)
         return logits.masked_fill(torch.arange(V) % 2 == 1, -torch.inf)
-    out = sample(base, PROMPTS, 3, max_new_tokens=9, stop=STOP, mix=only_even)
+    out = sample(base, PROMPTS, 3, max_new_tokens=9, stop=STOP, logits_processor=only_even)
     assert (out.tokens % 2 == 0).all()
 
 
@@ -141,7 +142,7 @@ def test_no_circle_of_references_keeps_a_cache(build, monkeypatch):
     monkeypatch.setattr(engine, "_runner", kept)
     gc.disable()
     try:
-        sample(made(build, 0), PROMPTS, max_new_tokens=3, stop=(), beside=[(made(llama, 1), 1)],
+        sample(made(build, 0), PROMPTS, max_new_tokens=3, stop=(), guides=[(made(llama, 1), 1)],
                steer=[Steer(1, torch.ones(D))])
         assert len(made_runners) == 2 and not any(ref() for ref in made_runners)
     finally:
@@ -156,17 +157,17 @@ def test_steered_positions_are_the_oracles_and_the_logits_a_plain_forwards(build
     thinking model's own draws added by hand; counted = intended, at the last positions only."""
     model, vectors = made(build, 0), torch.randn(2, D, generator=torch.Generator().manual_seed(3))
     gate = hybrid.Gate(hybrid.oracle(TABLE), 2, strength=1.5)
-    out = sample(model, PROMPTS, 10, max_new_tokens=14, stop=STOP, seed=5, beside=[thinking],
+    out = sample(model, PROMPTS, 10, max_new_tokens=14, stop=STOP, seed=5, guides=[thinking],
                  steer=[Steer(1, vectors, gate=gate)])
     which = gate.table(out.tokens)
     assert which.max() == 1 and out.steered > 10
     n_intended = 0
     for row, ids in enumerate(out.ids()):
         prompt, adds = PROMPTS[out.prompt[row]], []
-        heard = plain_logits(thinking, prompt + ids[:-1])[-len(ids):]
+        guide_logits = plain_logits(thinking, prompt + ids[:-1])[-len(ids):]
         u = engine.uniforms(5, int(out.prompt[row]), int(out.sample[row]),
                             len(prompt) + torch.arange(len(ids)))
-        for step, token in enumerate(hybrid.draw(heard, u).tolist()):
+        for step, token in enumerate(hybrid.draw(guide_logits, u).tolist()):
             category = TABLE[token].item()
             assert which[row, step] == category
             assert out.steered_at[row, step] == (category >= 0)
@@ -183,17 +184,17 @@ def test_steered_positions_are_the_oracles_and_the_logits_a_plain_forwards(build
 def test_zero_vectors_change_no_logit_bit(base, thinking, dtype):
     seen = []
     for vectors in (None, torch.zeros(3, D)):
-        listen = Listen()
+        recorder = Recorder()
         steer = vectors is not None and [
             Steer(1, vectors, gate=hybrid.Gate(hybrid.always(1), 3, 2.0))]
         sample(base.to(dtype), PROMPTS, 3, max_new_tokens=9, stop=STOP, steer=steer,
-               beside=[thinking.to(dtype)], mix=listen)
-        seen.append([logits for logits, _ in listen.seen])
+               guides=[thinking.to(dtype)], logits_processor=recorder)
+        seen.append([logits for logits, _ in recorder.seen])
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
 
 
 def test_gates_of_prompts_only_reach_the_last_position(base):
-    """A gate without companions is called with the whole prompt, and steers its last token only."""
+    """A gate without guides is called with the whole prompt, and steers its last token only."""
     gate = hybrid.Gate(hybrid.always(0), 1)
     out = sample(base, PROMPTS, 2, max_new_tokens=6, stop=STOP,
                  steer=[Steer(1, torch.ones(1, D), gate=gate)])
@@ -205,7 +206,7 @@ def test_the_coefficient_network_sets_all_strengths(base, thinking):
     net = torch.nn.Sequential(torch.nn.Linear(D, 2), torch.nn.Softplus()).requires_grad_(False)
     vectors = torch.randn(2, D, generator=torch.Generator().manual_seed(3))
     gate = hybrid.Gate(hybrid.oracle(TABLE), 2, 0.5, net)
-    how = dict(max_new_tokens=9, stop=STOP, beside=[thinking])
+    how = dict(max_new_tokens=9, stop=STOP, guides=[thinking])
     out = sample(base, PROMPTS, 4, steer=[Steer(1, vectors, gate=gate)], **how)
     # Before either is added both must read the same stream: the first gate keeps it.
     kept = {}
@@ -253,15 +254,15 @@ def clockwork(after_last):
 @pytest.mark.parametrize("layer", [0, 1])
 def test_dose_response_is_exact(layer):
     """p(WAIT) after the word 1 at each strength s: h = e1 + s e7, logits 9 h / rms."""
-    model, listen = clockwork(0), Listen()
+    model, recorder = clockwork(0), Recorder()
     direction = torch.eye(8)[7]
     for s in (-2.0, 0.0, 0.25, 0.5, 1.0, 2.0, 4.0):
         gate = hybrid.Gate(hybrid.always(0), 1, s)
-        sample(model, [[0, 1]], max_new_tokens=1, stop=(), mix=listen,
+        sample(model, [[0, 1]], max_new_tokens=1, stop=(), logits_processor=recorder,
                steer=[Steer(layer, direction[None], gate=gate)])
         rms = math.sqrt((1 + s * s) / 8)
         wait, two = math.exp(9 * s / rms), math.exp(9 / rms)
-        got = listen.seen[-1][0].softmax(-1)[0, WAIT].item()
+        got = recorder.seen[-1][0].softmax(-1)[0, WAIT].item()
         assert got == pytest.approx(wait / (wait + two + 5), rel=1e-4)
 
 
@@ -271,7 +272,7 @@ def test_the_gate_fires_where_it_must_and_the_hybrid_is_the_thinking_model():
     table[WAIT] = 0
     gate = hybrid.Gate(hybrid.oracle(table), 1, strength=4.0)
     how = dict(max_new_tokens=20, stop=(), seed=1)
-    out = sample(base, [[0], [4, 5], [2, 3, 4]], 2, beside=[thinking],
+    out = sample(base, [[0], [4, 5], [2, 3, 4]], 2, guides=[thinking],
                  steer=[Steer(0, torch.eye(8)[7:], gate=gate)], **how)
     assert out.ids() == sample(thinking, [[0], [4, 5], [2, 3, 4]], 2, **how).ids()
     assert out.ids() != sample(base, [[0], [4, 5], [2, 3, 4]], 2, **how).ids()
@@ -297,20 +298,21 @@ def by_definition(decides, executes, last):
 
 def test_the_swap_of_a_model_with_itself_is_its_own_distribution(base):
     """All 40 + 40 x 40 continuations of two tokens."""
-    mix, tails = hybrid.swap((DECISION, INSIDE)), [[], *([t] for t in range(V))]
+    process, tails = hybrid.swap((DECISION, INSIDE)), [[], *([t] for t in range(V))]
     logits = torch.stack([plain_logits(base, PROMPTS[0] + tail)[-1] for tail in tails])
     past = torch.tensor([(PROMPTS[0] + tail)[-1:] for tail in tails])
-    mixed = mix(logits, moment_of([logits], tokens=past))
+    mixed = process(logits, moment_of([logits], tokens=past))
     assert torch.allclose(mixed.softmax(-1), logits.softmax(-1), atol=1e-7)
     own, how = sample(base, PROMPTS, 8, max_new_tokens=14, stop=STOP), dict(stop=STOP)
-    both = sample(base, PROMPTS, 8, max_new_tokens=14, **how, beside=[base], mix=mix)
+    both = sample(base, PROMPTS, 8, max_new_tokens=14, **how, guides=[base], logits_processor=process)
     assert own.ids() == both.ids() and torch.allclose(own.logprobs, both.logprobs, atol=1e-5)
 
 
 def test_the_swap_of_two_models_is_its_definition(base, thinking):
-    mix = hybrid.swap((DECISION, INSIDE))
+    process = hybrid.swap((DECISION, INSIDE))
     forced = [[1, 5], [1, 5, 6], [1, 5, 6, 7], [1, 9, 8]]  # inside, inside, behind, outside
-    out = sample(base, forced, 30, max_new_tokens=6, stop=STOP, beside=[thinking], mix=mix)
+    out = sample(base, forced, 30, max_new_tokens=6, stop=STOP, guides=[thinking],
+                 logits_processor=process)
     for row, ids in enumerate(out.ids()):
         text = forced[out.prompt[row]] + ids
         d, e = (plain_logits(m, text[:-1])[-len(ids):] for m in (thinking, base))
@@ -329,12 +331,12 @@ def test_the_labs_decision_tokens():
     assert not {"see", "about", "say", "try", "<eos>", "27"} & unfinished
 
 
-# --- ceiling and leak -----------------------------------------------------------------------------
+# --- ceiling and reranking ------------------------------------------------------------------------
 
 def test_with_every_token_put_in_the_ceiling_is_the_thinking_model(base, thinking):
     gate = hybrid.Gate(hybrid.always(0), 1)
     how = dict(max_new_tokens=20, stop=STOP, seed=9)
-    out = sample(base, PROMPTS, 6, beside=[thinking], mix=hybrid.ceiling(gate),
+    out = sample(base, PROMPTS, 6, guides=[thinking], logits_processor=hybrid.ceiling(gate),
                  steer=[Steer(1, torch.randn(1, D), gate=gate)], **how)
     want = sample(thinking, PROMPTS, 6, **how)
     assert out.ids() == want.ids() != sample(base, PROMPTS, 6, **how).ids()
@@ -343,15 +345,16 @@ def test_with_every_token_put_in_the_ceiling_is_the_thinking_model(base, thinkin
 
 
 def test_the_ceiling_puts_tokens_in_where_the_gate_fires_and_nowhere_else(base, thinking):
-    gate, listen = hybrid.Gate(hybrid.oracle(TABLE), 2), Listen()
+    gate, recorder = hybrid.Gate(hybrid.oracle(TABLE), 2), Recorder()
 
-    def mix(logits, moment):
-        listen(logits, moment)
+    def process(logits, moment):
+        recorder(logits, moment)
         return hybrid.ceiling(gate)(logits, moment)
-    out = sample(base, PROMPTS, 6, max_new_tokens=20, stop=STOP, beside=[thinking], mix=mix,
+    out = sample(base, PROMPTS, 6, max_new_tokens=20, stop=STOP, guides=[thinking],
+                 logits_processor=process,
                  steer=[Steer(1, torch.zeros(2, D), gate=gate)])
     which = gate.table(out.tokens)
-    own = listen.rows(lambda logits, m: hybrid.draw(logits, m.u))
+    own = recorder.rows(lambda logits, m: hybrid.draw(logits, m.u))
     for row, ids in enumerate(out.ids()):
         for step, token in enumerate(ids):
             category = which[row, step].item()
@@ -368,7 +371,7 @@ def test_the_leak_takes_the_thinking_models_favourite_of_m():
     moment = moment_of([theirs.expand(n, 6)], u)
     gate = hybrid.Gate(hybrid.always(0), 1)
     gate.which = torch.where(torch.arange(n) % 5 > 0, 0, -1)
-    mixed = hybrid.leak(gate, m)(steered.expand(n, 6), moment)
+    mixed = hybrid.rerank(gate, m)(steered.expand(n, 6), moment)
     off = gate.which < 0
     assert torch.equal(mixed[off], steered.expand(n, 6)[off])
     drawn = hybrid.draw(mixed, u)[~off]
@@ -397,7 +400,7 @@ def test_oracle_and_disagreement():
 def test_equal_distributions_never_disagree(base):
     """The same number is behind both draws, so two copies of a model always say the same."""
     gate = hybrid.Gate(hybrid.disagreement(TABLE), 2)
-    out = sample(base, PROMPTS, 8, max_new_tokens=14, stop=STOP, beside=[base, base],
+    out = sample(base, PROMPTS, 8, max_new_tokens=14, stop=STOP, guides=[base, base],
                  steer=[Steer(1, torch.ones(2, D), gate=gate)])
     assert out.steered == 0
 
@@ -467,14 +470,14 @@ def test_logit_push_is_the_direction_that_raises_a_categorys_words_most(base):
 @pytest.fixture
 def home(monkeypatch):
     """Tiny random models of the lab's vocabulary by name, and chain problems."""
-    dials = params.load("smoke")["families"]["chain"]
+    generator = params.load("smoke")["families"]["chain"]
     built = {name: made(lambda: LlamaForCausalLM(LlamaConfig(
         vocab_size=len(vocabulary.VOCABULARY), hidden_size=16, intermediate_size=24,
         num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64,
         initializer_range=0.4, pad_token_id=0)), i) for i, name in enumerate(("base", "thinking"))}
     monkeypatch.setattr(lab, "load", lambda profile, family, which, seed: built[which])
     monkeypatch.setattr(lab, "problems", lambda profile, family, n, split:
-                        corpus.FAMILIES[family].problems(split, n, 0, dials))
+                        corpus.FAMILIES[family].problems(split, n, 0, generator))
 
     def arm(**how):
         return hybrid.run_arm("smoke", "chain", 0, 6, 2, 30, **how)
@@ -508,12 +511,12 @@ def test_arms_are_paired_and_counted(home):
 
 @pytest.mark.parametrize("how", [
     dict(ORACLE), dict(ORACLE, gate="disagreement"), dict(ORACLE, gate="other category"),
-    dict(ORACLE, mix="ceiling"), dict(ORACLE, mix="leak", candidates=3),
+    dict(ORACLE, logits_processor="ceiling"), dict(ORACLE, logits_processor="rerank", candidates=3),
     dict(gate="divergence", layer=0, read=1, threshold=0.1, encode=torch.nn.Linear(16, 4)),
     dict(gate="probe", layer=0, weight=torch.randn(5, 16), intercept=torch.zeros(5), threshold=0.2),
     dict(gate="random positions", layer=1, rate=0.2), dict(gate="always", layer=1, category=2)],
-    ids=lambda how: how["gate"] + "".join(how.get("mix", "")))
-def test_every_gate_and_mix_runs_and_counts(home, how):
+    ids=lambda how: how["gate"] + "".join(how.get("logits_processor", "")))
+def test_every_gate_and_logits_processor_runs_and_counts(home, how):
     vectors = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
     arm = home(vectors=vectors, bias=torch.ones(16), strength=2.0, **how)
     fired = sum(k >= 0 for row in arm.which for ids in row for k in ids)
@@ -526,8 +529,9 @@ def test_every_gate_and_mix_runs_and_counts(home, how):
 
 @pytest.mark.parametrize("how, sentence", [
     (dict(gate="never", vectors=torch.ones(4, 16), layer=0), "gate is 'never'; allowed are oracle"),
-    (dict(ORACLE, vectors=torch.ones(4, 16), mix="all"), "mix is 'all'; allowed"),
-    (dict(mix="ceiling"), "gate is None, decides None and mix 'ceiling'"),
+    (dict(ORACLE, vectors=torch.ones(4, 16), logits_processor="all"),
+     "logits_processor is 'all'; allowed"),
+    (dict(logits_processor="ceiling"), "gate is None, decides None and logits_processor 'ceiling'"),
     (dict(ORACLE, decides="thinking"), "gate is 'oracle', decides 'thinking'")])
 def test_bad_arms_are_one_sentence(home, how, sentence):
     with pytest.raises(errors.BadInput, match=sentence):

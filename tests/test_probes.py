@@ -102,12 +102,12 @@ def test_calibration_error_of_known_forecasts():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_boundaries_are_where_steps_open(family):
-    dials = params.load("lab", ROOT / "params.yaml")["families"][family]
+    generator = params.load("lab", ROOT / "params.yaml")["families"][family]
     rng, task = random.Random(0), corpus.FAMILIES[family]
     for _ in range(200):
-        problem = task.sample(rng, "train", dials)
-        author = corpus.author(rng, dials)
-        words = [*problem.prompt, *task.document(rng, problem, author, dials)]
+        problem = task.sample(rng, "train", generator)
+        author = corpus.author(rng, generator)
+        words = [*problem.prompt, *task.document(rng, problem, author, generator)]
         here = probes.boundaries(family, torch.tensor(vocabulary.encode(words))).tolist()
         for is_here, following in zip(here, words[1:], strict=False):
             if following not in ("<eos>", "next"):

@@ -184,8 +184,8 @@ def test_rollouts_are_graded_under_their_own_problem():
 
 
 def test_batches_hold_every_document_once_and_little_padding():
-    dials = params.load("lab")["families"]["chain"]
-    ids, _ = corpus.write(corpus.FAMILIES["chain"], dials, 40_000, 0)
+    generator = params.load("lab")["families"]["chain"]
+    ids, _ = corpus.write(corpus.FAMILIES["chain"], generator, 40_000, 0)
     bos = bytes([vocabulary.BOS])
     documents = sorted(bos + d for d in ids.tobytes().split(bos)[1:])
     batches = pretrain.batches(ids, 1024, np.random.default_rng(0))

@@ -30,7 +30,7 @@ def home(tmp_path_factory):
         yield root
 
 
-def dials(family):
+def generator(family):
     return params.load("smoke", ROOT / "params.yaml")["families"][family]
 
 
@@ -38,8 +38,8 @@ def reviews(family, n):
     """(problem, candidate's ids with <eos>, the review document) as the corpus writes them."""
     task, rng, out = FAMILIES[family], random.Random(0), []
     while len(out) < n:
-        problem = task.sample(rng, "train", dials(family))
-        words = task.document(rng, problem, corpus.author(rng, dials(family)), dials(family))
+        problem = task.sample(rng, "train", generator(family))
+        words = task.document(rng, problem, corpus.author(rng, generator(family)), generator(family))
         if "next" not in words:
             document = ["<bos>", "review", *problem.prompt[1:], *words[:-1], ";",
                         *task.critique(problem, words[:-1]), "<eos>"]
@@ -60,20 +60,20 @@ def test_exact_critiques_are_the_corpus_review_documents(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_critics(family):
-    task, chance = FAMILIES[family], random.Random(0)
+    task, rng = FAMILIES[family], random.Random(0)
     noisy, verdicts = 0, set()
     for problem, ids, _ in reviews(family, 200):
         trace = vocabulary.decode(ids[:-1])
-        exact = critics.exact(task, problem, trace, chance)
-        turned = critics.flipped(task, problem, trace, chance)
+        exact = critics.exact(task, problem, trace, rng)
+        turned = critics.flipped(task, problem, trace, rng)
         right = task.grade(problem, [*trace, "<eos>"]).correct
         assert exact[-1] == ("right" if right else "wrong") != turned[-1]
         assert [w for w in exact if w.isdigit()] == [w for w in turned if w.isdigit()]
-        formal = critics.form(task, problem, trace, chance)
+        formal = critics.form(task, problem, trace, rng)
         assert len(formal) == len(exact)
         assert [w.isdigit() for w in formal] == [w.isdigit() for w in exact]
         verdicts.add(formal[-1])
-        noisy += critics.noisy(task, problem, trace, chance) != exact
+        noisy += critics.noisy(task, problem, trace, rng) != exact
     assert verdicts == {"right", "wrong"}
     assert 40 <= noisy <= 80  # 0.3 of 200, three standard deviations
 
@@ -184,8 +184,8 @@ def test_rewards_by_hand():
     table = {name: [f(task.grade(problem, w), random.Random(0)) for w in (right, wrong, cut)]
              for name, f in rewards.REWARDS.items() if name != "random"}
     assert table == {"correct": [1, 0, 0], "format": [1, 1, 0], "none": [0, 0, 0]}
-    chance = random.Random(0)
-    drawn = [rewards.coin(task.grade(problem, wrong), chance) for _ in range(1000)]
+    rng = random.Random(0)
+    drawn = [rewards.coin(task.grade(problem, wrong), rng) for _ in range(1000)]
     assert set(drawn) == {0.0, 1.0} and abs(np.mean(drawn) - 0.5) < 0.05
 
 

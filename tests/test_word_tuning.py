@@ -62,7 +62,7 @@ def test_what_rows_begin_with_is_read_once_without_a_difference(shared):
     ids = torch.randint(2, 258, (5, 60), generator=torch.Generator().manual_seed(0))
     ids[:, :shared] = ids[0, :shared]
     found = []
-    for logits in (wt._logits(trained, ids, 40), trained(input_ids=ids).logits[:, 40:]):
+    for logits in (wt.shared_prefix_logits(trained, ids, 40), trained(input_ids=ids).logits[:, 40:]):
         trained.zero_grad()
         logits.log_softmax(-1)[..., 7].sum().backward()
         found.append((logits.detach(), torch.cat(
@@ -80,7 +80,7 @@ def test_logits_of_the_last_positions_make_the_same_policy_gradient_step():
         rng = random.Random(0)
         rows = [[rng.randrange(2, 258) for _ in range(20 + i)] for i in range(6)]
         lengths = [12 + i % 3 for i in range(6)]
-        logits = (wt._head_from([row[:n] for row, n in zip(rows, lengths)]) if part else
+        logits = (wt.logits_from([row[:n] for row, n in zip(rows, lengths)]) if part else
                   lambda net, ids: net(input_ids=ids).logits)
         rl.update(trained, optimizer, rows, lengths, torch.tensor([1.0, -1, 0.5, 0, 2, -1]), 64, logits)
         found.append(torch.cat([p.detach().flatten() for p in weight]))
@@ -110,7 +110,7 @@ def test_a_reward_is_earned_more_often_after_rl(monkeypatch):
     net, tokenizer = packaged.load("toy", dtype="float32")
     net.lm_head.weight.data.mul_(30)  # as drawn, no hidden state could prefer a byte
     recipe = RECIPE | dict(steps=8, samples=48, lr=0.05)
-    curve = wt._reinforce(model.adapter(net, 8, 0), tokenizer, 0, [SUM] * 8, recipe, "format")["curve"]
+    curve = wt.reinforced(model.adapter(net, 8, 0), tokenizer, 0, [SUM] * 8, recipe, "format")["curve"]
     assert curve[0]["works"] < 0.4 and curve[-1]["works"] > 0.8
 
 

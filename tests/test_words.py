@@ -80,7 +80,7 @@ def test_examples_of_the_prompt_are_right():
     (("dev", 3, 0, SMALL), "split is 'dev'; allowed are train, validation, test"),
     (("test", 3, 0, {"sudoku": {}}), "sudoku"),
     (("test", 3, 0, {}), "none"),
-    (("test", 3, 0, {"basic_arithmetic": {"terms": 3}}), "dials of basic_arithmetic .*terms"),
+    (("test", 3, 0, {"basic_arithmetic": {"terms": 3}}), "generator of basic_arithmetic .*terms"),
     (("test", 3, 0, {"basic_arithmetic": {"operators": ("%",)}}), "unsupported operator"),
     (("test", 500, 0, {"basic_arithmetic": dict(SMALL["basic_arithmetic"], max_digits=1)}),
      "n is 500, but basic_arithmetic .* has only"),

@@ -1,4 +1,4 @@
-"""The pre-training corpus: solved problems, plain facts and reviews, with dials for every behaviour.
+"""The pre-training corpus: solved problems, plain facts and reviews, with a setting for every behaviour.
 
 Three kinds of document, all from known authors, so what the base model has seen is known exactly:
     solved   a problem as one hidden author writes it: persistence after a failed check, share of
@@ -37,21 +37,21 @@ class Author:
         return openings[self.habit[behaviour]] if preferred else self.rng.choice(openings)
 
 
-def author(rng, dials):
+def author(rng, generator):
     """Draws a hidden author."""
-    return Author(rng, rng.choice(dials["persistence"]), rng.choice(dials["check"]),
+    return Author(rng, rng.choice(generator["persistence"]), rng.choice(generator["check"]),
                   {b: rng.randrange(len(o)) for b, o in grammar.OPENINGS.items()})
 
 
-def document(rng, task, dials):
+def document(rng, task, generator):
     """One document (list of words from <bos> to <eos>) and its kind."""
     draw = rng.random()
-    if draw < dials["facts"]:
-        facts = [word for _ in range(FACTS_A_DOCUMENT) for word in (*task.fact(rng, dials), ".")]
+    if draw < generator["facts"]:
+        facts = [word for _ in range(FACTS_A_DOCUMENT) for word in (*task.fact(rng, generator), ".")]
         return ["<bos>", *facts, "<eos>"], "facts"
-    problem = task.sample(rng, "train", dials)
-    trace = task.document(rng, problem, author(rng, dials), dials)
-    if draw < dials["facts"] + dials["reviews"]:
+    problem = task.sample(rng, "train", generator)
+    trace = task.document(rng, problem, author(rng, generator), generator)
+    if draw < generator["facts"] + generator["reviews"]:
         candidate = trace[:-1]
         if "next" in candidate:  # a review is of one author's work
             candidate = candidate[:candidate.index("next")]
@@ -60,7 +60,7 @@ def document(rng, task, dials):
     return [*problem.prompt, *trace], "solved"
 
 
-def write(task, dials, n_tokens, seed):
+def write(task, generator, n_tokens, seed):
     """A corpus of at least n_tokens tokens: (N,) uint8 ids of whole documents, end to end.
 
     Also returns counts: documents by kind and steps by behaviour.
@@ -69,7 +69,7 @@ def write(task, dials, n_tokens, seed):
     rng = random.Random(f"corpus locksmith.{task.__name__.rpartition('.')[2]} {seed}")
     out, size, counts = [], 0, {}
     while size < n_tokens:
-        words, kind = document(rng, task, dials)
+        words, kind = document(rng, task, generator)
         out.append(np.array(vocabulary.encode(words), dtype=np.uint8))
         size += len(words)
         for name in (kind, *(grammar.BEHAVIOUR[w] for w in words if w in grammar.BEHAVIOUR)):
@@ -82,11 +82,11 @@ def run(profile):
     config = params.load(profile)
     folder = Path("data") / profile
     folder.mkdir(parents=True, exist_ok=True)
-    for family, dials in config["families"].items():
+    for family, generator in config["families"].items():
         task = FAMILIES[family]
         seen = {}
         for split, n in config["problems"].items():
-            found = task.problems(split, n, 0, dials)
+            found = task.problems(split, n, 0, generator)
             for problem in found:
                 assert seen.setdefault(problem.key, split) == split, f"{problem.key} is in two splits"
             lines = (json.dumps({"key": p.key, "prompt": " ".join(p.prompt)}) for p in found)

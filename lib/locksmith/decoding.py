@@ -250,7 +250,7 @@ def log_acceptance(log_z, new_log_z, cut):
     return change + np.log(len(log_z)) - np.log(len(new_log_z))
 
 
-def _fitting_groups(lengths, cuts, horizon, context):
+def fitting_groups(lengths, cuts, horizon, context):
     """Splits chains into batches in which nobody's overshoot leaves the model's context.
 
     One batch as a rule; where the horizon fills the context, chains with about the same cut.
@@ -331,7 +331,7 @@ def power_sampling(
             list(prompts[c]) + states[c][:cut] for c, cut in zip(chains, cuts, strict=True)
         ]
         found = [None] * len(chains)
-        for group in _fitting_groups(list(map(len, starts)), cuts, horizon, context):
+        for group in fitting_groups(list(map(len, starts)), cuts, horizon, context):
             mine = [starts[j] for j in group]
             drawn = sample(
                 model, mine, max_new_tokens=horizon - min(cuts[j] for j in group), stop=stop,

@@ -10,7 +10,7 @@ weights trained), against 0.67 for the RL model; arithmetic suffered first and c
 
 Papers compare RL models with distilled ones of another family and teacher; here both start from the
 same base, and what was distilled was in pre-training or was not. Fine-tuning looks at validation
-problems `looks` times and keeps the look whose accuracy is nearest to the RL model's, so that the
+problems `evaluations` times and keeps the one whose accuracy is nearest to the RL model's, so that the
 models differ in what they were taught and not in how well they do.
 
 LoRA (Hu et al. 2021, arXiv 2106.09685) on every linear layer, by `peft`: an adapter takes a fifth
@@ -50,12 +50,13 @@ def traces(profile, family, kind, seed):
     distilled: one sample of the RL model a problem, the right ones. taught: the stronger author's.
     """
     config = params.load(profile)
-    dials, task, n = config["families"][family], corpus.FAMILIES[family], config["distill"]["problems"]
-    problems = task.problems("train", n, 1000 + seed, dials)
+    generator, task = config["families"][family], corpus.FAMILIES[family]
+    n = config["distill"]["problems"]
+    problems = task.problems("train", n, 1000 + seed, generator)
     prompts = [vocabulary.encode(p.prompt) for p in problems]
     if kind == "taught":
         rng = random.Random(f"stronger {family} {seed}")
-        return [ids + vocabulary.encode(task.stronger(rng, p, corpus.author(rng, dials), dials))
+        return [ids + vocabulary.encode(task.stronger(rng, p, corpus.author(rng, generator), generator))
                 for ids, p in zip(prompts, problems)]
     out = engine.sample(lab.load(profile, family, "thinking", seed), prompts, seed=seed,
                         max_new_tokens=config["rl"]["max_new_tokens"], stop=vocabulary.STOP).ids()
@@ -90,12 +91,12 @@ def train(profile, family, kind, seed):
     flat = np.array([i for ids in texts for i in ids], dtype=np.uint8)
     rng = np.random.default_rng(seed)
     batches = [b for _ in range(recipe["epochs"]) for b in pretrain.batches(flat, 4096, rng)]
-    looks = set(np.linspace(0, len(batches), recipe["looks"] + 1).astype(int)[1:].tolist())
+    evaluations = set(np.linspace(0, len(batches), recipe["evaluations"] + 1).astype(int)[1:].tolist())
     best, curve = None, []
 
     def look(step, bar):
         nonlocal best
-        if step not in looks:
+        if step not in evaluations:
             return
         merged = model.merged(net).to(device.pick()[1])
         found = accuracy(merged, profile, family, recipe["validation"])

@@ -7,7 +7,7 @@ What makes it quick where `generate` is slow on small models:
 4. the output head sees only the last position (Gemma's 262k-token head never sees a prompt);
 5. Llama-shaped models of up to 1024 dimensions run with fused q/k/v and gate/up matrices and
    without module calls; every other architecture runs its own `forward` on the same cache;
-6. models that read along (`beside`) take the same tokens at the same time, each with a cache of
+6. guide models, which read along (`guides`), take the same tokens at the same time, each with a cache of
    its own, so that a second opinion on every token costs one more forward pass and no re-reading.
 
 Prompts of unequal length are padded on the left; positions count from a row's first real token.
@@ -58,11 +58,11 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class Moment:
-    """What a gate or a mix sees of R live rows: rows (R,) int64 of the output; tokens (R, S) so
-    far, padded on the left; positions (R, q) absolute, of the q tokens now in the model (negative:
-    padding); hidden (R, q, D), their residual stream after `layer` (None for a mix);
-    prompt_lengths (R,); u (R,), the uniform number behind the token to be drawn next; beside, for
-    each model that reads along its next-token logits (R, V) and its residual stream (R, D) at the
+    """What a gate or a logits processor sees of R live rows: rows (R,) int64 of the output; tokens
+    (R, S) so far, padded on the left; positions (R, q) absolute, of the q tokens now in the model (negative:
+    padding); hidden (R, q, D), their residual stream after `layer` (None for a logits processor);
+    prompt_lengths (R,); u (R,), the uniform number behind the token to be drawn next; guides, for
+    each guide model its next-token logits (R, V) and its residual stream (R, D) at the
     last position, after the layer it was asked for (None where for none)."""
     layer: int | None
     rows: torch.Tensor
@@ -71,7 +71,7 @@ class Moment:
     hidden: torch.Tensor | None
     prompt_lengths: torch.Tensor
     u: torch.Tensor
-    beside: list
+    guides: list
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Steer:
 
 # --- random numbers -------------------------------------------------------------------------------
 
-def _mix(x):
+def _scramble(x):
     """The splitmix64 finaliser on int64 tensors (multiplication wraps, shifts made logical)."""
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
@@ -104,7 +104,7 @@ def uniforms(seed, keys, samples, positions):
     """float64 in (0, 1), a pure function of four broadcastable int64 tensors (or ints)."""
     x = torch.zeros((), dtype=torch.int64)
     for part in (seed, keys, samples, positions):
-        x = _mix(x + torch.as_tensor(part, dtype=torch.int64) - 0x61C8864680B583EB)
+        x = _scramble(x + torch.as_tensor(part, dtype=torch.int64) - 0x61C8864680B583EB)
     return (((x >> 11) & 0x1FFFFFFFFFFFFF).double() + 0.5) * 2.0**-53
 
 
@@ -334,7 +334,7 @@ def _runner(model, *how):
     return (_Fused if _Fused.fits(model) else _Generic)(model, *how)
 
 
-class _Beside:
+class _Guide:
     """A model that reads along; after `layer` (None: nowhere) its residual stream is looked at."""
 
     def __init__(self, model, layer, *shape):
@@ -364,7 +364,7 @@ class _Batch:
     """One batch on its way: the live rows, their tokens so far, and what happens in the residual
     stream. Live rows are the first of every per-row tensor; `live` holds their output rows."""
 
-    def __init__(self, prompts, owner, first_row, n_rows, max_new, steer, read, model, beside, u):
+    def __init__(self, prompts, owner, first_row, n_rows, max_new, steer, read, model, guides, u):
         # Not the first parameter's dtype: packed weights are integers, what they yield is not.
         p, size = (torch.empty(0, dtype=model.dtype, device=model.device),
                    model.config.get_text_config().hidden_size)
@@ -393,8 +393,8 @@ class _Batch:
         self.reads = {i: p.new_zeros(n, max_new, size) for i in read}
         shape = n, width + max_new, bool(self.pads.any())
         self.runner = _runner(model, *shape, self.touched, self.touch)
-        self.beside = [_Beside(other, layer, *shape) for other, layer in beside]
-        self.runners = [self.runner, *(x.runner for x in self.beside)]
+        self.guides = [_Guide(other, layer, *shape) for other, layer in guides]
+        self.runners = [self.runner, *(x.runner for x in self.guides)]
 
     def forward(self, new, t):
         """Logits (R, V) after the tokens `new` (R, q) at columns t to t + q; who reads along has
@@ -402,13 +402,13 @@ class _Batch:
         self.t, self.end, self.forwards = t, t + new.shape[1], self.forwards + 1
         columns = torch.arange(t, self.end, device=self.device)
         self.positions = columns - self.pads[:, None]
-        self.heard = [(x.runner(new, t, self.pads), x.hidden) for x in self.beside]
+        self.guide_outputs = [(x.runner(new, t, self.pads), x.hidden) for x in self.guides]
         return self.runner(new, t, self.pads)
 
     def moment(self, layer=None, hidden=None):
         return Moment(layer, self.live + self.first_row, self.ids[self.live_ids(), :self.end],
                       self.positions, hidden, self.width - self.pads,
-                      self.u[self.live, self.end - self.width], self.heard)
+                      self.u[self.live, self.end - self.width], self.guide_outputs)
 
     def touch(self, layer, hidden):
         """Steer and read the residual stream (R, q, D) after block `layer`."""
@@ -483,11 +483,11 @@ class _Batch:
         return self.count
 
 
-def _decode(batch, max_new, stop, temperature, top_p, mix):
+def _decode(batch, max_new, stop, temperature, top_p, logits_processor):
     """Run one batch to its end: tokens and logprobs (R, max_new), lengths and stopped (R,)."""
     n, shared = len(batch.owner), len(batch.ids) < len(batch.owner)
     try:
-        if batch.beside:
+        if batch.guides:
             # A gate may tell a prompt's samples apart at its last token, so they part before it.
             if batch.width > 1:
                 batch.forward(batch.ids[:, :batch.width - 1], 0)
@@ -504,12 +504,12 @@ def _decode(batch, max_new, stop, temperature, top_p, mix):
         logprobs = torch.zeros(n, max_new, device=batch.device)
         every = LOOK_EVERY.get(batch.device.type, 8)
         for step in range(max_new):
-            if mix is not None:
-                logits = mix(logits, batch.moment())
+            if logits_processor is not None:
+                logits = logits_processor(logits, batch.moment())
             token, logprob = _draw(logits, batch.u[batch.live, step], temperature, top_p)
             tokens[batch.live, step] = token
             logprobs[batch.live, step] = logprob
-            if batch.steers or mix is not None:
+            if batch.steers or logits_processor is not None:
                 batch.ids[batch.live, batch.width + step] = token
             batch.done = batch.done | is_stop[token]
             if step + 1 == max_new:
@@ -529,7 +529,7 @@ def _decode(batch, max_new, stop, temperature, top_p, mix):
 
 @torch.no_grad()
 def sample(model, prompts, n=1, *, max_new_tokens, stop, temperature=1.0, top_p=1.0, seed=0,
-           keys=None, batch_size=384, steer=None, read=None, beside=None, mix=None):
+           keys=None, batch_size=384, steer=None, read=None, guides=None, logits_processor=None):
     """Draw n rollouts from each of `prompts` (lists of token ids); returns `Rollouts`.
 
     stop: a token id or a set of them; a rollout ends with the first one (or at the cap alone, for
@@ -537,23 +537,24 @@ def sample(model, prompts, n=1, *, max_new_tokens, stop, temperature=1.0, top_p=
     keys: one integer a prompt that names it in the random numbers (default: its index), so that a
     problem keeps its rollouts whatever else is in the list. steer: a list of `Steer`. read: layers
     whose residual stream is returned (after steering).
-    beside: models of the same vocabulary that read along, or pairs (model, layer) to show their
-    residual stream after that layer too; gates and `mix` see what they would say. mix: called at
-    every token with the logits (R, V) and a `Moment`, returns the logits (R, V) to draw from.
+    guides: models of the same vocabulary that read along, or pairs (model, layer) to show their
+    residual stream after that layer too; gates and `logits_processor` see what they would say.
+    logits_processor: called at every token with the logits (R, V) and a `Moment`, returns the logits
+    (R, V) to draw from.
     ValueError for prompts that do not fit the model's context, MemoryError if the cache does not
     fit the memory.
     """
     stop = {stop} if isinstance(stop, int) else set(stop)
     steer, read = list(steer or ()), sorted(set(read or ()))
-    beside = [x if isinstance(x, tuple) else (x, None) for x in beside or ()]
+    guides = [x if isinstance(x, tuple) else (x, None) for x in guides or ()]
     prompts = [list(map(int, x)) for x in prompts]
     _check(model, prompts, n, max_new_tokens, stop, temperature, top_p, keys, steer, read,
-           batch_size, beside)
+           batch_size, guides)
     rows = torch.arange(len(prompts) * n)
     prompt, number = rows // n, rows % n
     keys = prompt if keys is None else torch.tensor(keys, dtype=torch.int64)[prompt]
-    own = any(s.rows is not None or s.gate is not None and not beside for s in steer)
-    training = {x: x.training for x in (model, *(other for other, _ in beside))}
+    own = any(s.rows is not None or s.gate is not None and not guides for s in steer)
+    training = {x: x.training for x in (model, *(other for other, _ in guides))}
     for x in training:
         x.eval()
     parts = []
@@ -566,9 +567,9 @@ def sample(model, prompts, n=1, *, max_new_tokens, stop, temperature=1.0, top_p=
             u = uniforms(seed, keys[part, None], number[part, None],
                          starts[:, None] + torch.arange(max_new_tokens))
             batch = _Batch(needed, owner, int(part[0]), len(rows), max_new_tokens, steer, read,
-                           model, beside, u)
+                           model, guides, u)
             tokens, logprobs, lengths, stopped = _decode(
-                batch, max_new_tokens, stop, temperature, top_p, mix)
+                batch, max_new_tokens, stop, temperature, top_p, logits_processor)
             inside = torch.arange(max_new_tokens, device=tokens.device) < lengths[:, None]
             parts.append([tokens, lengths, logprobs * inside, stopped, batch.check_steered(lengths),
                           batch.steered_at & inside,
@@ -587,10 +588,10 @@ def sample(model, prompts, n=1, *, max_new_tokens, stop, temperature=1.0, top_p=
 
 
 def _check(model, prompts, n, max_new_tokens, stop, temperature, top_p, keys, steer, read, batch,
-           beside):
+           guides):
     """One clear sentence for each kind of bad input."""
     text = model.config.get_text_config()
-    others = [other.config.get_text_config() for other, _ in beside]
+    others = [other.config.get_text_config() for other, _ in guides]
     context, depth = text.max_position_embeddings, text.num_hidden_layers
     for name, value, ok, allowed in (
             ("prompts", prompts, len(prompts) and all(prompts), "a list of non-empty lists of ids"),
@@ -609,13 +610,13 @@ def _check(model, prompts, n, max_new_tokens, stop, temperature, top_p, keys, st
              all(s.vector.shape[-1:] == (text.hidden_size,) and s.vector.dim() <= 1 + bool(s.gate)
                  for s in steer),
              f"vectors of shape ({text.hidden_size},), with a gate also (K, {text.hidden_size})"),
-            ("beside", [(o.vocab_size, o.max_position_embeddings) for o in others],
+            ("guides", [(o.vocab_size, o.max_position_embeddings) for o in others],
              all(o.vocab_size == text.vocab_size and o.max_position_embeddings >= context
                  for o in others),
              f"a vocabulary of {text.vocab_size} and a context of at least {context} tokens"),
-            ("beside", [layer for _, layer in beside],
+            ("guides", [layer for _, layer in guides],
              all(layer is None or 0 <= layer < o.num_hidden_layers
-                 for o, (_, layer) in zip(others, beside, strict=True)),
+                 for o, (_, layer) in zip(others, guides, strict=True)),
              "layers of each model, or None")):
         if not ok:
             raise ValueError(f"{name} is {value!r}; allowed: {allowed}")

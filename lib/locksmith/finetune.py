@@ -31,13 +31,13 @@ def pack(pairs, steps, target_tokens, seed, micro_tokens=MICRO_TOKENS):
     """Steps of exactly `target_tokens` targets from (input, target) pairs of token ids, in a random
     order that starts again when all were seen; a step's last target may be cut, and a micro-batch holds
     at most `micro_tokens` ids, padding included, or one pair."""
-    chance, queue, packed = random.Random(seed), [], []
+    rng, queue, packed = random.Random(seed), [], []
     for _ in range(steps):
         batch, left = [], target_tokens
         while left:
             if not queue:
                 queue = list(pairs)
-                chance.shuffle(queue)
+                rng.shuffle(queue)
             given, wanted = queue.pop()
             batch.append((given, wanted[:left]))
             left -= len(batch[-1][1])

@@ -20,7 +20,7 @@ PROFILES = ("smoke", "lab", "open", "colab", "paper")
 
 # What is allowed: "int 1.." (with bounds, both inclusive, either may be left out), "float 0..1",
 # "bool", "text", "a|b" (one of these words); "list of ..." for a list of at least one such value.
-_DIALS = {
+_GENERATOR = {
     "facts": "float 0..1",
     "reviews": "float 0..1",
     "persistence": "list of float 0..1",
@@ -62,13 +62,13 @@ SCHEMA = {
     },
     "families": {
         "countdown": {
-            **_DIALS,
+            **_GENERATOR,
             "expressions": "list of int 1..",
             "insight": "float 0..1",
             "longest": "int 1..",
         },
         "chain": {
-            **_DIALS,
+            **_GENERATOR,
             "largest_start": "int 1..99",
             "depths": "list of int 1..9",
             "depth": "int 1..9",
@@ -100,7 +100,7 @@ SCHEMA = {
         "rank": "int 1..",
         "lr": "float 0..1",
         "epochs": "int 1..",
-        "looks": "int 1..",
+        "evaluations": "int 1..",
         "validation": "int 1..",
     },
     "chapters": {

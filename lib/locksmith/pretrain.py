@@ -57,15 +57,15 @@ def loss(net, ids):
 def train(profile, family, name, seed, folder):
     """One model into folder/seed<seed>; the first seed of the base keeps its way there as well.
 
-    name: "base", or "twin", whose corpus differs in the dials of the profile's `twin`, the same in
+    name: "base", or "twin", whose corpus differs in the settings of the profile's `twin`, the same in
     tokens, problems and order. Returns the training record: loss curve, tokens, corpus counts.
     """
     config = params.load(profile)
-    dials, recipe = config["families"][family], config["pretrain"]
+    generator, recipe = config["families"][family], config["pretrain"]
     if name == "twin":
-        dials = {**dials, **config["twin"]}
+        generator = {**generator, **config["twin"]}
     task = corpus.FAMILIES[family]
-    ids, counts = corpus.write(task, dials, recipe["tokens"], seed)
+    ids, counts = corpus.write(task, generator, recipe["tokens"], seed)
     rng = np.random.default_rng(seed)
     net = model.build(config["model"], seed).train()
     optimizers = model.optimizer(net, recipe["muon_lr"], recipe["adam_lr"], recipe["weight_decay"])

@@ -1,27 +1,27 @@
-"""Rewards for `rl.learn`: small functions (grade, chance) -> float, one number a rollout.
+"""Rewards for `rl.learn`: small functions (grade, rng) -> float, one number a rollout.
 
-grade: what the task says of the rollout (`countdown.Grade`); chance: a `random.Random` of this step.
+grade: what the task says of the rollout (`countdown.Grade`); rng: a `random.Random` of this step.
 A reward of your own is one more function here and its name in REWARDS. The spurious ones follow
 Shao et al. (arXiv 2506.10947, section 2): format, and a coin that looks at nothing.
 """
 
 
-def correct(grade, chance):
+def correct(grade, rng):
     """1 for right conclusions in a trace that ended by itself."""
     return float(grade.correct)
 
 
-def form(grade, chance):
+def form(grade, rng):
     """1 for a trace that ended by itself, well-formed and with an answer, right or wrong."""
     return float(grade.answer is not None)
 
 
-def coin(grade, chance):
+def coin(grade, rng):
     """1 for half of all rollouts, whatever they say."""
-    return float(chance.random() < 0.5)
+    return float(rng.random() < 0.5)
 
 
-def none(grade, chance):
+def none(grade, rng):
     """0 for all: with it a bonus on entropy is on its own."""
     return 0.0
 

@@ -104,12 +104,13 @@ def schedule(step, steps, warmup=10, cooldown=0.6):
 
 
 def learn(net, task, pool, recipe, seed, sync, reward=rewards.correct, logits=model.logits, bonus=0.0,
-          label="RL", before=None, play=rollout, measured=MEASURED):
+          label="RL", before=None, rollout_fn=rollout, measured=MEASURED):
     """`recipe["steps"]` updates of what `net` trains, each on the next recipe["problems"] of `pool`.
 
     sync: called before each step, returns the model that writes the rollouts and its `Steer`s.
-    reward: one of `rewards`; bonus: on the entropy. before: called with each step's number. play: as
-    `rollout`, for a task that is not of the lab; measured: attributes of its grades, `correct` among them.
+    reward: one of `rewards`; bonus: on the entropy. before: called with each step's number.
+    rollout_fn: as `rollout`, for a task that is not of the lab; measured: attributes of its grades,
+    `correct` among them.
     Returns the curve; its accuracies are on the problems of the step, before its update.
     """
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=recipe["lr"],
@@ -121,10 +122,10 @@ def learn(net, task, pool, recipe, seed, sync, reward=rewards.correct, logits=mo
         optimizer.param_groups[0]["lr"] = recipe["lr"] * schedule(step, recipe["steps"])
         batch = pool[step * recipe["problems"]:(step + 1) * recipe["problems"]]
         sampler, steer = sync()
-        sequences, lengths, grades = play(sampler, task, batch, recipe["samples"],
-                                          recipe["max_new_tokens"], seed * 1_000_000 + step, steer)
-        chance = random.Random(f"reward {seed} {step}")
-        gain = advantages([reward(g, chance) for g in grades], recipe["samples"])
+        sequences, lengths, grades = rollout_fn(sampler, task, batch, recipe["samples"],
+                                                recipe["max_new_tokens"], seed * 1_000_000 + step, steer)
+        rng = random.Random(f"reward {seed} {step}")
+        gain = advantages([reward(g, rng) for g in grades], recipe["samples"])
         norm, entropy = update(net, optimizer, sequences, lengths, gain, recipe["micro_tokens"],
                                logits, bonus)
         mean = {name: float(np.mean([getattr(g, name) for g in grades])) for name in measured}
@@ -141,11 +142,11 @@ def train(profile, family, seed, base, folder):
     Returns its curve. The curve's accuracies are on fresh training problems, each seen once.
     """
     config = params.load(profile)
-    dials, recipe = config["families"][family], config["rl"]
+    generator, recipe = config["families"][family], config["rl"]
     task = corpus.FAMILIES[family]
     net = model.load(base / f"seed{seed}").train()
     sampler = model.load(base / f"seed{seed}", dtype=device.pick("cpu")[1])
-    pool = task.problems("train", recipe["steps"] * recipe["problems"], seed + 1, dials)
+    pool = task.problems("train", recipe["steps"] * recipe["problems"], seed + 1, generator)
 
     def sync():
         sampler.load_state_dict(net.state_dict())

@@ -101,10 +101,10 @@ def split_of(question):
 _INSTRUCTION = " Give the result as your final answer. Do not include units."
 
 
-def problems(split, n, seed, dials):
+def problems(split, n, seed, generator):
     """n different problems of a split, the same ones for the same seed.
 
-    dials: task -> options of its reasoning-gym generator, e.g. {"basic_arithmetic": {"max_terms":
+    generator: task -> options of its reasoning-gym generator, e.g. {"basic_arithmetic": {"max_terms":
     3}}; several tasks take turns. ValueError for an unknown split, task or option, or if the
     generator has fewer than n different questions.
     """
@@ -112,16 +112,16 @@ def problems(split, n, seed, dials):
 
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; allowed are {', '.join(SPLITS)}")
-    if not dials or not set(dials) <= set(TASKS):
-        raise ValueError(f"dials names the tasks {', '.join(dials) or '(none)'}; "
+    if not generator or not set(generator) <= set(TASKS):
+        raise ValueError(f"generator names the tasks {', '.join(generator) or '(none)'}; "
                          f"allowed are {', '.join(TASKS)}")
     found, size = {}, 50 * n + 1000
-    for turn, (task, options) in enumerate(dials.items()):
-        wanted = (n - turn + len(dials) - 1) // len(dials)
+    for turn, (task, options) in enumerate(generator.items()):
+        wanted = (n - turn + len(generator) - 1) // len(generator)
         try:
             items = reasoning_gym.create_dataset(task, seed=seed, size=size, **options)
         except (TypeError, AssertionError) as error:
-            raise ValueError(f"dials of {task} are {options}: {error}") from error
+            raise ValueError(f"generator of {task} is {options}: {error}") from error
         mine = {}
         for i in range(size):
             if len(mine) == wanted:
@@ -135,7 +135,7 @@ def problems(split, n, seed, dials):
             raise ValueError(f"n is {n}, but {task} with {options} has only {len(mine)} "
                              f"different {split} questions among {size}")
         found[task] = list(mine.values())
-    return [found[task][i // len(dials)] for i, task in zip(range(n), list(dials) * n)]
+    return [found[task][i // len(generator)] for i, task in zip(range(n), list(generator) * n)]
 
 
 # --- prompts --------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def _is_value(text, quotients):
     return not re.search(rf"[0-9)\]}}]\s*{operators}+\s*[-(0-9]", text)
 
 
-def _serve():
+def serve_verdicts():
     """The grading process: lines of JSON [gold, answer, seconds] in; outcomes out."""
     import resource
     import signal
@@ -258,7 +258,7 @@ def verified(gold, answer, seconds=2.0):
     global _worker
     if _worker is None:
         code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); "
-                "from locksmith.words import _serve; _serve()")
+                "from locksmith.words import serve_verdicts; serve_verdicts()")
         _worker = subprocess.Popen([sys.executable, "-c", code], text=True, stdin=subprocess.PIPE,
                                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:

@@ -115,7 +115,7 @@ def _about(name):
     return TOOLS[name].__doc__.splitlines()[0]
 
 
-def _listing(tokenizer):
+def tool_listing(tokenizer):
     """(messages, schemas): how a conversation begins in which the model may call tools.
 
     Schemas (JSON, for the template's `tools`) where the template shows them, else a system message.
@@ -238,7 +238,7 @@ def solve(model, tokenizer, problems, *, schedule, max_new_tokens=64, rounds=3, 
     if schedule == "none":
         _turn(ask, works, [w.problem.question for w in works])
     elif schedule in ("model", "listed"):
-        messages, tools = _listing(tokenizer)
+        messages, tools = tool_listing(tokenizer)
         for work in works:
             work.messages += messages
         _choose(ask, works, tools, rounds if schedule == "model" else 0)

@@ -6,8 +6,9 @@ Three questions, each a few lines on top of `engine.sample`:
 2. when to steer: gates look at every step and choose a category of step, or none. Some ask the
    thinking model (the oracle of Venhoff et al., arXiv 2510.07364, section 3), `probe` asks only the
    base's own residual stream, the others are controls;
-3. how much a vector gives away: `ceiling` puts the thinking model's own token in at exactly the
-   steered positions, `leak` lets it pick among the steered model's candidates.
+3. how much a vector gives away, by logits processors: `ceiling` puts the thinking model's own
+   token in at exactly the steered positions, `rerank` lets it pick among the steered model's
+   candidates.
 
 All draws at one position use one uniform number (`Moment.u`), also those that a gate makes: where
 two models agree on the distribution they agree on the token, and all arms of a seed are paired.
@@ -23,7 +24,7 @@ from locksmith import corpus, engine, grammar, lab, vocabulary
 from locksmith.errors import BadInput
 
 BEHAVIOURS = tuple(grammar.OPENINGS)
-COUNTS = ("attempts", "valid_attempts", "checks", "honest_checks", "backtracks")
+COUNTS = ("attempts", "valid_attempts", "checks", "correct_checks", "backtracks")
 
 # What a number that is derived from u is for: see _fresh.
 STREAMS = ("candidate", "other category", "random category", "random position")
@@ -69,7 +70,7 @@ def decision_tokens():
 
 
 def swap(tables=None):
-    """A mix for `engine.sample`: the model that reads along decides, the sampled one executes.
+    """A logits processor for `engine.sample`: the guide model decides, the sampled one executes.
 
     p(token) = p_D(token) for the tokens of decisions; the rest of the mass, 1 - p_D(decision), is
     shared out as p_E(token | no decision). Inside an opening ("let" has been said, "us see" has
@@ -78,24 +79,24 @@ def swap(tables=None):
     """
     decision, inside = tables or decision_tokens()
 
-    def mix(logits, moment):
+    def process(logits, moment):
         at = logits.device
-        decides = moment.beside[0][0].float().log_softmax(-1)
+        decides = moment.guides[0][0].float().log_softmax(-1)
         executes = logits.float().log_softmax(-1)
         left, right = (x.masked_fill(decision.to(at), -torch.inf).logsumexp(-1, keepdim=True)
                        for x in (decides, executes))
         theirs = decision.to(at) | inside.to(at)[moment.tokens[:, -1], None]
         return torch.where(theirs, decides, executes + (left - right))
-    return mix
+    return process
 
 
 # --- when to steer: choosers (Moment -> (R,) int64, a category or -1) -----------------------------
-# `beside[0]` is the thinking model, `beside[1]` the unsteered base, where a chooser asks for it.
+# `guides[0]` is the thinking model, `guides[1]` the unsteered base, where a chooser asks for it.
 
 def oracle(table):
     """The category that the thinking model's own draw opens; table (V,) int64, -1 = opens none."""
     def choose(moment):
-        return table.to(moment.u.device)[draw(moment.beside[0][0], moment.u)]
+        return table.to(moment.u.device)[draw(moment.guides[0][0], moment.u)]
     return choose
 
 
@@ -103,7 +104,7 @@ def disagreement(table):
     """The oracle's, only where the unsteered base's own draw opens another category or none."""
     def choose(moment):
         theirs, own = (table.to(moment.u.device)[draw(logits, moment.u)]
-                       for logits, _ in moment.beside[:2])
+                       for logits, _ in moment.guides[:2])
         return torch.where(theirs != own, theirs, -1)
     return choose
 
@@ -113,7 +114,7 @@ def divergence(encode, threshold):
     total variation, the category is the largest latent of encode(thinking residual (R, D)), (R, K).
     """
     def choose(moment):
-        (theirs, hidden), (own, _) = moment.beside[:2]
+        (theirs, hidden), (own, _) = moment.guides[:2]
         distance = (theirs.float().softmax(-1) - own.float().softmax(-1)).abs().sum(-1) / 2
         return torch.where(distance > threshold, encode(hidden.float()).argmax(-1), -1)
     return choose
@@ -171,7 +172,7 @@ class Gate:
     coefficients: a module (R, D) -> (R, K) that sets the strengths of all vectors from the sampled
     model's own residual stream where the chooser fires (the paper's later version); else the chosen
     category has strength 1. All are multiplied by `strength`. `which` (R,) is the choice of this
-    step, -1 = none, for a mix; `decisions` the rows, steps and choices of all steps.
+    step, -1 = none, for a logits processor; `decisions` the rows, steps and choices of all steps.
     """
 
     def __init__(self, choose, categories, strength=1.0, coefficients=None):
@@ -200,7 +201,7 @@ class Gate:
 
 
 def chooser(gate, categories, options):
-    """The chooser of a name with its options, and how many models it needs to read along.
+    """The chooser of a name with its options, and how many guide models it needs.
 
     oracle(table), disagreement(table), divergence(encode, threshold), other category(table),
     probe(weight, intercept, threshold), random positions(rate, frequencies: all alike),
@@ -214,32 +215,33 @@ def chooser(gate, categories, options):
                   rate, frequencies), 0)}
     if gate not in makers:
         raise BadInput(f"gate is {gate!r}; allowed are {', '.join(makers)}.")
-    make, listeners = makers[gate]
-    return make(**options), listeners
+    make, n_guides = makers[gate]
+    return make(**options), n_guides
 
 
 # --- what is drawn at steered positions -----------------------------------------------------------
 
 def ceiling(gate):
-    """A mix: where the gate fires the thinking model's own token is put in, as no vector could."""
-    def mix(logits, moment):
-        return torch.where((gate.which >= 0)[:, None], moment.beside[0][0], logits)
-    return mix
+    """A logits processor: where the gate fires, the thinking model's own token is put in, as no vector
+    could."""
+    def process(logits, moment):
+        return torch.where((gate.which >= 0)[:, None], moment.guides[0][0], logits)
+    return process
 
 
-def leak(gate, candidates):
-    """A mix: where the gate fires, several tokens are drawn from the steered distribution, and the
-    one that the thinking model holds likeliest is taken (the selection of the paper's first
-    version, which lets its logits into the hybrid beside the vector)."""
-    def mix(logits, moment):
+def rerank(gate, candidates):
+    """A logits processor: reranking. Where the gate fires, several tokens are drawn from the steered
+    distribution, and the one that the thinking model holds likeliest is taken (the selection of the
+    paper's first version, which lets its logits into the hybrid beside the vector)."""
+    def process(logits, moment):
         on = (gate.which >= 0).nonzero()[:, 0]
         if not len(on):
             return logits
-        mine, theirs, u = logits[on], moment.beside[0][0][on], moment.u[on]
+        mine, theirs, u = logits[on], moment.guides[0][0][on], moment.u[on]
         drawn = torch.stack([draw(mine, _fresh(u, "candidate", j)) for j in range(candidates)], 1)
         best = drawn.gather(1, theirs.gather(1, drawn).argmax(1, keepdim=True))
         return logits.index_copy(0, on, torch.full_like(mine, -torch.inf).scatter(1, best, 0.0))
-    return mix
+    return process
 
 
 # --- the work of one process ----------------------------------------------------------------------
@@ -257,7 +259,7 @@ class Arm:
     token (not to steer, or which category), taken over all tokens of the run, divided by the share
     of tokens steered. An upper bound, since a part could be guessed from the text; 0 for a gate
     behind which no thinking model stands, and for a swap, which has no gate. The token that a
-    ceiling or a leak hands over is not counted.
+    ceiling or reranking hands over is not counted.
     """
     correct: np.ndarray
     trace: np.ndarray
@@ -274,41 +276,45 @@ class Arm:
 
 def run_arm(profile, family, seed, n_problems, n, max_new_tokens, *, runs="base",
             thinking="thinking", decides=None, gate=None, vectors=None, bias=None, layer=None,
-            strength=1.0, coefficients=None, read=None, mix=None, candidates=4, split="test",
-            only=None, **options):
+            strength=1.0, coefficients=None, read=None, logits_processor=None, candidates=4,
+            split="test", only=None, **options):
     """Samples one arm of the experiment and grades it: `Arm`.
 
-    profile, family, seed, split: of the models and problems (`zoo`); seed also of the draws, which
+    profile, family, seed, split: of the models and problems (`loading`); seed also of the draws, which
     all arms share. only: indices of the problems, all n_problems if None.
-    runs: the model whose tokens are drawn. thinking: the model that reads along where gate or mix
-    asks for it. decides: a model that decides while `runs` executes (`swap`); not with a gate.
+    runs: the model whose tokens are drawn. thinking: the guide where gate or logits processor ask for
+    one. decides: a model that decides while `runs` executes (`swap`); not with a gate.
     gate: a name that `chooser` knows, with its options; steers `vectors` (K, D), each plus `bias`
     (D,), after block `layer`, times `strength` and what `coefficients` says (see `Gate`). read: the
     block after which the thinking model's residual stream is read ("divergence").
-    mix: "ceiling", "leak" (with so many `candidates`) or None. BadInput for a name that is none.
+    logits_processor: "ceiling", "rerank" (with so many `candidates`) or None; BadInput for another.
     """
     problems = lab.problems(profile, family, n_problems, split)
     only = list(range(n_problems)) if only is None else list(only)
     problems = [problems[i] for i in only]
     how = {"max_new_tokens": max_new_tokens, "stop": vocabulary.STOP, "seed": seed, "keys": only}
     fired, model = None, lab.load(profile, family, runs, seed)
-    if mix not in (None, "ceiling", "leak"):
-        raise BadInput(f"mix is {mix!r}; allowed are ceiling, leak and None.")
-    if (decides and (gate or mix)) or (mix and not gate):
-        raise BadInput(f"gate is {gate!r}, decides {decides!r} and mix {mix!r}; allowed is a gate, "
-                       "with or without a mix, or a model that decides, or none of them.")
+    if logits_processor not in (None, "ceiling", "rerank"):
+        raise BadInput(f"logits_processor is {logits_processor!r}; allowed are ceiling, rerank and "
+                       "None.")
+    if (decides and (gate or logits_processor)) or (logits_processor and not gate):
+        raise BadInput(f"gate is {gate!r}, decides {decides!r} and logits_processor "
+                       f"{logits_processor!r}; allowed is a gate, with or without a logits processor, "
+                       "or a model that decides, or none of them.")
     if decides is not None:
-        how |= {"beside": [lab.load(profile, family, decides, seed)], "mix": swap()}
+        how |= {"guides": [lab.load(profile, family, decides, seed)],
+                "logits_processor": swap()}
     if gate is not None:
         vectors = vectors if bias is None else vectors + bias
-        choose, listeners = chooser(gate, len(vectors), options)
+        choose, n_guides = chooser(gate, len(vectors), options)
         fired = Gate(choose, len(vectors), strength, coefficients)
-        beside = []
-        if listeners or mix:
-            beside = [(lab.load(profile, family, thinking, seed), read), model]
+        guides = []
+        if n_guides or logits_processor:
+            guides = [(lab.load(profile, family, thinking, seed), read), model]
         how |= {"steer": [engine.Steer(layer, vectors, gate=fired)],
-                "beside": beside[:max(listeners, int(mix is not None))],
-                "mix": mix and {"ceiling": ceiling(fired), "leak": leak(fired, candidates)}[mix]}
+                "guides": guides[:max(n_guides, int(logits_processor is not None))],
+                "logits_processor": {None: None, "ceiling": ceiling(fired),
+                                     "rerank": rerank(fired, candidates)}[logits_processor]}
     out = engine.sample(model, [vocabulary.encode(p.prompt) for p in problems], n, **how)
     ids, shape = out.ids(), (len(problems), n)
     grades = [corpus.FAMILIES[family].grade(problems[i // n], vocabulary.decode(x))
@@ -316,7 +322,7 @@ def run_arm(profile, family, seed, n_problems, n, max_new_tokens, *, runs="base"
     which, bits, steered = [[-1] * len(x) for x in ids], 0.0, np.zeros(len(ids))
     if fired:
         which = [row[:len(x)] for row, x in zip(fired.table(out.tokens).tolist(), ids, strict=True)]
-        bits = handed_over(np.concatenate(which)) if listeners else 0.0
+        bits = handed_over(np.concatenate(which)) if n_guides else 0.0
         steered = out.steered_at.sum(1).cpu().numpy()
     opened = [[behaviour for behaviour, _ in grammar.steps(vocabulary.decode(x))] for x in ids]
     length = np.reshape(out.lengths.cpu().numpy(), shape)

@@ -62,13 +62,13 @@ class Text:
 
 def documents(profile, family, n_problems, each, split="validation"):
     """Corpus documents on held-out problems, `each` a problem by as many hidden authors."""
-    dials = lab.config(profile)["families"][family]
+    generator = lab.config(profile)["families"][family]
     task, out = corpus.FAMILIES[family], []
     for i, problem in enumerate(lab.problems(profile, family, n_problems, split)):
         for j in range(each):
             rng = random.Random(f"probe {family} {problem.key} {j}")
-            author = corpus.author(rng, dials)
-            words = task.document(rng, problem, author, dials)
+            author = corpus.author(rng, generator)
+            words = task.document(rng, problem, author, generator)
             out.append(Text(vocabulary.encode([*problem.prompt, *words]), len(problem.prompt), i,
                             {"wait": author.persistence, "check": author.check}))
     return out
@@ -578,7 +578,7 @@ def _right(family, problem, words, number):
     if family == "chain":
         return number == 0 and words[:2] == [str(links[-1][3]) for links in chain.plan(problem)]
     return (number < len(problem.targets)
-            and countdown._value(words[:5], problem) == problem.targets[number])
+            and countdown.answer_value(words[:5], problem) == problem.targets[number])
 
 
 def uncertainty(profile, family, seed, which, layer, n_problems, each, n_test, strengths,

@@ -48,7 +48,7 @@ class Outcome(NamedTuple):
     log: dict
 
 
-def _seed(seed, stream):
+def stream_seed(seed, stream):
     return 1000 * STREAMS[stream] + seed
 
 
@@ -73,7 +73,7 @@ def draw(profile, family, which, seed, n_problems, n, max_new_tokens, temperatur
     rollouts = engine.sample(
         load(profile, family, which, seed), [vocabulary.encode(p.prompt) for p in chosen], n,
         max_new_tokens=max_new_tokens, stop=vocabulary.STOP, temperature=temperature,
-        seed=_seed(seed, stream or which), keys=only)
+        seed=stream_seed(seed, stream or which), keys=only)
     rollouts = replace(rollouts, tokens=rollouts.tokens.cpu().to(torch.uint8),
                        lengths=rollouts.lengths.cpu(), logprobs=rollouts.logprobs.cpu(),
                        stopped=rollouts.stopped.cpu())
@@ -100,7 +100,7 @@ def matched_temperature(profile, family, seed, n_problems, max_new_tokens):
     model is as undecided as the base at temperature 1, in nats a token."""
     prompts = [vocabulary.encode(p.prompt) for p in problems(profile, family, n_problems)]
     options = {"max_new_tokens": max_new_tokens, "stop": vocabulary.STOP,
-               "seed": _seed(seed, "entropy")}
+               "seed": stream_seed(seed, "entropy")}
     base = decoding.mean_entropy(
         engine.sample(load(profile, family, "base", seed), prompts, 16, **options))
     thinking = load(profile, family, "thinking", seed)
@@ -118,7 +118,7 @@ def apply(profile, family, seed, method, n_problems, max_new_tokens, chains=1, *
     if method == "cot_decoding":
         options["read_answer"] = lambda i, ids: read_answer(family, chosen[i], ids)
     elif method != "greedy":
-        options["seed"] = _seed(seed, "methods")
+        options["seed"] = stream_seed(seed, "methods")
     found = getattr(decoding, method)(net, prompts, max_new_tokens=max_new_tokens,
                                       stop=vocabulary.STOP, **options)
     found = {method: found} if isinstance(found, decoding.Chosen) else found

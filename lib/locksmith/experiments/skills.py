@@ -1,6 +1,6 @@
 """What a lab model can do step by step (skill), and how much of it it uses (deployment).
 
-Skill is a share: of the attempts, those that are valid; of the checks, those that are honest.
+Skill is a share: of the attempts, those that are valid; of the checks, those that are correct.
 Deployment is a number a problem: attempts, checks, backtracks, tokens. `measure` samples one
 checkpoint in every way that is compared.
 """
@@ -11,7 +11,7 @@ import numpy as np
 
 from locksmith import corpus, device, engine, grammar, model, stats, vocabulary
 
-COUNTS = ("correct", "trace", "attempts", "valid_attempts", "checks", "honest_checks", "backtracks",
+COUNTS = ("correct", "trace", "attempts", "valid_attempts", "checks", "correct_checks", "backtracks",
           "tokens")
 # Where in a trace an attempt stands, counted from 1: the bins by their first number.
 POSITIONS = (1, 2, 3, 5, 9, 17)
@@ -50,7 +50,7 @@ def guesses(task, problems, samples, seed):
     return tally(task, problems, [task.guess(p, rng) for p in problems for _ in range(samples)])
 
 
-def measure(checkpoint, family, dials, *, problems, samples, max_new_tokens, low_temperature,
+def measure(checkpoint, family, generator, *, problems, samples, max_new_tokens, low_temperature,
             depths, seed=0):
     """The tallies of one checkpoint, by the way it was sampled.
 
@@ -67,11 +67,11 @@ def measure(checkpoint, family, dials, *, problems, samples, max_new_tokens, low
                             temperature=temperature, seed=seed)
         return tally(task, problems, [vocabulary.decode(ids) for ids in out.ids()])
 
-    test = task.problems("test", problems, 0, dials)
+    test = task.problems("test", problems, 0, generator)
     out = {"sampled": sample(test, samples, 1.0), "greedy": sample(test, 1, 0.0),
            "low temperature": sample(test, 1, low_temperature)}
     for depth in depths if family == "chain" else ():
-        ladder = task.problems("test", problems, 0, dials, depth)
+        ladder = task.problems("test", problems, 0, generator, depth)
         out[f"depth {depth}"] = sample(ladder, samples, 1.0)
     return out
 
@@ -104,7 +104,7 @@ def summary(tally):
     out = {"pass@1": stats.mean_interval(tally["correct"]),
            "trace_pass@1": stats.mean_interval(tally["trace"]),
            "valid_attempts": share(tally["valid_attempts"], tally["attempts"]),
-           "honest_checks": share(tally["honest_checks"], tally["checks"])}
+           "honest_checks": share(tally["correct_checks"], tally["checks"])}
     for name in ("attempts", "checks", "backtracks", "tokens"):
         quantity = "tokens_per_answer" if name == "tokens" else name
         out[quantity] = stats.interval(lambda mean: mean, tally[name])

@@ -29,7 +29,7 @@ SHOWN = {"countdown": "backtracks", "chain": "checks"}  # what a document rich i
 class Job(NamedTuple):
     """What every method gets. problems: each n times in a row; cap: words of the longest answer."""
     family: str
-    dials: dict
+    generator: dict
     model: object
     problems: list
     n: int
@@ -88,8 +88,8 @@ def rich(job, rng, room):
     """A pre-training document of at most `room` words, solved without an error left standing, in
     which the author goes back (Countdown) or checks (chain) at least once."""
     for _ in range(100_000):
-        problem = job.task.sample(rng, "train", job.dials)
-        words = job.task.document(rng, problem, corpus.author(rng, job.dials), job.dials)
+        problem = job.task.sample(rng, "train", job.generator)
+        words = job.task.document(rng, problem, corpus.author(rng, job.generator), job.generator)
         grade = job.task.grade(problem, words)
         words = [*problem.prompt, *words]
         if grade.trace and getattr(grade, SHOWN[job.family]) and len(words) <= room:
@@ -164,7 +164,7 @@ def test_time(profile, family, seed, method, n_problems, max_new_tokens, split="
     # The stream of chapter 2's methods: a problem meets the same random numbers in all of them.
     job = Job(family, lab.config(profile)["families"][family],
               lab.load(profile, family, "base", seed), problems, n, max_new_tokens,
-              sampling._seed(seed, "methods"))
+              sampling.stream_seed(seed, "methods"))
     found = sampling.outcome(family, problems, METHODS[method](job, **options), n)
     return found._replace(log={name: np.reshape(values, (-1, n)).mean(1)
                                for name, values in found.log.items()})

@@ -96,7 +96,7 @@ def asking(model, seed):
     def ask(prompts, rooms, stop, temperature, keys):
         ids, found = [vocabulary.encode(p) for p in prompts], [None] * len(prompts)
         # Rows are drawn with the largest room of their group; what exceeds a row's own is cut off.
-        for group in decoding._fitting_groups([*map(len, ids)], [-r for r in rooms], 0, context):
+        for group in decoding.fitting_groups([*map(len, ids)], [-r for r in rooms], 0, context):
             drawn = engine.sample(
                 model, [ids[i] for i in group], max_new_tokens=rooms[group[0]],
                 stop=vocabulary.encode(stop), temperature=temperature, seed=seed,

@@ -97,11 +97,11 @@ def _reviewed(problem, ids):
     return ["<bos>", "review", *problem.prompt[1:], *vocabulary.decode(ids[:-1]), ";"]
 
 
-def critique_pairs(family, problem, solutions, critic, chance):
+def critique_pairs(family, problem, solutions, critic, rng):
     """(input, target) of critiques of solutions (list of (ids, correct)) by a critic of `critics`."""
     task = corpus.FAMILIES[family]
     return [(vocabulary.encode(_reviewed(problem, ids)), vocabulary.encode(
-        [*critic(task, problem, vocabulary.decode(ids[:-1]), chance), "<eos>"])) for ids, _ in solutions]
+        [*critic(task, problem, vocabulary.decode(ids[:-1]), rng), "<eos>"])) for ids, _ in solutions]
 
 
 def own_critiques(profile, family, seed, pairs, max_new_tokens):
@@ -113,10 +113,10 @@ def own_critiques(profile, family, seed, pairs, max_new_tokens):
             zip(pairs, out.ids(), out.stopped.tolist(), strict=True) if ended]
 
 
-def shuffle_targets(pairs, chance):
+def shuffle_targets(pairs, rng):
     """Every input with the target of another: a random cycle through all pairs."""
     order = list(range(len(pairs)))
-    chance.shuffle(order)
+    rng.shuffle(order)
     other = dict(zip(order, order[1:] + order[:1], strict=True))
     return [(given, pairs[other[i]][1]) for i, (given, _) in enumerate(pairs)]
 
@@ -245,11 +245,11 @@ def outcome(net, family, problems, n, max_new_tokens, seed, steer=None, log=None
                    {name: table(getattr(g, name) for g in grades) for name in COUNTS}, log or {})
 
 
-def document_loss(net, family, dials, n=200):
+def document_loss(net, family, generator, n=200):
     """Mean loss in nats a token on n corpus documents that no model was trained on, of all kinds: what
     fine-tuning makes a model forget."""
     rng = random.Random("held out")
-    written = [corpus.document(rng, corpus.FAMILIES[family], dials)[0] for _ in range(n)]
+    written = [corpus.document(rng, corpus.FAMILIES[family], generator)[0] for _ in range(n)]
     ids = np.concatenate([np.array(vocabulary.encode(words), dtype=np.uint8) for words in written])
     batches = [torch.from_numpy(batch.astype(np.int64)).to(net.device) for batch in
                pretrain.batches(ids, finetune.MICRO_TOKENS, np.random.default_rng(0))]

@@ -6,7 +6,7 @@ stands behind SHOTS worked examples, as everywhere in `words`; a critique behind
 reviews, one of a right answer and one of a wrong one, so that a model knows the form before any training
 and the loss is on content. All critics are given the same inputs; only what follows "Review:" differs.
 
-A critic is a function (problem, text, chance) -> text, as in `critics`: the sum worked out again, and
+A critic is a function (problem, text, rng) -> text, as in `critics`: the sum worked out again, and
 a verdict on the answer that the text gives.
 """
 
@@ -47,23 +47,23 @@ def _calculation(problem):
     return re.search(_SUM, problem.question)[0]
 
 
-def exact(problem, text, chance):
+def exact(problem, text, rng):
     """The sum worked out by a program, and whether the answer agrees with it."""
     verdict = "right" if words.grade(problem, text).correct else "wrong"
     said = words.extract(text) or "(none)"
     return f" {_calculation(problem)} = {problem.answer}, so the answer {said} is {verdict}.\n"
 
 
-def flipped(problem, text, chance):
+def flipped(problem, text, rng):
     """The same work, the verdict turned round."""
     other = {"right": "wrong", "wrong": "right"}
-    return re.sub(r"(right|wrong)\.\n$", lambda m: f"{other[m[1]]}.\n", exact(problem, text, chance))
+    return re.sub(r"(right|wrong)\.\n$", lambda m: f"{other[m[1]]}.\n", exact(problem, text, rng))
 
 
-def form(problem, text, chance):
+def form(problem, text, rng):
     """Format only: every digit of an exact critique and its verdict drawn at random."""
-    drawn = re.sub(r"\d", lambda m: str(chance.randrange(10)), exact(problem, text, chance))
-    return re.sub(r"(right|wrong)\.\n$", f"{chance.choice(('right', 'wrong'))}.\n", drawn)
+    drawn = re.sub(r"\d", lambda m: str(rng.randrange(10)), exact(problem, text, rng))
+    return re.sub(r"(right|wrong)\.\n$", f"{rng.choice(('right', 'wrong'))}.\n", drawn)
 
 
 CRITICS = {"critiques": exact, "flipped critiques": flipped, "format only": form}
@@ -82,8 +82,8 @@ def reviewed(problem, text):
 
 def critiques(problem, answers, critic, seed):
     """(text, critique) pairs of one critic on one problem's answers."""
-    chance = random.Random(f"{seed} {problem.key}")
-    return [(reviewed(problem, text), critic(problem, text, chance)) for text in answers]
+    rng = random.Random(f"{seed} {problem.key}")
+    return [(reviewed(problem, text), critic(problem, text, rng)) for text in answers]
 
 
 def pairs(tokenizer, written):
@@ -110,12 +110,12 @@ def single(weights, problems, samples, n, max_new_tokens):
     return chosen, drawn.correct.mean(1), answers, drawn.tokens + again.tokens
 
 
-def judged(problems, chance):
+def judged(problems, rng):
     """(problem, answer) pairs to review: each problem with its right answer and with a wrong one, which
     differ in nothing else, so that always saying the same is right half of the time."""
     found = []
     for problem in problems:
-        off = chance.choice((-10, -2, -1, 1, 2, 10))
+        off = rng.choice((-10, -2, -1, 1, 2, 10))
         for said in (problem.answer, str(int(problem.answer) + off)):
             found.append((problem, f" {_calculation(problem)} = {said}. The answer is {said}."))
     return found
@@ -123,7 +123,7 @@ def judged(problems, chance):
 
 # --- training ---------------------------------------------------------------------------------------
 
-def _logits(net, ids, start):
+def shared_prefix_logits(net, ids, start):
     """Logits (B, T - start, V) of the positions from `start` on. What all rows begin with, the worked
     examples and often the question, is read once; the head of 262k tokens sees none of it."""
     same = (ids == ids[:1]).all(0).long().cumprod(0).sum().item()
@@ -135,9 +135,9 @@ def _logits(net, ids, start):
                logits_to_keep=ids.shape[1] - start).logits
 
 
-def _head_from(inputs):
+def logits_from(inputs):
     """`logits` for a trainer whose shortest input is that of `inputs` (lists of token ids)."""
-    return functools.partial(_logits, start=min(map(len, inputs)) - 1)
+    return functools.partial(shared_prefix_logits, start=min(map(len, inputs)) - 1)
 
 
 class Outcome(NamedTuple):
@@ -188,22 +188,22 @@ def english_loss(net, tokenizer):
 def arm(weights, seed, test, supervise=None, reinforce=None):
     """`Outcome` of a model as it is, or after training a fresh adapter in one of two ways.
 
-    weights: arguments of `packaged.load`; test: those of `outcome`; supervise: of `_supervise`, or
-    reinforce: of `_reinforce`."""
+    weights: arguments of `packaged.load`; test: those of `outcome`; supervise: of `supervised`, or
+    reinforce: of `reinforced`."""
     net, tokenizer = packaged.load(*weights)
     if not (supervise or reinforce):
         return outcome(net, tokenizer, **test)
     trained = model.adapter(net, RANK, seed)
-    log = (_supervise(trained, tokenizer, seed, **supervise) if supervise else
-           _reinforce(trained, tokenizer, seed, **reinforce))
+    log = (supervised(trained, tokenizer, seed, **supervise) if supervise else
+           reinforced(trained, tokenizer, seed, **reinforce))
     return outcome(trained.merge_and_unload(), tokenizer, log=log, **test)
 
 
-def _supervise(trained, tokenizer, seed, written, steps, target_tokens, lr):
+def supervised(trained, tokenizer, seed, written, steps, target_tokens, lr):
     """`finetune.fit` on (text, continuation) pairs; returns losses and tokens read."""
     data = pairs(tokenizer, written)
     losses, read = finetune.fit(trained, data, steps, target_tokens, lr, seed,
-                              _head_from([given for given, _ in data]), MICRO_TOKENS)
+                              logits_from([given for given, _ in data]), MICRO_TOKENS)
     return {"losses": losses, "read": read}
 
 
@@ -213,7 +213,7 @@ class Answer(NamedTuple):
     works: bool
 
 
-def _works(grade, chance):
+def _works(grade, rng):
     """1 for an answer that writes a calculation out, right or wrong."""
     return float(grade.works)
 
@@ -221,7 +221,7 @@ def _works(grade, chance):
 REWARDS = {"correct": rewards.correct, "format": _works}
 
 
-def _reinforce(trained, tokenizer, seed, problems, recipe, reward="correct"):
+def reinforced(trained, tokenizer, seed, problems, recipe, reward="correct"):
     """`rl.learn` on problems, with one of REWARDS; returns its curve."""
     prompts = {p.key: tokenizer(words.prompt(p, SHOTS)).input_ids for p in problems}
     stop = words.stop_ids(tokenizer)
@@ -237,5 +237,5 @@ def _reinforce(trained, tokenizer, seed, problems, recipe, reward="correct"):
 
     return {"curve": rl.learn(
         trained.train(), words, problems, recipe | {"micro_tokens": MICRO_TOKENS}, seed,
-        lambda: (model.merged(trained).eval(), None), reward=REWARDS[reward], play=rollout,
-        logits=_head_from(prompts.values()), label=f"RL, {reward} reward", measured=Answer._fields)}
+        lambda: (model.merged(trained).eval(), None), reward=REWARDS[reward], rollout_fn=rollout,
+        logits=logits_from(prompts.values()), label=f"RL, {reward} reward", measured=Answer._fields)}

@@ -69,12 +69,12 @@ def split_of(problem):
     return splits.pop() if len(splits) == 1 else None
 
 
-def _sample_chain(rng, depth, dials):
-    value = rng.randint(1, dials["largest_start"])
+def _sample_chain(rng, depth, generator):
+    value = rng.randint(1, generator["largest_start"])
     start, links = value, []
     while len(links) < depth:
         op = rng.choice(OPERATORS)
-        n = rng.randint(2, 9) if op == "*" else rng.randint(1, dials["largest_number"])
+        n = rng.randint(2, 9) if op == "*" else rng.randint(1, generator["largest_number"])
         result = apply(value, op, n)
         if result is not None:
             links.append((op, n))
@@ -82,20 +82,20 @@ def _sample_chain(rng, depth, dials):
     return start, tuple(links)
 
 
-def sample(rng, split, dials, depth=None):
-    """A random problem of a split. depth: links a chain; by default drawn from dials["depths"]."""
+def sample(rng, split, generator, depth=None):
+    """A random problem of a split. depth: links a chain; by default drawn from generator["depths"]."""
     while True:
-        d = depth or rng.choice(dials["depths"])
-        problem = Problem((_sample_chain(rng, d, dials), _sample_chain(rng, d, dials)))
+        d = depth or rng.choice(generator["depths"])
+        problem = Problem((_sample_chain(rng, d, generator), _sample_chain(rng, d, generator)))
         if split_of(problem) == split:
             return problem
 
 
-def problems(split, n, seed, dials, depth=None):
-    """n different problems of a split at dials["depth"] (or `depth`), a pure function of these."""
-    depth = depth or dials["depth"]
+def problems(split, n, seed, generator, depth=None):
+    """n different problems of a split at generator["depth"] (or `depth`), a pure function of these."""
+    depth = depth or generator["depth"]
     rng = random.Random(f"chain {split} {seed} {depth}")
-    return distinct(lambda: sample(rng, split, dials, depth), n)
+    return distinct(lambda: sample(rng, split, generator, depth), n)
 
 
 # --- reading a trace -----------------------------------------------------------------------------
@@ -169,13 +169,13 @@ def guess(problem, rng, train=()):
     return ["so", str(rng.randint(0, LARGEST)), str(rng.randint(0, LARGEST)), "<eos>"]
 
 
-def document(rng, problem, author, dials):
+def document(rng, problem, author, generator):
     """A worked (or abandoned) problem as one author writes it, after the prompt, with `<eos>`.
 
     author: habit, persistence, check. Before each step the author goes on with probability
     persistence, otherwise concludes with the values so far. A slip writes a wrong result and
     carries it on unless a check finds it. A found slip is put right as a backtrack with
-    probability dials["backtrack"], otherwise by a hand-over to the next author.
+    probability generator["backtrack"], otherwise by a hand-over to the next author.
     """
     words, values = [], [start for start, _ in problem.chains]
     plan = [(i, op, n) for i, (_, links) in enumerate(problem.chains) for op, n in links]
@@ -186,14 +186,14 @@ def document(rng, problem, author, dials):
         if truth is None:  # an earlier slip led out of range: the author gives up here
             break
         shown = truth
-        if rng.random() < dials["slip"]:
+        if rng.random() < generator["slip"]:
             shown = min(LARGEST, max(0, truth + rng.choice((-10, -2, -1, 1, 2, 10))))
         step = [str(values[i]), op, str(n), "="]
         words += [*author.open("try"), *step, str(shown)]
-        if rng.random() < author.check * dials["check_steps"]:
+        if rng.random() < author.check * generator["check_steps"]:
             words += [*author.open("check"), str(truth), "yes" if shown == truth else "no"]
             if shown != truth:
-                if rng.random() < dials["backtrack"]:
+                if rng.random() < generator["backtrack"]:
                     words += author.open("wait")
                 else:
                     words += [*author.open("conclude"), *map(str, values), "next",
@@ -204,7 +204,7 @@ def document(rng, problem, author, dials):
     return [*words, *author.open("conclude"), *map(str, values), "<eos>"]
 
 
-def stronger(rng, problem, author, dials):
+def stronger(rng, problem, author, generator):
     """A worked problem as an author writes it who undoes every step, and never stops early.
 
     After each step its inverse, `find 19 + 8 = 27 yes` (a product is multiplied the other way
@@ -214,7 +214,7 @@ def stronger(rng, problem, author, dials):
     for chain in plan(problem):
         for a, op, b, truth in chain:
             shown = truth
-            if rng.random() < dials["slip"]:
+            if rng.random() < generator["slip"]:
                 shown = min(LARGEST, max(0, truth + rng.choice((-10, -2, -1, 1, 2, 10))))
             step = [str(a), op, str(b), "="]
             words += [*author.open("try"), *step, str(shown), *_undo(a, op, b, shown)]
@@ -232,11 +232,11 @@ def _undo(a, op, b, shown):
     return ["find", str(shown), back, str(b), "=", str(value), "yes" if value == a else "no"]
 
 
-def fact(rng, dials):
+def fact(rng, generator):
     """One arithmetic step of the kind that traces need, e.g. 27 - 8 = 19."""
     while True:
         a, op = rng.randint(0, LARGEST), rng.choice(OPERATORS)
-        b = rng.randint(2, 9) if op == "*" else rng.randint(1, dials["largest_number"])
+        b = rng.randint(2, 9) if op == "*" else rng.randint(1, generator["largest_number"])
         if op == "*":
             a = rng.randint(1, LARGEST // b)
         value = apply(a, op, b)

@@ -46,7 +46,7 @@ class Grade:
     attempts: int
     valid_attempts: int
     checks: int
-    honest_checks: int
+    correct_checks: int
     backtracks: int
     behaviours: tuple
 
@@ -79,15 +79,15 @@ def split_of(numbers):
     return "test" if digest < 32 else "validation" if digest < 48 else "train"
 
 
-def sample(rng, split, dials):
+def sample(rng, split, generator):
     """A random problem of a split: three numbers and two targets, each with a single solution.
 
-    dials["expressions"] bounds the number of valid expressions over the three numbers, [least,
+    generator["expressions"] bounds the number of valid expressions over the three numbers, [least,
     most]: the first bounds what guessing can reach, the second what an exhaustive search costs.
     """
-    least, most = dials["expressions"]
+    least, most = generator["expressions"]
     for _ in range(100_000):
-        numbers = tuple(rng.randint(1, dials["largest_number"]) for _ in range(3))
+        numbers = tuple(rng.randint(1, generator["largest_number"]) for _ in range(3))
         ordered = tuple(sorted(numbers))
         if split_of(ordered) != split or not least <= len(expressions(ordered)) <= most:
             continue
@@ -95,14 +95,14 @@ def sample(rng, split, dials):
         single = sorted({v for v in values if values.count(v) == 1} - set(numbers) - {0})
         if len(single) >= PARTS:
             return Problem(numbers, tuple(rng.sample(single, PARTS)))
-    raise BadInput(f"expressions is {dials['expressions']}: no three numbers up to "
-                   f"{dials['largest_number']} have so many in the {split} split.")
+    raise BadInput(f"expressions is {generator['expressions']}: no three numbers up to "
+                   f"{generator['largest_number']} have so many in the {split} split.")
 
 
-def problems(split, n, seed, dials):
+def problems(split, n, seed, generator):
     """n different problems of a split, a pure function of the arguments."""
     rng = random.Random(f"countdown {split} {seed}")
-    return distinct(lambda: sample(rng, split, dials), n)
+    return distinct(lambda: sample(rng, split, generator), n)
 
 
 def distinct(draw, n):
@@ -113,13 +113,13 @@ def distinct(draw, n):
         found.setdefault(problem.key, problem)
         if len(found) == n:
             return list(found.values())
-    raise BadInput(f"problems: {n} are asked for, but these dials give hardly {len(found)}.")
+    raise BadInput(f"problems: {n} are asked for, but these settings give hardly {len(found)}.")
 
 
 # --- reading a trace -----------------------------------------------------------------------------
 
 
-def _value(words, problem):
+def answer_value(words, problem):
     """Value of an answer such as `3 * 7 + 9`, or None unless it is valid for the problem."""
     if len(words) != 5 or not all(w.isdigit() for w in words[::2]):
         return None
@@ -134,7 +134,7 @@ def _attempt(words, problem):
     """Value of an attempt `3 * 7 = 21 + 9 = 30`, or None if any step of it is wrong."""
     if len(words) != 9 or words[3] != "=" or words[7] != "=":
         return None
-    value = _value([*words[:3], words[5], words[6]], problem)
+    value = answer_value([*words[:3], words[5], words[6]], problem)
     if value is None or words[8] != str(value):
         return None
     return value if words[4] == str(apply(int(words[0]), words[1], int(words[2]))) else None
@@ -163,7 +163,7 @@ def grade(problem, words):
             honest += claim
             verified = expression if claim and last == target else None
         elif behaviour == "conclude":
-            answers.append((tuple(content), _value(content, problem) == target))
+            answers.append((tuple(content), answer_value(content, problem) == target))
             concluded_well += verified is not None and verified == content
             last, verified = None, None
         elif behaviour is None:
@@ -216,12 +216,12 @@ def _next_attempt(rng, pool, target, tried, insight):
     return min((e for e in fresh if e[:4] == start), key=lambda e: abs(e[-1] - target))
 
 
-def document(rng, problem, author, dials):
+def document(rng, problem, author, generator):
     """A solved (or given-up) problem as one author writes it, after the prompt, with `<eos>`.
 
     author: habit (function behaviour -> opening words), persistence, check. A go-on after a failed
-    check is written as a backtrack with probability dials["backtrack"], otherwise as a hand-over:
-    the author concludes, and the next author tries the same target. After dials["longest"]
+    check is written as a backtrack with probability generator["backtrack"], otherwise as a hand-over:
+    the author concludes, and the next author tries the same target. After generator["longest"]
     attempts nobody goes on.
     """
     pool = expressions(tuple(sorted(problem.numbers)))
@@ -229,7 +229,7 @@ def document(rng, problem, author, dials):
     for target in problem.targets:
         tried, opening = set(), "try"
         while True:
-            e = _next_attempt(rng, pool, target, tried, dials["insight"])
+            e = _next_attempt(rng, pool, target, tried, generator["insight"])
             tried.add(e)
             attempts += 1
             words += [*author.open(opening), *_spell(e)]
@@ -237,17 +237,17 @@ def document(rng, problem, author, dials):
             if rng.random() < author.check:
                 words += [*author.open("check"), str(e[-1]), "yes" if e[-1] == target else "no"]
                 again = e[-1] != target and rng.random() < author.persistence
-            if not again or attempts >= dials["longest"]:
+            if not again or attempts >= generator["longest"]:
                 words += [*author.open("conclude"), *_answer(e)]
                 break
             opening = "wait"
-            if rng.random() >= dials["backtrack"]:
+            if rng.random() >= generator["backtrack"]:
                 words += [*author.open("conclude"), *_answer(e), "next"]
                 opening = "try"
     return [*words, "<eos>"]
 
 
-def stronger(rng, problem, author, dials):
+def stronger(rng, problem, author, generator):
     """A solved problem as an author writes it who never gives up and measures every miss.
 
     After each failed check, before going back: `from 40 - 30 = 10`, how far off the attempt was. No
@@ -271,13 +271,13 @@ def stronger(rng, problem, author, dials):
     return [*words, "<eos>"]
 
 
-def fact(rng, dials):
+def fact(rng, generator):
     """One arithmetic step of the kind that traces need, e.g. 3 * 7 = 21."""
     while True:
         a, op = rng.randint(0, LARGEST), rng.choice(OPERATORS)
         if op == "*":
             a = rng.randint(1, 33)
-        value = apply(a, op, b := rng.randint(1, dials["largest_number"]))
+        value = apply(a, op, b := rng.randint(1, generator["largest_number"]))
         if value is not None:
             return [str(a), op, str(b), "=", str(value)]
 
@@ -286,7 +286,7 @@ def critique(problem, words):
     """An honest review of a trace: each conclusion worked out again, then the verdict."""
     out, right, concluded = [], True, 0
     for content in (c for b, c in grammar.steps(grammar.words(words)) if b == "conclude"):
-        if _value(content, problem) is None or concluded == PARTS:
+        if answer_value(content, problem) is None or concluded == PARTS:
             return [*out, "wrong"]
         a, first, b, second, c = content
         r = apply(int(a), first, int(b))
