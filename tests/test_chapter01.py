@@ -25,7 +25,7 @@ TEXT = "\n".join(cell.source for cell in NB.cells if cell.cell_type == "markdown
 def chapter():
     """A namespace with the chapter's functions and its literal constants, and nothing run."""
     scope = {"np": np, "stats": stats, "torch": torch, "F": F, "hybrid": hybrid, "plots": plots,
-             "vectors": vectors, "loading": SimpleNamespace(load=lambda *a: None), "re": re}
+             "vectors": vectors, "lab": SimpleNamespace(load=lambda *a: None), "re": re}
     for source in CODE:
         for node in ast.parse(source).body:
             literal = isinstance(node, ast.Assign) and isinstance(

@@ -26,7 +26,7 @@ def test_processes_and_the_serial_pool_give_the_same_in_the_order_of_the_jobs(tm
     guesses = {seed: {"profile": "smoke", "family": "chain", "seed": seed, "n_problems": 2, "n": 5}
                for seed in (3, 1, 2)}
     measure = {0: {"checkpoint": tmp_path / "model", "family": "chain", "problems": 3, "samples": 2,
-                   "dials": params.load("smoke")["families"]["chain"], "max_new_tokens": 8,
+                   "generator": params.load("smoke")["families"]["chain"], "max_new_tokens": 8,
                    "low_temperature": 0.3, "depths": [1]}}
     with parallel.workers("lab") as pool, parallel.workers("smoke") as serial:
         assert isinstance(serial, parallel.Serial) and not isinstance(pool, parallel.Serial)

@@ -22,7 +22,7 @@ from locksmith.packaged import cache_dir
 
 KEPT_FROM = 50e6
 BLOCK = 256  # rollouts that are kept together
-COUNTS = ("attempts", "valid_attempts", "checks", "honest_checks", "backtracks")
+COUNTS = ("attempts", "valid_attempts", "checks", "correct_checks", "backtracks")
 
 
 @dataclass

@@ -69,7 +69,7 @@ class Grade:
     attempts: int = 0
     valid_attempts: int = 0
     checks: int = 0
-    honest_checks: int = 0
+    correct_checks: int = 0
     backtracks: int = 0
     behaviours: tuple = ()
 
