@@ -14,7 +14,8 @@ from nbclient import NotebookClient
 from test_claims import rows_where_all_holds
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("_config.yml", "_toc.yml", "index.md", "post.md", "references.bib", "claims.yml")
+SOURCES = ("_config.yml", "_toc.yml", "index.md", "post.md", "references.bib", "claims.yml",
+           "arms.yml")
 ALT = "Bars for the base model and the thinking model"
 MATHS = "Unbiased: $1 - \\binom{n-c}{k} / \\binom{n}{k}$.\n\n$$\n\\hat{p} = \\frac{c}{n}\n$$"
 
@@ -195,13 +196,13 @@ def test_downloads_are_there(root, pages):
 def test_numbers_reach_the_prose_and_an_unknown_one_fails_the_build(root, tmp_path):
     copy = tmp_path / "repo"
     shutil.copytree(root, copy, ignore=shutil.ignore_patterns("book", "asm", "site"))
-    known = '{{ "%.2f" | format(this.ch02.countdown.base["pass@1"].value) }} of'
+    known = '{{ "%.2f" | format(this.ch02.countdown.base["pass_at_k[k=1]"].value) }} of'
     unknown = "{{ this.ch02.chain.nobody.x }}"
     (copy / "index.md").write_text(f"# Title\n\nSolved {known} {unknown}\n")
     with pytest.raises(site.BookError, match="nobody"):
         site.build("lab", copy)
     (copy / "index.md").write_text(
-        f'# Title\n\nSolved {known} {{{{ res.lab.ch02.chain.base["pass@1"].text }}}}.\n')
+        f'# Title\n\nSolved {known} {{{{ res.lab.ch02.chain.base["pass_at_k[k=1]"].text }}}}.\n')
     text = site.build("lab", copy).read_text()
     assert "Solved 0.20 of 0.2 [0.196, 0.204]." in text
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from locksmith import stats
+from locksmith import renamed, stats
 from locksmith.book import claims, plots
 from locksmith.experiments import hybrid, vectors
 from locksmith.experiments.taxonomy import Step
@@ -157,7 +157,7 @@ def test_the_claim_finds_its_facts_here(chapter):
     claim = the_claim()
     read = {(term["model"], term["quantity"]) for part in claim["parts"]
             for term in part["parsed"] if isinstance(term, dict)}
-    assert {model for model, _ in read} <= set(arms)
+    assert {model for model, _ in read} <= {renamed.renamed(name, "", None)[0] for name in arms}
     measured = next(source for source in CODE if "def measured(" in source)
     assert all(f'"{quantity}"' in measured for _, quantity in read)
     lines = ast.parse(CODE[1]).body

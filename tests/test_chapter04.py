@@ -6,10 +6,9 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-import yaml
 from locksmith import engine, lab
 from locksmith.book import notebooks, plots
-from locksmith.experiments import probes, word_traces
+from locksmith.experiments import word_traces
 from repository import ROOT
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -141,17 +140,3 @@ def test_every_model_and_vector_that_is_drawn_has_a_look():
                  "wrong point vector", "base point vector", "backtracking", "uncertainty", "error"):
         assert name in text
         plots.look(name)
-
-
-def test_the_facts_that_the_verdict_reads_are_written():
-    """Names in claims.yml against names that the chapter's cells put together."""
-    claims = yaml.safe_load((ROOT / "claims.yml").read_text())["claims"]
-    claim, = [c for c in claims if c["id"] == "vectors-before-rl"]
-    rules = " ".join(part["rule"] for part in claim["parts"])
-    text = "\n".join(c.source for c in nbformat.read(CHAPTER, as_version=4).cells)
-    for quantity in ("probe_auroc", "cosine", "behaviour_slope"):
-        assert quantity in rules and f"{quantity}{{" in text
-    for name in ("other behaviours", "base vs thinking"):
-        assert name in rules and f'"{name}"' in text
-    assert "base vector in thinking" in rules and '"base vector"' in text
-    assert probes.CHOICES == ("wait", "check")

@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -33,14 +34,14 @@ def part(rule, kind="core"):
 def test_outcome_is_what_all_points_of_the_two_intervals_say(sign, factor, plus):
     left_end, right_end = ("low", "high") if ">" in sign else ("high", "low")
     change = f" {'+' if plus > 0 else '-'} {abs(plus)}" if plus else ""
-    rule = f"a.x.{left_end} {sign} {factor} * b.y@4.{right_end}{change}"
+    rule = f"a.x.{left_end} {sign} {factor} * b.y[k=4].{right_end}{change}"
     compare = {"<": lambda x, y: x < y, "<=": lambda x, y: x <= y,
                ">": lambda x, y: x > y, ">=": lambda x, y: x >= y}[sign]
     for a, b in itertools.product(INTERVALS, INTERVALS):
         points = [compare(x, factor * y + plus)
                   for x in range(a[0], a[1] + 1) for y in range(b[0], b[1] + 1)]
         expected = "holds" if all(points) else "undecided" if any(points) else "refuted"
-        outcome, _ = claims.judge_part(part(rule), lookup_in({("a", "x"): a, ("b", "y@4"): b}))
+        outcome, _ = claims.judge_part(part(rule), lookup_in({("a", "x"): a, ("b", "y[k=4]"): b}))
         assert outcome == expected, (rule, a, b)
 
 
@@ -57,18 +58,18 @@ def test_number_on_either_side_and_the_sentence_shows_the_intervals():
 
 
 def test_a_paired_difference_is_a_fact_like_any_other():
-    rule = part("hybrid minus bias only.accuracy_difference.low > 0")
-    name = ("hybrid minus bias only", "accuracy_difference")
+    rule = part("hybrid.gain[against=bias-only].low > 0")
+    name = ("hybrid", "gain[against=bias-only]")
     for ends, outcome in ((0.01, 0.2), "holds"), ((-0.1, 0.2), "undecided"), ((-0.1, 0), "refuted"):
         assert claims.judge_part(rule, lookup_in({name: ends}))[0] == outcome
 
 
 def test_parse_reads_every_piece_of_a_term():
-    rule = "02:base vs thinking.cell_x.low\n  >= 0.5 * b-c.pass@64.high - 0.05"
+    rule = "02:base.cell_x[against=thinking].low\n  >= 0.5 * b-c.pass_at_k[k=64].high - 0.05"
     left, sign, right = claims.parse(rule, "00")
     assert [left[key] for key in ("chapter", "model", "quantity")] == [
-        "02", "base vs thinking", "cell_x"]
-    assert (right["chapter"], right["model"], right["quantity"]) == ("00", "b-c", "pass@64")
+        "02", "base", "cell_x[against=thinking]"]
+    assert (right["chapter"], right["model"], right["quantity"]) == ("00", "b-c", "pass_at_k[k=64]")
     assert (sign, right["factor"], right["plus"]) == (">=", 0.5, -0.05)
     assert (left["factor"], left["plus"]) == (1, 0)
 
@@ -235,25 +236,25 @@ def rows_where_all_holds(seeds=3, n_problems=500):
             for term in p["parsed"]:
                 if isinstance(term, dict):
                     put(term["chapter"], term["model"], term["quantity"], 0.0)
-    high = [("00", "base", "valid_attempts", 0.95), ("00", "base", "honest_checks", 0.99),
+    high = [("00", "base", "valid_attempts", 0.95), ("00", "base", "correct_checks", 0.99),
             ("00", "thinking", "valid_attempts", 0.95), ("00", "thinking", "attempts", 6.0),
-            ("00", "base", "attempts", 1.0), ("02", "base", "pass@1", 0.2),
-            ("02", "thinking", "pass@1", 0.7), ("02", "base", "pass@64", 0.9),
-            ("02", "base", "pass@256", 0.97), ("02", "base", "trace_pass@256", 0.95),
-            ("02", "thinking", "trace_pass@1", 0.6), ("02", "thinking", "trace_pass@256", 0.96),
-            ("02", "thinking traces", "thinking_trace_logprob_per_token", -0.3),
-            ("02", "shuffled traces", "thinking_trace_logprob_per_token", -2.0),
-            ("02", "corrupted traces", "thinking_trace_logprob_per_token", -0.9),
-            ("02", "base vs thinking", "behaviour_sequence_matches", 0.8),
-            ("02", "thinking traces", "expected_base_samples", 900.0),
-            ("02", "power_sampling", "gap_recovered", 0.8), ("01", "hybrid", "gap_recovered", 0.9),
+            ("00", "base", "attempts", 1.0), ("02", "base", "pass_at_k[k=1]", 0.2),
+            ("02", "thinking", "pass_at_k[k=1]", 0.7), ("02", "base", "pass_at_k[k=64]", 0.9),
+            ("02", "base", "pass_at_k[k=256]", 0.97), ("02", "base", "trace_pass_at_k[k=256]", 0.95),
+            ("02", "thinking", "trace_pass_at_k[k=1]", 0.6), ("02", "thinking", "trace_pass_at_k[k=256]", 0.96),
+            ("02", "thinking-traces", "logprob_per_token", -0.3),
+            ("02", "shuffled-traces", "logprob_per_token", -2.0),
+            ("02", "corrupted-traces", "logprob_per_token", -0.9),
+            ("02", "base", "behaviour_sequence_matches[against=thinking]", 0.8),
+            ("02", "thinking-traces", "expected_base_samples", 900.0),
+            ("02", "power-sampling", "gap_recovered", 0.8), ("01", "hybrid", "gap_recovered", 0.9),
             ("01", "hybrid", "steered_share", 0.1),
-            ("01", "thinking decides base executes", "gap_recovered", 1.1),
+            ("01", "thinking-decides-base-executes", "gap_recovered", 1.1),
             ("03", "critiques", "gap_recovered", 0.95), ("04", "base", "probe_auroc", 0.9),
-            ("04", "base vs thinking", "cosine", 0.9),
-            ("04", "base vector in thinking", "behaviour_slope", 0.4),
-            ("05", "vector RL", "gap_recovered", 0.9),
-            ("05", "cognitive tools", "gap_recovered", 0.7)]
+            ("04", "base", "cosine[against=thinking]", 0.9),
+            ("04", "base-vector", "behaviour_slope[on=thinking]", 0.4),
+            ("05", "vector-rl", "gap_recovered", 0.9),
+            ("05", "cognitive-tools", "gap_recovered", 0.7)]
     for chapter, model, quantity, value in high:
         assert (chapter, model, quantity) in values, (chapter, model, quantity)
         put(chapter, model, quantity, value)
@@ -296,7 +297,7 @@ def test_all_parts_holding_is_a_claim_that_holds_and_one_broken_part_shows_in_it
 def test_a_part_asked_of_one_family_counts_there_alone():
     rows = rows_where_all_holds()
     claim = next(c for c in book()["claims"] if c["id"] == "hybrid-steering")
-    broken = [{**r, "low": 0.9, "high": 1.0} if r["model"] == "twin vectors" else r for r in rows]
+    broken = [{**r, "low": 0.9, "high": 1.0} if r["model"] == "twin-vectors" else r for r in rows]
     words = {r["family"]: r["verdict"] for r in claims.verdicts({**book(), "claims": [claim]}, broken)}
     assert words == {"countdown": claims.NOT_BECAUSE, "chain": "holds"}
     judged = claims.verdicts({**book(), "claims": [claim]}, rows)
@@ -337,7 +338,7 @@ def test_families_of_their_own_are_judged_but_not_for_want_of_the_labs():
             if r["family"] == "chain" and r["model"] in ("base", "guess")]
     judged = [r for r in claims.verdicts(book(), rows) if r["claim"] == "base-already-samples"]
     assert [(r["family"], r["verdict"]) for r in judged] == [("gsm", "cannot tell")]
-    assert "chapter 02 has no thinking pass@1" in judged[0]["reason"]
+    assert "chapter 02 has no thinking pass_at_k[k=1]" in judged[0]["reason"]
 
 
 def test_a_claim_reads_another_chapter_where_it_is_measured_there():
@@ -346,15 +347,15 @@ def test_a_claim_reads_another_chapter_where_it_is_measured_there():
         return {"profile": "open", "chapter": "06", "family": family, "model": model,
                 "quantity": "gap_recovered", "value": value, "low": value - 0.1,
                 "high": value + 0.1, "seeds": 1, "n_problems": 50}
-    rows = [row("sums", "critiques", 0.2), row("sums", "flipped critiques", 0.2),
-            row("chat", "dummy", 0.1)]
+    rows = [row("sums", "critiques", 0.2), row("sums", "flipped-critiques", 0.2),
+            row("chat", "dummy-notes", 0.1)]
     judged = claims.of(claims.verdicts(book(), rows, profiles=["lab", "open"]), "one-problem", "open")
     assert [(r["family"], r["chapter"], r["verdict"]) for r in judged] == [("sums", "06", "refuted")]
     assert {p["id"]: p["outcome"] for p in judged[0]["parts"]} == {
         "flipped": "undecided", "shuffled": "missing", "format": "missing", "half": "refuted",
         "rl-level": "refuted"}
     assert judged[0]["parts"][1]["numbers"] == (
-        "chapter 06 has no shuffled critiques gap_recovered")
+        "chapter 06 has no shuffled-critiques gap_recovered")
     claim = next(c for c in book()["claims"] if c["id"] == "one-problem")
     judged = claims.verdicts(book(), rows, profiles=["lab", "open"])
     box = claims.box(claim, judged, {"lab": "In the lab", "open": "On real weights"}, "06")
@@ -364,7 +365,8 @@ def test_a_claim_reads_another_chapter_where_it_is_measured_there():
 
 
 def test_results_under_another_hash_are_stale(tmp_path):
-    (tmp_path / "claims.yml").write_bytes((ROOT / "claims.yml").read_bytes())
+    for name in ("claims.yml", "arms.yml"):
+        shutil.copy(ROOT / name, tmp_path)
     now = claims.sha256(tmp_path / "claims.yml")
     for chapter, made_under in (("00", now), ("02", "0" * 64)):
         file = tmp_path / "results" / "lab" / f"{chapter}.json"
@@ -396,15 +398,27 @@ def test_what_was_only_sorted_anew_compares_the_same_numbers():
     assert hashlib.sha256(repr(numbers).encode()).hexdigest() == DIGEST
 
 
+def test_the_facts_of_the_lab_hold_every_term_of_the_rules():
+    rows = claims.facts(ROOT / "results" / "facts.csv")
+    measured = {(r["chapter"], r["family"], r["model"], r["quantity"]) for r in rows
+                if r["profile"] == "lab"}
+    for claim in book()["claims"]:
+        for p in claim["parts"]:
+            for term in (t for t in p["parsed"] if isinstance(t, dict) and t["chapter"] != "twin"):
+                for family in p.get("families", claim["families"]):
+                    name = (term["chapter"], family, term["model"], term["quantity"])
+                    assert name in measured, (claim["id"], p["id"])
+
+
 def test_facts_reads_what_results_writes(tmp_path, monkeypatch):
     from locksmith import results
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(results, "ROOT", tmp_path)
-    fact = dict(family="chain", model="base", quantity="pass@1", n_samples=4)
+    fact = dict(family="chain", model="base", quantity="pass_at_k", k=4, n_samples=4)
     results.write("smoke", "02", [
         fact | dict(value=0.25, low=0.125, high=0.5, n_problems=16, seeds=[0, 1]),
-        fact | dict(quantity="crossing_k", value=32, low=None, high=None, n_problems=None,
-                    seeds=[0]),
+        fact | dict(quantity="crossing_k", against="thinking", value=32, low=None, high=None,
+                    n_problems=None, seeds=[0]),
     ])
     results.facts()
     crossing, first = claims.facts(tmp_path / "facts.csv")
@@ -446,12 +460,17 @@ def test_published_sources_are_in_the_bibliography():
     (lambda b: b["claims"][1].update(parts=b["claims"][1]["parts"][-1:]), "at least one core"),
     (lambda b: b["claims"][1]["parts"][0].pop("rival"), "where because also cause and rival"),
     (lambda b: b["claims"][1]["parts"][4].update(rival="x"), "where because also cause and rival"),
+    (lambda b: b["claims"][1]["parts"][0].update(rule="hybird.gap_recovered.low > 0"),
+     "arm 'hybird' is unknown; did you mean hybrid"),
+    (lambda b: b["claims"][1]["parts"][0].update(rule="hybrid.gap_recoverd.low > 0"),
+     "'gap_recoverd' is unknown; did you mean gap_recovered"),
     (lambda b: b.pop("needs"), "must hold needs and claims"),
     (lambda b: b.update(extra=1), "must hold needs and claims"),
 ])
 def test_a_broken_file_is_refused_in_one_sentence(tmp_path, change, said):
     content = yaml.safe_load((ROOT / "claims.yml").read_text())
     change(content)
+    shutil.copy(ROOT / "arms.yml", tmp_path)
     file = tmp_path / "claims.yml"
     file.write_text(yaml.safe_dump(content))
     with pytest.raises(claims.ClaimsError, match=said) as caught:

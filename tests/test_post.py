@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from locksmith import results
+from locksmith import quantities, results
 from locksmith.book import claims, plots, post, site
 from locksmith.book.sentences import FOUR, PostError, Writer
 from markdown_it import MarkdownIt
@@ -15,7 +15,7 @@ from PIL import Image
 from test_claims import rows_where_all_holds
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("_config.yml", "_toc.yml", "post.md", "claims.yml", "params.yaml")
+SOURCES = ("_config.yml", "_toc.yml", "post.md", "claims.yml", "arms.yml", "params.yaml")
 FIGURES = ("01_arms", "02_pass_at_k", "02_tokens", "05_cost")
 ALT = "Two bars [0, 1]: the base model and the thinking model"
 
@@ -23,21 +23,28 @@ ALT = "Two bars [0, 1]: the base model and the thinking model"
 def all_rows():
     """Facts under which all rules hold but one: the base hardly writes the thinking traces."""
     rows = rows_where_all_holds()
-    leak = [{**r, "model": model, "quantity": quantity} for r in rows
-            if (r["model"], r["quantity"]) == ("random vectors", "gap_recovered")
-            for model in ("leak alone", "base decides thinking executes")
+    beside = [{**r, "model": model, "quantity": quantity} for r in rows
+            if (r["model"], r["quantity"]) == ("random-vectors", "gap_recovered")
+            for model in ("reranking-alone", "base-decides-thinking-executes")
             for quantity in ("gap_recovered", "steered_share")]
-    once = [{**r, "quantity": "trace_pass@1", "value": 0.1, "low": 0.05, "high": 0.15} for r in rows
-            if (r["model"], r["quantity"]) == ("base", "trace_pass@256")]
+    once = [{**r, "quantity": "trace_pass_at_k[k=1]", "value": 0.1, "low": 0.05, "high": 0.15} for r in rows
+            if (r["model"], r["quantity"]) == ("base", "trace_pass_at_k[k=256]")]
     split = [{**r, "model": "thinking", "quantity": quantity} for r in rows
              if (r["model"], r["quantity"]) == ("critiques", "gap_recovered")
              for quantity in ("gain_when", "gain_how")]
-    return changed([*rows, *leak, *once, *split], "thinking traces", "expected_base_samples", 1e9)
+    return changed([*rows, *beside, *once, *split], "thinking-traces", "expected_base_samples", 1e9)
 
 
 def changed(rows, model, quantity, value):
     ends = dict(value=value, low=value - 0.004, high=value + 0.004)
     return [{**r, **ends} if (r["model"], r["quantity"]) == (model, quantity) else r for r in rows]
+
+
+def recorded(row):
+    """A row of claims.facts as results.write keeps it."""
+    quantity, conditions = quantities.parse(row["quantity"])
+    return {key: row[key] for key in results.FACT} | conditions | {
+        "quantity": quantity, "seeds": list(range(row["seeds"]))}
 
 
 def repository(root, rows, profile="lab", figures=FIGURES):
@@ -46,8 +53,7 @@ def repository(root, rows, profile="lab", figures=FIGURES):
     for name in SOURCES:
         shutil.copy(ROOT / name, root / name)
     for chapter in {row["chapter"] for row in rows}:
-        facts = [{key: row[key] for key in results.FACT} | {"seeds": list(range(row["seeds"]))}
-                 for row in rows if row["chapter"] == chapter]
+        facts = [recorded(row) for row in rows if row["chapter"] == chapter]
         results.save(root / "results" / profile / f"{chapter}.json", json.dumps(
             {"profile": profile, "chapter": chapter, "facts": facts, "extra": {},
              "provenance": {"claims_sha256": claims.sha256(root / "claims.yml")}}))
@@ -109,7 +115,7 @@ def test_a_verdict_that_changes_changes_its_sentence(root, tmp_path):
     assert "**It holds.** The controls stay low, and few steered" in flat(writer(root).render())
     cases = [("hybrid", "gap_recovered", 0.6, "**It holds in part.** In at least one kind the hybrid"),
              ("hybrid", "gap_recovered", 0.3, "the hybrid recovers less than half of the gap"),
-             ("bias only", "gap_recovered", 0.9, "for the reason given.** Something simpler does")]
+             ("bias-only", "gap_recovered", 0.9, "for the reason given.** Something simpler does")]
     for i, (model, quantity, value, sentence) in enumerate(cases):
         copy = repository(tmp_path / str(i), changed(all_rows(), model, quantity, value))
         text = flat(writer(copy).render())
@@ -118,22 +124,22 @@ def test_a_verdict_that_changes_changes_its_sentence(root, tmp_path):
 
 
 def test_a_sentence_that_no_longer_holds_fails_the_build_by_name(tmp_path):
-    copy = repository(tmp_path / "repo", changed(all_rows(), "greedy", "pass@1", 0.3))
+    copy = repository(tmp_path / "repo", changed(all_rows(), "greedy", "pass_at_k[k=1]", 0.3))
     with pytest.raises(PostError, match="taking the likeliest word each time does worse than draw"):
         post.build("lab", copy)
     assert not list((copy / "build").glob("*post*"))
 
 
 def test_holds_and_everywhere_see_one_family_that_differs(draft, root):
-    rule = "02:greedy.pass@1.high < 02:base.pass@1.low"
+    rule = "02:greedy.pass_at_k[k=1].high < 02:base.pass_at_k[k=1].low"
     said = '{{ holds(everywhere("%s"), "It does worse.") }}'
     assert draft(said % rule) == "It does worse."
     with pytest.raises(PostError, match="no longer holds: 'It does worse.'"):
-        draft(said % "02:base.pass@1.high < 02:greedy.pass@1.low")
+        draft(said % "02:base.pass_at_k[k=1].high < 02:greedy.pass_at_k[k=1].low")
     with pytest.raises(claims.ClaimsError, match="unfavourable"):
-        draft(said % "02:base.pass@1.high > 02:greedy.pass@1.low")
+        draft(said % "02:base.pass_at_k[k=1].high > 02:greedy.pass_at_k[k=1].low")
     one = writer(root)
-    one.names["this"]["ch02"]["chain"]["greedy"]["pass@1"]["high"] = 0.5
+    one.names["this"]["ch02"]["chain"]["greedy"]["pass_at_k[k=1]"]["high"] = 0.5
     assert not one.everywhere(rule)
 
 
@@ -155,9 +161,9 @@ def test_a_stale_verdict_says_so(root):
 @pytest.mark.parametrize("template, said", [
     ("{{ this.ch02.countdown.nobody.x }}", "nobody"),
     ("{{ res.lab.ch07 }}", "ch07"),
-    ('{{ ours("02", "nobody", "pass@1") }}', "no rule there has the model 'nobody'"),
-    ('{{ ours("02", "base", "pass@3") }}', "has the quantity 'pass@3'"),
-    ('{{ everywhere("02:base.pass@3.low > 0.5") }}', "has the quantity 'pass@3'"),
+    ('{{ ours("02", "nobody", "pass_at_k[k=1]") }}', "no rule there has the model 'nobody'"),
+    ('{{ ours("02", "base", "pass_at_k[k=3]") }}', "has the quantity 'pass_at_k[k=3]'"),
+    ('{{ everywhere("02:base.pass_at_k[k=3].low > 0.5") }}', "has the quantity 'pass_at_k[k=3]'"),
     ('{{ word("two-problems") }}', "two-problems"),
     ('{{ published("one-problem", "Qwen2.5") }}', "2 have it, exactly one must"),
     ('{{ published("one-problem", "sixty tasks") }}', "0 have it"),

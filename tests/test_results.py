@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from locksmith import errors, params, results
+from locksmith import errors, params, quantities, results
 
 ROOT = Path(__file__).resolve().parents[1]
 FACT = {
     "family": "chain",
     "model": "base",
-    "quantity": "pass@1",
+    "quantity": "valid_attempts",
     "value": 0.25,
     "low": 0.2,
     "high": 0.3,
@@ -59,7 +59,7 @@ def test_provenance_is_what_it_says(book):
 
 
 def test_a_diff_shows_a_fact_a_line(book):
-    facts = [{**FACT, "quantity": f"pass@{k}"} for k in (1, 2, 4)]
+    facts = [{**FACT, "quantity": "pass_at_k", "k": k} for k in (1, 2, 4)]
     extra = {
         "nested": [{"name": "x" * 150, "rows": [[1, 2], [3, 4]]}] * 2,
         "empty": {},
@@ -86,11 +86,13 @@ def test_missing_weights_are_named(book):
 @pytest.mark.parametrize(
     "change, sentence",
     [
-        ({"value": math.nan}, "chain / base / pass@1: value is nan"),
+        ({"value": math.nan}, "chain / base / valid_attempts: value is nan"),
         ({"high": np.inf}, "high is .*inf"),
         ({"value": None}, "value is None"),
         ({"value": "0.3"}, "value is '0.3'"),
-        ({"colour": "red"}, "unknown keys colour; allowed are family"),
+        ({"colour": "red"}, "Condition 'colour' is unknown"),
+        ({"model": "-"}, "allowed is an id of arms.yml"),
+        ({"quantity": "pass_at_n"}, "'pass_at_n' is unknown; did you mean pass_at_k"),
     ],
 )
 def test_bad_facts_are_refused_and_the_old_file_stays(book, change, sentence):
@@ -104,7 +106,7 @@ def test_bad_facts_are_refused_and_the_old_file_stays(book, change, sentence):
 def test_missing_keys_duplicates_and_nan_in_extra_are_refused(book):
     with pytest.raises(errors.BadInput, match="lacks seeds"):
         results.write("smoke", "02", [{k: v for k, v in FACT.items() if k != "seeds"}])
-    with pytest.raises(errors.BadInput, match="chain / base / pass@1 stands twice"):
+    with pytest.raises(errors.BadInput, match="chain / base / valid_attempts stands twice"):
         results.write("smoke", "02", [FACT, {**FACT, "value": 0.5}])
     with pytest.raises(errors.BadInput, match="NaN or infinity in `extra`"):
         results.write("smoke", "02", [FACT], extra={"curve": [0.1, math.nan]})
@@ -142,35 +144,29 @@ def test_facts_table(book):
     results.write(
         "smoke", "02", [FACT, {**FACT, "quantity": "backtracks", "low": None, "high": None}]
     )
-    results.write("smoke", "00", [{**FACT, "model": "thinking", "value": 1 / 3}])
+    many = [{**FACT, "quantity": "pass_at_k", "k": k} for k in (16, 2)]
+    results.write("smoke", "00", [{**FACT, "model": "thinking", "value": 1 / 3}, *many])
     results.write("smoke", "train/chain_base", [])
     rows = results.facts()
     with open("results/facts.csv", newline="", encoding="utf-8") as file:
         table = list(csv.DictReader(file))
     assert list(table[0]) == [
-        "profile",
-        "chapter",
-        "family",
-        "model",
-        "quantity",
-        "value",
-        "low",
-        "high",
-        "n_problems",
-        "n_samples",
-        "seeds",
-        "source",
+        "profile", "chapter", "family", "model", "quantity", *quantities.CONDITIONS,
+        "value", "low", "high", "n_problems", "n_samples", "seeds", "source",
     ]
-    assert [(r["chapter"], r["model"], r["quantity"]) for r in table] == [
-        ("00", "thinking", "pass@1"),
-        ("02", "base", "backtracks"),
-        ("02", "base", "pass@1"),
+    assert [(r["chapter"], r["model"], r["quantity"], r["k"]) for r in table] == [
+        ("00", "base", "pass_at_k", "2"),
+        ("00", "base", "pass_at_k", "16"),
+        ("00", "thinking", "valid_attempts", ""),
+        ("02", "base", "backtracks", ""),
+        ("02", "base", "valid_attempts", ""),
     ]
-    assert float(table[0]["value"]) == 1 / 3 == rows[0]["value"]
-    assert table[1]["low"] == "" and table[2]["seeds"] == "0 1"
+    assert float(table[2]["value"]) == 1 / 3 == rows[2]["value"]
+    assert table[3]["low"] == "" and table[4]["seeds"] == "0 1"
     assert table[0]["source"] == "results/smoke/00.json"
     metrics = json.loads(Path("results/metrics.json").read_text())
-    assert metrics["smoke"]["02"]["chain"]["base"] == {"backtracks": 0.25, "pass@1": 0.25}
+    assert metrics["smoke"]["00"]["chain"]["base"]["pass_at_k[k=16]"] == 0.25
+    assert metrics["smoke"]["02"]["chain"]["base"] == {"backtracks": 0.25, "valid_attempts": 0.25}
     before = Path("results/facts.csv").read_bytes()
     results.facts()
     assert Path("results/facts.csv").read_bytes() == before

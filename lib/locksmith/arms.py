@@ -9,6 +9,7 @@ import yaml
 
 from locksmith import errors, quantities
 
+ID = r"[a-z0-9]+(-[a-z0-9]+)*"
 FIELDS = {"label", "role", "look", "says"}
 COLOURS = ("blue", "orange", "green", "red", "purple", "brown", "pink", "silver", "yellow", "cyan",
            "grey")  # seaborn's colour-blind palette in its order, and a darker grey
@@ -27,13 +28,18 @@ class Arm(NamedTuple):
     says: str
 
 
-@cache
 def load(path: str | Path = "arms.yml") -> dict[str, Arm]:
     """Every arm by its id, in the file's order. BadInput where an entry cannot be used."""
     try:
-        book = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return _parsed(Path(path).read_text(encoding="utf-8"), path)
     except FileNotFoundError:
         raise errors.BadInput(f"{path} does not exist; it names every model and arm.") from None
+
+
+@cache  # as every fact looks its arm up
+def _parsed(text, path):
+    try:
+        book = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise errors.BadInput(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     return {name: _arm(name, entry, book["roles"], path) for name, entry in book["arms"].items()}
@@ -49,7 +55,7 @@ def get(name: str, path: str | Path = "arms.yml") -> Arm:
 
 def _arm(name, entry, roles, path):
     where = f"{path}: arm {name!r}"
-    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+    if not re.fullmatch(ID, name):
         raise errors.BadInput(f"{where}: an id is made of lower-case letters, digits and hyphens.")
     if not {"role", "look", "says"} <= set(entry) <= FIELDS:
         raise errors.BadInput(f"{where} has {', '.join(sorted(entry))}; needed are role, look and "

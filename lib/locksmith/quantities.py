@@ -43,7 +43,7 @@ QUANTITIES = {
     "training_loss": "nats a token at the end of pre-training",
     # skill and deployment
     "valid_attempts": "share of attempts that are valid",
-    "honest_checks": "share of checks that are honest",
+    "correct_checks": "share of checks whose value and verdict are true",
     "attempts": "attempts a problem, or a document",
     "checks": "checks a problem",
     "backtracks": "backtracks a problem, or a document",

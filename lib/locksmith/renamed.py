@@ -8,7 +8,7 @@ import re
 import seaborn as sns
 
 MODELS = {
-    "RL": "thinking", "RL, same budget": "rl-same-budget", "RL on one problem": "rl-one-problem",
+    "RL": "thinking", "twin after RL": "twin-after-rl", "RL, same budget": "rl-same-budget", "RL on one problem": "rl-one-problem",
     "RL, higher rate": "rl-higher-rate", "corpus": "corpus-of-base",
     "corpus of the base": "corpus-of-base", "corpus of the twin": "corpus-of-twin",
     "leak": "reranking", "leak alone": "reranking-alone", "low_temperature": "low-temperature",
@@ -20,7 +20,7 @@ MODELS = {
 QUANTITIES = {
     "thinking_trace_logprob_per_token": "logprob_per_token",
     "logprob_against_thinking_trace": "logprob_difference",
-    "temperature": "matched_temperature", "persists": "strategy_share",
+    "honest_checks": "correct_checks", "temperature": "matched_temperature", "persists": "strategy_share",
     "works_out": "strategy_share", "failed checks": "failed_checks", "hand-overs": "hand_overs",
     "several attempts": "several_attempts", "words": "words_per_document",
     "95 % have at most": "words_95",

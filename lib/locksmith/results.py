@@ -6,7 +6,8 @@
     results/metrics.json                     values alone, for `dvc metrics show` and `diff`
 
 A fact is about a family of problems, a model or arm (an id of arms.yml) and a quantity, under the
-conditions of `locksmith.quantities`. No file holds a time, a host or an absolute path: the same run writes the same bytes.
+conditions of `locksmith.quantities`. No file holds a time, a host or an absolute path: the same run
+writes the same bytes.
 """
 
 import argparse
@@ -17,11 +18,12 @@ import io
 import json
 import math
 import platform
+import re
 from pathlib import Path
 
 import pandas as pd
 
-from locksmith import arms, errors, params, quantities, stats
+from locksmith import arms, errors, params, quantities, renamed, stats
 
 ROOT = Path("results")
 FACT = ("family", "model", "quantity", "value", "low", "high", "n_problems", "n_samples", "seeds")
@@ -101,17 +103,18 @@ def frame(facts) -> pd.DataFrame:
 def write(profile, chapter, facts, *, extra=None, checkpoints=()):
     """Writes results/<profile>/<chapter>.json, whole or not at all, and returns its path.
 
-    facts: dicts with the keys of FACT; value a finite number, low and high its interval or both
-        None, n_problems and n_samples counts or None, seeds a list of int. A (family, model,
-        quantity) stands once.
+    facts: dicts with the keys of FACT and those conditions that they have; value a finite number,
+        low and high its interval or both None, n_problems and n_samples counts or None, seeds a
+        list of int. A (family, model, quantity) stands once under the same conditions.
     extra: anything JSON can hold: curves, tables, counts.
     checkpoints: model folders the numbers came from; their weights' SHA-256 are recorded.
     Raises BadInput for a fact that is not as above, or NaN or infinity anywhere.
     """
     seen = set()
+    facts = [_renamed(fact, profile, chapter) for fact in facts]
     for fact in facts:
         _check(fact)
-        name = (fact["family"], fact["model"], fact["quantity"])
+        name = (fact["family"], fact["model"], quantities.name(fact["quantity"], fact))
         if name in seen:
             raise errors.BadInput(f"Fact {' / '.join(name)} stands twice in chapter {chapter}.")
         seen.add(name)
@@ -119,7 +122,7 @@ def write(profile, chapter, facts, *, extra=None, checkpoints=()):
         "profile": profile,
         "chapter": chapter,
         "provenance": provenance(profile, chapter, checkpoints),
-        "facts": [{key: _plain(fact[key]) for key in FACT} for fact in facts],
+        "facts": [{key: _plain(fact[key]) for key in COLUMNS if key in fact} for fact in facts],
         "extra": _plain(extra or {}),
     }
     path = ROOT / profile / f"{chapter}.json"
@@ -159,7 +162,8 @@ def provenance(profile, chapter, checkpoints=()):
 def facts():
     """Rewrites results/facts.csv and results/metrics.json from every JSON, and returns the rows.
 
-    A row is a dict: profile, chapter, the keys of FACT (seeds joined by spaces), source.
+    A row is a dict: profile, chapter, the keys of FACT (seeds joined by spaces), the conditions it
+    has, source. In the table every condition is a column.
     """
     rows, metrics = [], {}
     for path in files():
@@ -176,12 +180,12 @@ def facts():
                 }
             )
             model = branch.setdefault(fact["family"], {}).setdefault(fact["model"], {})
-            model[fact["quantity"]] = fact["value"]
-    rows.sort(
-        key=lambda row: [row[key] for key in ("profile", "chapter", "family", "model", "quantity")]
-    )
+            model[quantities.name(fact["quantity"], fact)] = fact["value"]
+    names = ("profile", "chapter", "family", "model", "quantity")
+    rows.sort(key=lambda row: [*(row[name] for name in names),
+                               *((key in row, row.get(key)) for key in quantities.CONDITIONS)])
     table = io.StringIO()
-    writer = csv.DictWriter(table, ["profile", "chapter", *FACT, "source"], lineterminator="\n")
+    writer = csv.DictWriter(table, ["profile", "chapter", *COLUMNS, "source"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     save(ROOT / "facts.csv", table.getvalue())
@@ -238,15 +242,24 @@ def _load(path):
     return record
 
 
+def _renamed(fact, profile, chapter):
+    """A fact under the present names; goes with locksmith.renamed."""
+    if not {"model", "quantity"} <= set(fact):
+        return fact
+    chapters = params.load(profile).get("chapters", {})
+    low = chapters.get(params.chapter_key(chapter), {}).get("low_temperature")
+    model, quantity, conditions = renamed.renamed(fact["model"], fact["quantity"], low)
+    return {**conditions, **fact, "model": model, "quantity": quantity}
+
+
 def _check(fact):
     name = "Fact " + " / ".join(str(fact.get(key)) for key in ("family", "model", "quantity"))
-    unknown, missing = set(fact) - set(FACT), set(FACT) - set(fact)
-    if unknown:
-        raise errors.BadInput(
-            f"{name} has unknown keys {', '.join(sorted(unknown))}; allowed are {', '.join(FACT)}."
-        )
+    missing = set(FACT) - set(fact)
     if missing:
         raise errors.BadInput(f"{name} lacks {', '.join(sorted(missing))}.")
+    if not re.fullmatch(arms.ID, fact["model"]):
+        raise errors.BadInput(f"{name}: model is {fact['model']!r}; allowed is an id of arms.yml.")
+    quantities.check(fact["quantity"], {key: x for key, x in fact.items() if key not in FACT})
     for key in ("value", "low", "high", "n_problems", "n_samples"):
         value = fact[key]
         if value is None and key != "value":
@@ -256,13 +269,13 @@ def _check(fact):
 
 
 def _layout(value, indent="\n"):
-    """JSON for diffs: what fits in 200 characters, or holds no further dict or list, is a line."""
+    """JSON for diffs: what fits in 300 characters, or holds no further dict or list, is a line."""
     line = json.dumps(value, allow_nan=False, ensure_ascii=False)
     inner = value.values() if isinstance(value, dict) else value
     flat = not isinstance(value, (dict, list)) or not any(
         isinstance(v, (dict, list)) for v in inner
     )
-    if len(line) <= 200 or flat:
+    if len(line) <= 300 or flat:
         return line
     deeper = indent + " "
     if isinstance(value, dict):

@@ -39,7 +39,7 @@ from pathlib import Path
 
 import yaml
 
-from locksmith import errors
+from locksmith import arms, errors, quantities
 
 OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 WORDS = {"<": "below", "<=": "at most", ">": "above", ">=": "at least"}
@@ -52,8 +52,8 @@ MARKS = {"holds": "✓", "refuted": "✗", "undecided": "?", "missing": "–"}
 
 NUMBER = r"\d+(?:\.\d+)?"
 FACT = re.compile(
-    rf"(?:(?P<factor>{NUMBER}) \* )?(?:(?P<chapter>\w+):)?(?P<model>[A-Za-z][\w -]*)"
-    rf"\.(?P<quantity>[a-z][a-z_]*(?:@\d+)?)\.(?P<end>low|high)(?: (?P<plus>[+-] {NUMBER}))?"
+    rf"(?:(?P<factor>{NUMBER}) \* )?(?:(?P<chapter>\w+):)?(?P<model>[a-z0-9][a-z0-9-]*)"
+    rf"\.(?P<quantity>[a-z]\w*(?:\[[^\]]*\])?)\.(?P<end>low|high)(?: (?P<plus>[+-] {NUMBER}))?"
 )
 
 
@@ -113,15 +113,27 @@ def _check_claim(claim, path):
             raise ClaimsError(f"{where}: part {part['id']} is asked of {part['families']}, the "
                               f"claim of {claim['families']}.")
         part["parsed"] = parse(part["rule"], claim["chapter"])
+        for term in part["parsed"]:
+            if isinstance(term, dict):
+                _check_names(term, f"{where}, part {part['id']}", Path(path).with_name("arms.yml"))
     if "core" not in {part["kind"] for part in claim["parts"]}:
         raise ClaimsError(f"{where} needs at least one core part.")
+
+
+def _check_names(term, where, known):
+    """The fact that a rule reads is one that could be recorded; its conditions come in order."""
+    try:
+        arms.get(term["model"], known)
+        term["quantity"] = quantities.name(*quantities.parse(term["quantity"]))
+    except errors.BadInput as error:
+        raise ClaimsError(f"{where}: {error}") from None
 
 
 def parse(rule: str, chapter: str) -> tuple[dict | float, str, dict | float]:
     """Parse one comparison, `left operator right`; a term without a chapter reads `chapter`.
 
     A term is a number or a dict (chapter, model, quantity, end, factor, plus) standing for
-    factor * end of the fact + plus. Raises ClaimsError if the rule is not of that form or takes the
+    factor * end of the fact + plus; quantity is a name of locksmith.quantities, "pass_at_k[k=4]". Raises ClaimsError if the rule is not of that form or takes the
     favourable end of an interval, which would let a wide interval pass.
     """
     sides = re.split(r" (<=|>=|<|>) ", " ".join(str(rule).split()))
@@ -145,7 +157,8 @@ def _term(text, rule, chapter):
     match = FACT.fullmatch(text)
     if match is None:
         raise ClaimsError(f"Rule {rule!r}: {text!r} is neither a number nor "
-                          "[factor *] [chapter:]model.quantity.low|high [+ or - number].")
+                          "[factor *] [chapter:]arm.quantity[conditions].low|high "
+                          "[+ or - number].")
     term = match.groupdict()
     return {**term, "chapter": term["chapter"] or chapter, "factor": float(term["factor"] or 1),
             "plus": float((term["plus"] or "0").replace(" ", ""))}
@@ -163,8 +176,8 @@ def sha256(path: str | Path = "claims.yml") -> str:
 def facts(path: str | Path = "results/facts.csv") -> list[dict]:
     """Rows of the facts table as dicts (none if there is no table yet).
 
-    value, low and high are floats (low and high None without an interval), n_problems is an int and
-    seeds the number of seeds.
+    quantity is the fact's whole name, conditions and all; value, low and high are floats (low and
+    high None without an interval), n_problems is an int and seeds the number of seeds.
     """
     if not Path(path).exists():
         return []
@@ -172,6 +185,9 @@ def facts(path: str | Path = "results/facts.csv") -> list[dict]:
         rows = list(csv.DictReader(file))
     for row in rows:
         row.update({k: float(row[k]) if row[k] else None for k in ("value", "low", "high")})
+        given = {key: row[key] for key in quantities.CONDITIONS if row[key]}
+        row["quantity"] = quantities.name(row["quantity"],
+                                          quantities.check(row["quantity"], given))
         row.update(n_problems=int(row["n_problems"] or 0), seeds=len(row["seeds"].split()))
     return rows
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 from markdown_it import MarkdownIt
 
-from locksmith import errors, params
+from locksmith import errors, params, quantities
 from locksmith.book import plots
 from locksmith.book.sentences import FAMILIES, FOUR, PostError, Writer, description
 
@@ -101,16 +101,16 @@ def card(writer, title, path):
     if not families:
         raise PostError(f"The card shows chapter 02, which has no results in {writer.profile!r}.")
     fig, axes = plots.figure(width=6, height=3.135)  # plots.save draws 200 dots an inch
-    spelled = []
+    spelled, one = [], "trace_pass_at_k[k=1]"
     for row, (family, models) in enumerate(families.items()):
-        most = max((q for q in models["base"] if q.startswith("trace_pass@")),
-                   key=lambda q: int(q.partition("@")[2]))
-        for model, marker, quantity in (("base", "o", "trace_pass@1"), ("base", "s", most),
-                                        ("thinking", "D", "trace_pass@1")):
+        most = max((q for q in models["base"] if q.startswith("trace_pass_at_k[k=")),
+                   key=lambda q: quantities.parse(q)[1]["k"])
+        for model, marker, quantity in (("base", "o", one), ("base", "s", most),
+                                        ("thinking", "D", one)):
             value, *ends = (100 * models[model][quantity][key] for key in ("value", "low", "high"))
-            k = quantity.partition("@")[2]
+            k = quantities.parse(quantity)[1]["k"]
             label = f"{'after RL' if model == 'thinking' else model}, " + (
-                "one sample" if k == "1" else f"{k} samples")
+                "one sample" if k == 1 else f"{k} samples")
             color = plots.look(model)["color"]
             axes.plot(ends, [row, row], lw=6, alpha=0.35, color=color, solid_capstyle="butt")
             axes.plot(value, row, marker, ms=8, color=color, label=None if row else label)

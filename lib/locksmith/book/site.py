@@ -6,8 +6,8 @@ Every page stands in the assembled folder (build/asm) at the path it has in the 
 Colab button is made from that path. Executed chapters come from build/notebooks/<profile>/; the
 book itself executes nothing. Numbers reach the prose as substitutions, from results/facts.csv:
 
-    {{ "%.2f" | format(this.ch02.countdown.base["pass@1"].value) }}      this profile
-    {{ res.open.ch02.basic_arithmetic.base["pass@1"].text }}            value [low, high]
+    {{ "%.2f" | format(this.ch02.countdown.base["pass_at_k[k=1]"].value) }}      this profile
+    {{ res.open.ch02.basic_arithmetic.base["pass_at_k[k=1]"].text }}            value [low, high]
 
 An undefined name is a warning, and any warning fails the build. The module is also a Sphinx
 extension that writes maths as MathML, so that no page needs a script from elsewhere.
