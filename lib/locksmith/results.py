@@ -166,7 +166,7 @@ def facts():
     has, source. In the table every condition is a column.
     """
     rows, metrics = [], {}
-    for path in files():
+    for path in files(ROOT):
         record = _load(path)
         branch = metrics.setdefault(record["profile"], {}).setdefault(record["chapter"], {})
         for fact in record["facts"]:
