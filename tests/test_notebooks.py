@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from locksmith import errors, params
+from locksmith import errors, params, results
 from locksmith.book import notebooks
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -201,3 +201,25 @@ def test_complaints_find_what_is_wrong(toy, monkeypatch):
         "n defaults to 3, the page was made with 4",
     ):
         assert sentence in found
+
+
+def test_set_changes_a_parameter_for_this_run_and_its_record(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv(params.CHANGES, raising=False)
+    before = params.load("smoke")
+    given = notebooks.changes(["n_problems=3", "seeds=[5]"])
+    assert given == {"n_problems": 3, "seeds": [5]}
+    monkeypatch.setenv(params.CHANGES, "")
+    params.change("smoke", "ch02", given)
+    assert notebooks.parameters("chapters/02_base_model_sampling.ipynb", "smoke")["n_problems"] == 3
+    assert params.load("smoke")["seeds"] == [5]
+    assert results.provenance("smoke", "02")["parameters"]["chapter"]["n_problems"] == 3
+    assert params.load("lab")["seeds"] != [5]
+    params.change("smoke", "ch02", {"n_problms": 3})
+    with pytest.raises(errors.BadInput, match="ch02 has an unknown parameter 'n_problms'"):
+        params.load("smoke")
+    monkeypatch.delenv(params.CHANGES)
+    assert params.load("smoke") == before
+    for wrong in ("tasks", "3=4", "tasks=[sums"):
+        with pytest.raises(errors.BadInput, match="--set is .*; allowed is name=value"):
+            notebooks.changes([wrong])

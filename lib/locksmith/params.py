@@ -9,13 +9,16 @@ check` checks every profile. A new parameter is a line in SCHEMA and a line in p
 """
 
 import argparse
+import json
 import math
+import os
 from pathlib import Path
 
 import yaml
 
 from locksmith.errors import BadInput, run
 
+CHANGES = "LOCKSMITH_CHANGES"  # variable of the environment that `change` sets
 PROFILES = ("smoke", "lab", "open", "colab", "paper")
 
 # What is allowed: "int 1.." (with bounds, both inclusive, either may be left out), "float 0..1",
@@ -218,9 +221,28 @@ def load(profile=None, path="params.yaml"):
     if profile not in PROFILES or profile not in everything:
         known = ", ".join(p for p in PROFILES if p in everything)
         raise BadInput(f"Unknown profile {profile!r}; {path} has {known}.")
-    values = everything[profile]
+    values = _changed(profile, everything[profile])
     _check_section(profile, values, SCHEMA, complete=False)
     return {"profile": profile, "checkpoints": profile, **values}
+
+
+def change(profile, chapter, changes):
+    """Let `load` give other values than the file has, in this process and those that it starts.
+
+    chapter: as chapter_key names it; changes: {parameter of the chapter, or "seeds": value}.
+    """
+    own = {name: value for name, value in changes.items() if name != "seeds"}
+    top = {"seeds": changes["seeds"]} if "seeds" in changes else {}
+    os.environ[CHANGES] = json.dumps([profile, chapter, top, own])
+
+
+def _changed(profile, values):
+    named, chapter, top, own = json.loads(os.environ.get(CHANGES, '["", "", {}, {}]'))
+    if named != profile:
+        return values
+    chapters = values.get("chapters", {})
+    return {**values, **top,
+            "chapters": {**chapters, chapter: {**chapters.get(chapter, {}), **own}}}
 
 
 def default(path="params.yaml"):

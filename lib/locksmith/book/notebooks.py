@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 import papermill
+import yaml
 
 from locksmith import errors, params
 from locksmith.book import colab
@@ -87,6 +88,20 @@ def parameters(notebook, profile):
                 f"allowed is a value of type {type(default).__name__}."
             )
     return values
+
+
+def changes(texts):
+    """{name: value} of texts such as "tasks=[sums]"; the value is read as YAML."""
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            equals = ""
+        if not equals or not name.isidentifier():
+            raise errors.BadInput(f"--set is {text!r}; allowed is name=value, as in tasks=[sums].")
+    return found
 
 
 def complaints(notebook):
@@ -193,6 +208,8 @@ def main():
     one = commands.add_parser("run", help=run.__doc__.splitlines()[0])
     one.add_argument("notebook")
     one.add_argument("--profile", required=True)
+    one.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
+                     help="a parameter of the chapter, or seeds, in place of the profile's")
     commands.add_parser("check", help="Checks chapters/ as they stand.")
     args = parser.parse_args()
     if args.what == "check":
@@ -203,6 +220,8 @@ def main():
         ]
         print("\n".join(found) or "chapters/ is clean")
         return int(bool(found))
+    if args.set:
+        params.change(args.profile, params.chapter_key(number(args.notebook)), changes(args.set))
     try:
         print(run(args.notebook, args.profile))
     except ChapterFailed as error:
