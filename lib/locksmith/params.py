@@ -9,6 +9,8 @@ check` checks every profile. A new parameter is a line in SCHEMA and a line in p
 """
 
 import argparse
+import copy
+import functools
 import json
 import math
 import os
@@ -221,7 +223,7 @@ def load(profile=None, path="params.yaml"):
     if profile not in PROFILES or profile not in everything:
         known = ", ".join(p for p in PROFILES if p in everything)
         raise BadInput(f"Unknown profile {profile!r}; {path} has {known}.")
-    values = _changed(profile, everything[profile])
+    values = _changed(profile, copy.deepcopy(everything[profile]))
     _check_section(profile, values, SCHEMA, complete=False)
     return {"profile": profile, "checkpoints": profile, **values}
 
@@ -304,9 +306,15 @@ def build_command(module, build):
     print(build(load(parser.parse_args().profile)["profile"]).resolve())
 
 
+@functools.cache
+def _parsed(text):
+    """YAML read once a text: the jobs of a chapter ask for their parameters a thousand times."""
+    return yaml.safe_load(text)
+
+
 def _read(path):
     try:
-        everything = yaml.safe_load(Path(path).read_text())
+        everything = _parsed(Path(path).read_text())
     except OSError as error:
         raise BadInput(
             f"{path} cannot be read ({error.strerror}); run from the book's root."
