@@ -33,7 +33,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from locksmith import engine, results
+from locksmith import drawing, engine, results
 from locksmith.experiments import hybrid
 from safetensors.torch import save_file
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LogitsProcessor
@@ -122,7 +122,7 @@ def speedups(base, thinking, prompts, seed, nnsight):
     """The engine against the others; nnsight: the interpreter that has it, or None."""
     ids, rows = torch.tensor(prompts).repeat_interleave(16, 0), torch.arange(16 * len(prompts))
     places = LENGTH + torch.arange(CAP)
-    u = engine.uniforms(seed, rows[:, None] // 16, rows[:, None] % 16, places)  # the engine's own
+    u = drawing.uniforms(seed, rows[:, None] // 16, rows[:, None] % 16, places)  # the engine's own
 
     def at_openings(position, logits):
         which = TABLE[hybrid.draw(logits, u[:, position + 1 - LENGTH])]

@@ -6,7 +6,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from locksmith import engine, lab
+from locksmith import cache, engine, lab
 from locksmith.book import notebooks, plots
 from locksmith.experiments import word_traces
 from repository import ROOT
@@ -96,7 +96,7 @@ def test_probabilities_at_the_boundary_are_those_of_a_plain_forward(net, tokeniz
                     hidden = (out[0] if isinstance(out, tuple) else out).clone()
                     hidden[:, -1] += torch.tensor(vector, dtype=hidden.dtype)
                     return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
-                hook = engine.blocks(net)[layer].register_forward_hook(add)
+                hook = cache.blocks(net)[layer].register_forward_hook(add)
                 with torch.no_grad():
                     p = net(ids).logits[0, -1].softmax(-1)
                 hook.remove()

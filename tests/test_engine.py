@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from locksmith import engine
+from locksmith import cache, drawing, engine, steering
 from locksmith.engine import Steer, sample, score
 from transformers import (
     Gemma3ForCausalLM,
@@ -60,9 +60,9 @@ def plain_logits(model, ids):
 
 def recorded(monkeypatch):
     """The logits of every step, as the sampler saw them."""
-    seen, draw = [], engine._draw
+    seen, draw = [], drawing.draw
     monkeypatch.setattr(
-        engine, "_draw", lambda logits, *a: (seen.append(logits), draw(logits, *a))[1])
+        drawing, "draw", lambda logits, *a: (seen.append(logits), draw(logits, *a))[1])
     return seen
 
 
@@ -78,10 +78,10 @@ def test_logits_equal_the_plain_forward(model, prompts, monkeypatch):
 
 
 def test_llama_takes_the_short_path_and_both_paths_agree(lab, monkeypatch):
-    assert engine._Fused.fits(lab)
+    assert cache.Fused.fits(lab)
     seen = recorded(monkeypatch)
     a = sample(lab, PROMPTS, 2, max_new_tokens=16, stop=())
-    monkeypatch.setattr(engine._Fused, "fits", lambda model: False)
+    monkeypatch.setattr(cache.Fused, "fits", lambda model: False)
     b = sample(lab, PROMPTS, 2, max_new_tokens=16, stop=())
     assert torch.equal(a.tokens, b.tokens)
     assert (torch.stack(seen[:16]) - torch.stack(seen[16:])).abs().max() < 1e-4
@@ -171,7 +171,7 @@ def test_draws_follow_the_exact_distribution(vocabulary, temperature, top_p):
     logits = 2 * torch.randn(vocabulary, generator=torch.Generator().manual_seed(1))
     want, n = exact(logits, temperature, top_p), 5000
     u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    token, logprob = engine._draw(logits.expand(n, -1), u, temperature, top_p)
+    token, logprob = drawing.draw(logits.expand(n, -1), u, temperature, top_p)
     share = torch.bincount(token, minlength=vocabulary).double() / n
     assert (share - want).abs().max() < 2 / n
     assert torch.allclose(logprob.double(), want[token].log(), atol=1e-5)
@@ -193,7 +193,7 @@ def test_a_large_vocabulary_is_drawn_row_by_row_from_its_own_cdf(dtype, temperat
     p = (logits.double() / temperature).softmax(-1)
     at = p.gather(-1, wanted[:, None])
     u = (p.cumsum(-1).gather(-1, wanted[:, None]) - at / 2)[:, 0]
-    token, logprob = engine._draw(logits, u, temperature, 1.0)
+    token, logprob = drawing.draw(logits, u, temperature, 1.0)
     assert torch.equal(token, wanted)
     assert torch.allclose(logprob.double(), at[:, 0].log(), atol=1e-5)
     assert torch.equal(logits, before), "the caller's logits were written to"
@@ -216,9 +216,9 @@ def test_uniforms_are_splitmix64_and_independent():
     x = 0
     for part in (5, 3, 2, 9):
         x = mix((x + part + 0x9E3779B97F4A7C15) % 2**64)
-    assert engine.uniforms(5, 3, 2, 9).item() == ((x >> 11) + 0.5) / 2**53
+    assert drawing.uniforms(5, 3, 2, 9).item() == ((x >> 11) + 0.5) / 2**53
     key, number, place = torch.arange(20), torch.arange(20), torch.arange(50)
-    u = engine.uniforms(0, key[:, None, None], number[:, None], place)
+    u = drawing.uniforms(0, key[:, None, None], number[:, None], place)
     assert u.min() > 0 and u.max() < 1 and len(u.unique()) == u.numel()
     assert abs(u.mean() - 0.5) < 0.01 and abs(u.var() - 1 / 12) < 0.005
     for axis in range(3):
@@ -243,7 +243,7 @@ def plain_steered(model, ids, steers):
             after[layer] = hidden[0]
             return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
         return apply
-    hooks = [b.register_forward_hook(hook(i)) for i, b in enumerate(engine.blocks(model))]
+    hooks = [b.register_forward_hook(hook(i)) for i, b in enumerate(cache.blocks(model))]
     logits = plain_logits(model, ids)
     for h in hooks:
         h.remove()
@@ -331,11 +331,11 @@ def test_a_gate_sees_tokens_rows_and_stream_and_its_choices_are_counted(model):
 
 def test_a_miscount_is_an_error(lab, monkeypatch):
     """Hooks that fire once too seldom, as in a library that looks only at the prompt."""
-    touch = engine._Batch.touch
+    touch = steering.Steering.apply
     steer = [Steer(1, torch.ones(D), positions=range(4, 12))]
-    monkeypatch.setattr(engine._Batch, "touch",
-                        lambda self, layer, hidden: hidden if hidden.shape[1] == 1
-                        else touch(self, layer, hidden))
+    monkeypatch.setattr(steering.Steering, "apply",
+                        lambda self, layer, hidden, batch: hidden if hidden.shape[1] == 1
+                        else touch(self, layer, hidden, batch))
     with pytest.raises(RuntimeError, match="touched"):
         sample(lab, PROMPTS, max_new_tokens=8, stop=(), steer=steer)
 

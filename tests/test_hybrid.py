@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 import torch
-from locksmith import corpus, engine, errors, grammar, lab, params, vocabulary
+from locksmith import cache, corpus, drawing, engine, errors, grammar, lab, params, vocabulary
 from locksmith.engine import Moment, Steer, sample
 from locksmith.experiments import hybrid
 from scipy.stats import binomtest, chisquare
@@ -119,7 +119,7 @@ def test_a_logits_processor_sees_tokens_and_the_numbers_behind_them(base, thinki
         for step, (past, u) in enumerate(seen[row][:len(ids)]):
             assert [*prompt, *ids[:step]] == past[len(past) - len(prompt) - step:]
             place = len(prompt) + step
-            assert u == engine.uniforms(5, 4 + int(out.prompt[row]), int(out.sample[row]), place)
+            assert u == drawing.uniforms(5, 4 + int(out.prompt[row]), int(out.sample[row]), place)
 
 
 def test_without_guides_a_logits_processor_works_too(base):
@@ -133,13 +133,13 @@ def test_without_guides_a_logits_processor_works_too(base):
 
 @pytest.mark.parametrize("build", [llama, gemma3], ids=lambda f: f.__name__)
 def test_no_circle_of_references_keeps_a_cache(build, monkeypatch):
-    made_runners, runner = [], engine._runner
+    made_runners, runner = [], cache.runner
 
     def kept(*how):
         out = runner(*how)
         made_runners.append(weakref.ref(out))
         return out
-    monkeypatch.setattr(engine, "_runner", kept)
+    monkeypatch.setattr(cache, "runner", kept)
     gc.disable()
     try:
         sample(made(build, 0), PROMPTS, max_new_tokens=3, stop=(), guides=[(made(llama, 1), 1)],
@@ -165,7 +165,7 @@ def test_steered_positions_are_the_oracles_and_the_logits_a_plain_forwards(build
     for row, ids in enumerate(out.ids()):
         prompt, adds = PROMPTS[out.prompt[row]], []
         guide_logits = plain_logits(thinking, prompt + ids[:-1])[-len(ids):]
-        u = engine.uniforms(5, int(out.prompt[row]), int(out.sample[row]),
+        u = drawing.uniforms(5, int(out.prompt[row]), int(out.sample[row]),
                             len(prompt) + torch.arange(len(ids)))
         for step, token in enumerate(hybrid.draw(guide_logits, u).tolist()):
             category = TABLE[token].item()
@@ -367,7 +367,7 @@ def test_the_leak_takes_the_thinking_models_favourite_of_m():
     steered distribution in the thinking model's order."""
     n, m = 20_000, 3
     steered, theirs = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
-    u = engine.uniforms(0, torch.arange(n), 0, 0)
+    u = drawing.uniforms(0, torch.arange(n), 0, 0)
     moment = moment_of([theirs.expand(n, 6)], u)
     gate = hybrid.Gate(hybrid.always(0), 1)
     gate.which = torch.where(torch.arange(n) % 5 > 0, 0, -1)
@@ -428,7 +428,7 @@ def test_probe_is_the_logistic_regression_of_scikit_learn():
 
 def test_random_positions_and_categories_have_their_rates_and_know_nothing_of_the_draw():
     n = 40_000
-    u = engine.uniforms(0, torch.arange(n), 0, 0)
+    u = drawing.uniforms(0, torch.arange(n), 0, 0)
     which = hybrid.random_positions(0.1, [1, 2, 5])(moment_of([], u))
     fired = which >= 0
     assert binomtest(int(fired.sum()), n, 0.1).pvalue > 0.001
@@ -439,7 +439,7 @@ def test_random_positions_and_categories_have_their_rates_and_know_nothing_of_th
 
 
 def test_other_category_keeps_the_time_and_changes_the_category():
-    u = engine.uniforms(0, torch.arange(9000), 0, 0)
+    u = drawing.uniforms(0, torch.arange(9000), 0, 0)
     first = torch.arange(9000) % 4 - 1
     which = hybrid.other_category(lambda moment: first, 3)(moment_of([], u))
     assert torch.equal(which >= 0, first >= 0) and not (which == first)[first >= 0].any()

@@ -11,7 +11,7 @@ import itertools
 
 import torch
 
-from locksmith import engine
+from locksmith import cache
 from locksmith.device import check_memory
 
 BATCH_TOKENS = 8192
@@ -29,7 +29,7 @@ def residuals(model, texts, layers, positions=None, batch_tokens=BATCH_TOKENS):
     if not all(-1 <= layer < depth for layer in layers):
         raise ValueError(f"layers is {list(layers)}; allowed: from -1 (embeddings) to {depth - 1}")
     stream, hooks = {}, []
-    listed = engine.blocks(model)
+    listed = cache.blocks(model)
 
     def keep(layer):
         def hook(module, args, out):
@@ -78,7 +78,7 @@ def _read(model, texts, positions, batch_tokens, width, take, last):
             longest = len(texts[chosen[0]])
             ids = torch.tensor([[*texts[i], *[0] * (longest - len(texts[i]))] for i in chosen],
                                device=model.device)
-            made = take(model(input_ids=ids, use_cache=False, **engine._keep(model, last)).logits)
+            made = take(model(input_ids=ids, use_cache=False, **cache.logits_to_keep(model, last)).logits)
             row = torch.tensor([r for r, i in enumerate(chosen) for _ in positions[i]])
             column = torch.tensor([p for i in chosen for p in positions[i]])
             target = torch.tensor([starts[i] + j for i in chosen for j in range(counts[i])])

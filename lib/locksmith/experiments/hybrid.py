@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from locksmith import corpus, engine, grammar, lab, vocabulary
+from locksmith import corpus, drawing, engine, grammar, lab, vocabulary
 from locksmith.errors import BadInput
 
 BEHAVIOURS = tuple(grammar.OPENINGS)
@@ -32,7 +32,7 @@ STREAMS = ("candidate", "other category", "random category", "random position")
 
 def draw(logits, u):
     """The tokens (R,) that a model with these logits (R, V) draws at temperature 1 and u (R,)."""
-    return engine._draw(logits, u, 1.0, 1.0)[0]
+    return drawing.draw(logits, u, 1.0, 1.0)[0]
 
 
 def behaviour_table():
@@ -163,7 +163,7 @@ def _fresh(u, stream, number=0):
     """Uniform numbers (R,) that are functions of u (R,), itself a hash of seed, problem, sample and
     position, and yet independent of it."""
     bits = u.view(torch.int64 if u.dtype == torch.float64 else torch.int32)
-    return engine.uniforms(bits, STREAMS.index(stream), number, 0).to(u)
+    return drawing.uniforms(bits, STREAMS.index(stream), number, 0).to(u)
 
 
 class Gate:

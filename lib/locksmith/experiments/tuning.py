@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from locksmith import (
+    cache,
     corpus,
     device,
     engine,
@@ -147,7 +148,7 @@ class Vectors(nn.Module):
 
     def logits(self, ids):
         """ids (B, T) -> logits (B, T, V), with gradients for the vectors."""
-        blocks = engine.blocks(self.frozen[0])
+        blocks = cache.blocks(self.frozen[0])
         hooks = [blocks[i].register_forward_hook(lambda m, a, out, v=v: _added(out, v))
                  for i, v in zip(self.layers, self.table)]
         try:

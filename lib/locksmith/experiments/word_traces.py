@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from locksmith import activations, engine
+from locksmith import activations, cache, engine
 
 OPENINGS = {
     "backtracking": tuple(f"{word}, that gives {{right}}, not {{wrong}}."
@@ -155,7 +155,7 @@ def opening_probabilities(net, tokenizer, asked, layer, vectors):
             ids = tokenizer.encode(one.question + one.step(result), add_special_tokens=False)
             past = net(tensor(ids[:-1]), past_key_values=copy.deepcopy(shared)).past_key_values
             past.batch_repeat_interleave(len(vectors))
-            hook = engine.blocks(net)[layer].register_forward_hook(add)
+            hook = cache.blocks(net)[layer].register_forward_hook(add)
             try:
                 logits = net(tensor(ids[-1:], len(vectors)), past_key_values=past).logits[:, -1]
             finally:

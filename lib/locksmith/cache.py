@@ -1,0 +1,196 @@
+"""Two ways to run a decoder on a KV cache that is allocated once and written in place.
+
+`runner` picks one: `Fused` for Llama-shaped models of up to 1024 dimensions, with fused q/k/v and
+gate/up matrices and without module calls; `Generic` for every other architecture, by its own
+`forward`. Both hold keys and values (R, heads, T, head_dim) a layer and take `new` tokens (R, q) at
+columns [t, t + q). `pads` (R,) columns at the left of a row are padding. `touch(layer, hidden)` is
+called after each block in `touched` and returns the residual stream to go on with.
+"""
+
+import inspect
+
+import torch
+import torch.nn.functional as F
+from transformers import LlamaForCausalLM
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+def blocks(model):
+    """The decoder blocks of any transformers decoder: the module list of the config's depth."""
+    depth = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == depth:
+            return module
+    raise ValueError(f"no list of {depth} decoder blocks found in {type(model).__name__}")
+
+
+def logits_to_keep(model, last):
+    """The argument that keeps the output head off all but the last positions, if there is one."""
+    named = inspect.signature(model.forward).parameters
+    return {"logits_to_keep": last} if "logits_to_keep" in named else {}
+
+
+def runner(model, *how):
+    """The quicker of the two that fits; how: (n_rows, n_columns, padded, touched, touch)."""
+    return (Fused if Fused.fits(model) else Generic)(model, *how)
+
+
+class Runner:
+    def repeat(self, owner, t):
+        """Give row r the first t columns of row owner[r]: the samples of a shared prefill."""
+        for pair in self.pairs():
+            for x in pair:
+                x[:len(owner), :, :t] = x[owner, :, :t]
+
+    def move(self, src, dst, t):
+        """Move the rows `src` into the places `dst` of finished rows."""
+        for pair in self.pairs():
+            for x in pair:
+                x[dst, :, :t] = x[src, :, :t]
+
+
+class Fused(Runner):
+    """A `LlamaForCausalLM` in few calls: fused projections, residual additions in the matmul."""
+
+    def __init__(self, model, n_rows, n_columns, padded, touched, touch):
+        c, body = model.config, model.model
+        self.padded, self.touched, self.touch = padded, touched, touch
+        self.eps = c.rms_norm_eps
+        self.d = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+        self.heads, self.kv_heads = c.num_attention_heads, c.num_key_value_heads
+        self.embed, self.norm, self.head = (
+            body.embed_tokens.weight, body.norm.weight, model.lm_head.weight)
+        self.layers = [(
+            b.input_layernorm.weight,
+            torch.cat([m.weight for m in (b.self_attn.q_proj, b.self_attn.k_proj,
+                                          b.self_attn.v_proj)]),
+            b.self_attn.o_proj.weight.t(), b.post_attention_layernorm.weight,
+            torch.cat([b.mlp.gate_proj.weight, b.mlp.up_proj.weight]),
+            b.mlp.down_proj.weight.t()) for b in body.layers]
+        shape = (n_rows, self.kv_heads, n_columns, self.d)
+        self.cache = [(self.embed.new_empty(shape), self.embed.new_empty(shape))
+                      for _ in self.layers]
+        cos, sin = body.rotary_emb(self.embed, torch.arange(n_columns, device=self.embed.device))
+        # The rotation's minus sign stands in the table, once, and not in every layer of every step.
+        sign = torch.arange(self.d, device=sin.device) < self.d // 2
+        self.rope = cos, torch.where(sign, -sin, sin)
+
+    @staticmethod
+    def fits(model):
+        c = model.config
+        return (type(model) is LlamaForCausalLM and c.hidden_size <= 1024
+                and c.hidden_act == "silu" and not c.attention_bias and not c.mlp_bias
+                and c._attn_implementation == "sdpa"
+                and model.model.rotary_emb.rope_type in ("default", "linear", "llama3")
+                and all(p.is_floating_point() for p in model.parameters()))
+
+    def pairs(self):
+        return self.cache
+
+    def close(self):
+        self.touch = None  # a circle of references would keep the cache in memory
+
+    def __call__(self, new, t, pads):
+        """Logits (R, V) of the last of the new tokens."""
+        rows, q = new.shape
+        end, columns = t + q, torch.arange(t + q, device=new.device)
+        at = (columns[t:] - pads[:, None]).clamp(min=0)
+        bias, causal = None, q > 1
+        if self.padded:
+            ok = (columns >= pads[:, None])[:, None, None] & (columns <= columns[t:, None])
+            ok |= columns == columns[t:, None]  # padding sees itself: no empty softmax
+            bias = torch.zeros_like(ok, dtype=self.embed.dtype).masked_fill_(~ok, -torch.inf)
+            causal = False
+        cos, sin = (table[at][:, :, None] for table in self.rope)
+        n_rot, dims = self.heads + self.kv_heads, self.embed.shape[1]
+        h = self.embed[new].view(-1, dims)
+        for i, (g1, w_qkv, w_o, g2, w_up, w_down) in enumerate(self.layers):
+            x = F.linear(F.rms_norm(h, (dims,), g1, self.eps), w_qkv).view(rows, q, -1, self.d)
+            a = x[:, :, :n_rot]
+            left, right = a.chunk(2, -1)
+            a = a * cos + torch.cat([right, left], -1) * sin
+            keys, values = self.cache[i]
+            keys[:rows, :, t:end] = a[:, :, self.heads:].transpose(1, 2)
+            values[:rows, :, t:end] = x[:, :, n_rot:].transpose(1, 2)
+            y = F.scaled_dot_product_attention(
+                a[:, :, :self.heads].transpose(1, 2), keys[:rows, :, :end], values[:rows, :, :end],
+                attn_mask=bias, is_causal=causal, enable_gqa=self.heads != self.kv_heads)
+            h = torch.addmm(h, y.transpose(1, 2).reshape(rows * q, -1), w_o)
+            gate, up = F.linear(F.rms_norm(h, (dims,), g2, self.eps), w_up).chunk(2, -1)
+            h = torch.addmm(h, F.silu(gate) * up, w_down)
+            if i in self.touched:
+                h = self.touch(i, h.view(rows, q, -1)).view(-1, dims)
+        h = h.view(rows, q, -1)[:, -1]
+        return F.linear(F.rms_norm(h, (dims,), self.norm, self.eps), self.head)
+
+
+class InPlace(CacheLayerMixin):
+    """One layer of a preallocated cache for transformers' own forward functions. It keeps every
+    column, so sliding windows are left to the model's mask."""
+    is_sliding = False
+
+    def __init__(self, n_rows, n_columns):
+        super().__init__()
+        self.n_rows, self.n_columns, self.t = n_rows, n_columns, 0
+
+    def lazy_initialization(self, keys, values):
+        self.keys, self.values = (
+            x.new_empty(self.n_rows, x.shape[1], self.n_columns, x.shape[3])
+            for x in (keys, values))
+        self.is_initialized = True
+
+    def update(self, keys, values, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        rows, end = len(keys), self.t + keys.shape[2]
+        self.keys[:rows, :, self.t:end] = keys
+        self.values[:rows, :, self.t:end] = values
+        return self.keys[:rows, :, :end], self.values[:rows, :, :end]
+
+    def get_mask_sizes(self, query_length):
+        return self.t + query_length, 0
+
+    def get_seq_length(self):
+        return self.t
+
+    def get_max_length(self):
+        return self.n_columns
+
+
+class Generic(Runner):
+    """Any decoder, through its own forward; steering and reading by hooks on its blocks."""
+
+    def __init__(self, model, n_rows, n_columns, padded, touched, touch):
+        self.model, self.padded, self.running = model, padded, False
+        self.cache = Cache(layer_class_to_replicate=lambda: InPlace(n_rows, n_columns))
+        self.keep = logits_to_keep(model, 1)
+
+        def hook(layer):
+            def apply(module, args, out):
+                if not self.running:  # the same model also reads along, with a runner of its own
+                    return out
+                if isinstance(out, tuple):
+                    return (touch(layer, out[0]), *out[1:])
+                return touch(layer, out)
+            return apply
+        self.hooks = [blocks(model)[i].register_forward_hook(hook(i)) for i in touched]
+
+    def __call__(self, new, t, pads):
+        """Logits (R, V) of the last of the new tokens."""
+        for layer in self.cache.layers:
+            layer.t = t
+        columns = torch.arange(t + new.shape[1], device=new.device)
+        mask = (columns >= pads[:, None]).long() if self.padded else None
+        at = (columns[t:] - pads[:, None]).clamp(min=0)
+        self.running = True
+        out = self.model(input_ids=new, attention_mask=mask, position_ids=at,
+                         past_key_values=self.cache, use_cache=True, **self.keep)
+        self.running = False
+        return out.logits[:, -1]
+
+    def pairs(self):
+        return [(x.keys, x.values) for x in self.cache.layers]
+
+    def close(self):
+        for hook in self.hooks:
+            hook.remove()

@@ -1,0 +1,117 @@
+"""Vectors that are added to the residual stream, and the count of what was steered."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a gate or a logits processor sees of R live rows: rows (R,) int64 of the output; tokens
+    (R, S) so far, padded on the left; positions (R, q) absolute, of the q tokens now in the model (negative:
+    padding); hidden (R, q, D), their residual stream after `layer` (None for a logits processor);
+    prompt_lengths (R,); u (R,), the uniform number behind the token to be drawn next; guides, for
+    each guide model its next-token logits (R, V) and its residual stream (R, D) at the
+    last position, after the layer it was asked for (None where for none)."""
+    layer: int | None
+    rows: torch.Tensor
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    hidden: torch.Tensor | None
+    prompt_lengths: torch.Tensor
+    u: torch.Tensor
+    guides: list
+
+
+@dataclass(frozen=True)
+class Steer:
+    """Add `vector` (D,) to the residual stream after block `layer` (0 = the first).
+
+    positions: absolute token positions (an iterable of ints; None = all). rows: output rows (ints
+    or a bool mask over all R; None = all). gate: called with a `Moment` at the prefill and at every
+    step, returns (R, q) strengths, bool or float, that multiply the vector; 0 = not steered. Where
+    models read along, gates are first called at the last token of the prompt (q is always 1).
+    vector may be K vectors (K, D): then there is a gate, which returns (R, q, K), a strength each.
+    """
+    layer: int
+    vector: torch.Tensor
+    positions: object = None
+    rows: object = None
+    gate: object = None
+
+
+def _mask(chosen, size, device):
+    """A bool table (size,) of the chosen indices; a bool mask passes through; None chooses all."""
+    if chosen is None:
+        return torch.ones(size, dtype=torch.bool, device=device)
+    chosen = torch.as_tensor(chosen if torch.is_tensor(chosen) else list(chosen), device=device)
+    if chosen.dtype == torch.bool:
+        return chosen
+    table = torch.zeros(size, dtype=torch.bool, device=device)
+    table[chosen[chosen < size].long()] = True
+    return table
+
+
+class Steering:
+    """The `Steer`s of one batch: adds the vectors and counts where, so that `check` can tell whether
+    every intended addition happened once.
+
+    rows: the batch's R output rows, a slice of all n_rows; width, max_new: columns of prompts and of
+    what is drawn; like: a tensor of the model's dtype and device. at (R, max_new) bool: the token was
+    chosen at a steered position; count (R,) int64: vectors added.
+    """
+
+    def __init__(self, steers, rows, n_rows, width, max_new, like):
+        n, device = rows.stop - rows.start, like.device
+        self.by_layer, self.width, self.touches = {}, width, 0
+        for s in steers:
+            self.by_layer.setdefault(s.layer, []).append(
+                (s.gate, s.vector.to(like), _mask(s.positions, width + max_new, device),
+                 _mask(s.rows, n_rows, device)[rows]))
+        self.count = torch.zeros(n, dtype=torch.int64, device=device)
+        self.gated = torch.zeros_like(self.count)  # that part of it that gates asked for
+        self.at = torch.zeros(n, max_new, dtype=torch.bool, device=device)
+
+    def apply(self, layer, hidden, batch):
+        """The residual stream (R, q, D) of the batch's live rows after block `layer`, steered."""
+        self.touches += 1
+        step = batch.end - self.width  # index of the token that is chosen from the last position
+        for gate, vector, positions, rows in self.by_layer.get(layer, ()):
+            on = (positions[batch.positions.clamp(min=0)] & (batch.positions >= 0)
+                  & (rows[batch.live] & ~batch.done)[:, None])
+            weight = on
+            if gate is not None:
+                if step < 0:
+                    continue
+                weight = gate(batch.moment(layer, hidden))
+                weight = weight * (on if vector.dim() == 1 else on[..., None])
+                on = weight != 0 if vector.dim() == 1 else (weight != 0).any(-1)
+                self.gated[batch.live] += on.sum(1)
+            if vector.dim() == 1:
+                hidden = hidden + weight[..., None].to(hidden) * vector
+            else:
+                hidden = hidden + weight.to(hidden) @ vector
+            self.count[batch.live] += on.sum(1)
+            if step >= 0:
+                self.at[batch.live, step] |= on[:, -1]
+        return hidden
+
+    def fan_out(self, source):
+        """Row r goes on from what was counted for row source[r]."""
+        for x in (self.count, self.gated, self.at):
+            x.copy_(x[source])
+
+    def check(self, prompt_lengths, lengths, touches):
+        """RuntimeError unless the stream was touched so often, and steered at just the positions
+        that follow from the lengths (R,) of prompts and rollouts."""
+        if self.touches != touches:
+            raise RuntimeError(f"the residual stream was touched {self.touches} times, not {touches}")
+        # The last token of a rollout is never fed to the model, so it cannot be steered.
+        last = prompt_lengths + lengths - 2
+        intended = self.gated.clone()
+        for gate, _, positions, rows in sum(self.by_layer.values(), []):
+            if gate is None:
+                intended += positions.long().cumsum(0)[last] * rows
+        if not torch.equal(intended, self.count):
+            raise RuntimeError(f"{int(self.count.sum())} positions were steered, not the intended "
+                               f"{int(intended.sum())}")
