@@ -54,6 +54,16 @@ def test_band_draws_value_and_interval(tmp_path):
     plots.save(fig, tmp_path / "x.png", ALT)
 
 
+def test_a_point_stands_upright_with_its_interval_and_the_marker_of_its_role(tmp_path):
+    fig, axes = plots.figure()
+    plots.point(axes, 2, (0.3, 0.1, 0.4), "random-vectors", label="random")
+    interval, value = axes.lines
+    assert interval.get_xdata().tolist() == [2, 2]
+    assert interval.get_ydata().tolist() == [0.1, 0.4]
+    assert value.get_marker() == "s" and value.get_label() == "random"
+    plots.save(fig, tmp_path / "x.png", ALT)
+
+
 def test_an_unknown_arm_has_no_look():
     with pytest.raises(BadInput, match="did you mean thinking"):
         plots.look("thinkng")

@@ -40,6 +40,14 @@ def test_a_table_is_markdown():
         "| a | b |", "| --- | --- |", "| 1 | x |"]
 
 
+def test_a_grid_has_a_row_a_family_and_arm_and_leaves_out_what_was_not_measured():
+    lines = report.grid(record(), ["chain"], ["base", "twin", "hybrid"],
+                        {"solved": "pass_at_k[k=4]", "gap": "gap_recovered"}).data.splitlines()
+    assert lines[0] == "| family | arm | solved | gap |"
+    assert lines[2:] == ["| chain | base | 0.28 [0.23, 0.33] | – |",
+                         "| chain | hybrid | – | 1.6 [1.5, 1.7] |"]
+
+
 def test_published_figures_are_those_of_the_claim_that_speak_of_it():
     lines = report.published("one-problem", about=["random reward"]).data.splitlines()
     assert len(lines) == 3 and "+21.4" in lines[2] and lines[2].endswith("| verified |")
@@ -59,6 +67,7 @@ def test_labels_name_the_conditions_that_tell_rows_apart():
     assert list(facts["label"])[:4] == ["hybrid", "bias only", "few-shot, examples 1",
                                         "few-shot, examples 10"]
     assert list(facts["role"])[:2] == ["method", "control"]
+    assert "hybrid" in set(report.labelled(record().frame())["label"])
     curves = report.labelled(record().frame("pass_at_k"), ["k"])
     assert set(curves["label"]) == {"base", "thinking", "guess"}
 
@@ -91,7 +100,7 @@ def test_a_forest_draws_each_interval_and_tells_roles_apart():
 def test_curves_draw_value_and_band_of_each_arm():
     fig = report.curves(record().frame("pass_at_k"), "k", "samples k", "solved", log=4)
     left = fig.axes[0]
-    assert left.get_xlabel() == "samples k" and left.get_ylabel() == "solved"
+    assert fig.get_supxlabel() == "samples k" and left.get_ylabel() == "solved"
     lines = {tuple(line.get_color()): line for line in left.lines if len(line.get_xdata()) == 3}
     base = lines[plots.look("base")["color"]]
     assert base.get_ydata() == pytest.approx([0.12, 0.18, 0.42])

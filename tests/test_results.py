@@ -197,7 +197,10 @@ def test_a_recorder_keeps_what_was_measured_under_which_conditions():
     assert record.fact("chain", "base", "gap_recovered", None) is None
     assert len(record.facts) == 4
     assert record.get("chain", "base", "pass_at_k", k=16) == (0.5, 0.4, 0.6)
+    assert record.get("chain", "base", "pass_at_k[k=16]") == (0.5, 0.4, 0.6)
     assert record.get("chain", "base", "pass_at_k") is None
+    record.fact("chain", "thinking", "pass_at_k[k=16]", 1)
+    assert record.facts.pop()["k"] == 16
     assert record.get("chain", "base", "tokens_per_answer") == (31.5, None, None)
     table = record.frame("pass_at_k")
     assert list(table["k"]) == [4, 16] and list(table["n_samples"]) == [4, 16]

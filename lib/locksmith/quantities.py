@@ -1,9 +1,9 @@
 """The closed vocabulary of facts: what can be measured, and under which conditions.
 
 A fact's name is its quantity with what it was measured at in brackets, `pass_at_k[k=256]`; rules,
-pages and metrics write it so. Without a condition it is the setting that counts: all test problems,
-temperature 1, the strength and the threshold chosen on validation problems, the headline behaviour
-of the family.
+pages and metrics write it so. Without a condition it is the setting that counts: all test
+problems, temperature 1, the strength and the threshold chosen on validation problems, the headline
+behaviour of the family.
 """
 
 import difflib
@@ -77,7 +77,7 @@ QUANTITIES = {
     "large_k_lead": "the base's pass@k at the largest k minus the thinking model's pass@1",
     "trace_large_k_lead": "the same, counting sound traces",
     "trace_matches": "share of traces found word for word among the base's samples",
-    "behaviour_sequence_matches": "share of sequences of behaviours found among the base's samples",
+    "behaviour_sequence_matches": "share of behaviour sequences found among the base's samples",
     "logprob_per_token": "log-probability under the base, nats a token",
     "logprob_difference": "log-probability under the base minus that of the real trace, nats",
     "likeliest_token_share": "share of tokens that the base held likeliest",
@@ -113,7 +113,7 @@ QUANTITIES = {
 
 
 def name(quantity: str, conditions: dict) -> str:
-    """`pass_at_k[k=256, temperature=0.3]`: the quantity and its conditions in CONDITIONS' order."""
+    """`pass_at_k[k=256, temperature=0.3]`: the quantity, its conditions in CONDITIONS' order."""
     told = [f"{key}={plain(conditions[key])}" for key in CONDITIONS if key in conditions]
     return f"{quantity}[{', '.join(told)}]" if told else quantity
 
@@ -122,7 +122,7 @@ def parse(text: str) -> tuple[str, dict]:
     """The quantity and the conditions of a name; BadInput in one sentence where it is none."""
     match = re.fullmatch(r"(\w+)(?:\[(.*)\])?", text)
     if match is None:
-        raise errors.BadInput(f"{text!r} is no name of a fact; written is quantity[key=value, ...].")
+        raise errors.BadInput(f"{text!r} is no name of a fact; it is quantity[key=value, ...].")
     pairs = [part.partition("=")[::2] for part in match[2].split(", ")] if match[2] else []
     return match[1], check(match[1], dict(pairs))
 
@@ -137,7 +137,7 @@ def check(quantity: str, conditions: dict) -> dict:
     try:
         return {key: CONDITIONS[key][0](value) for key, value in conditions.items()}
     except ValueError as error:
-        raise errors.BadInput(f"A condition of {quantity} is of the wrong type: {error}.") from None
+        raise errors.BadInput(f"{quantity}: a condition has the wrong type: {error}.") from None
 
 
 def unknown(what: str, given: str, known) -> str:

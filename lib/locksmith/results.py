@@ -1,13 +1,13 @@
 """results/: what every number of the book is read from, small JSON files kept in git.
 
-    results/<profile>/<chapter>.json         facts, what they came from, curves and counts ("extra")
+    results/<profile>/<chapter>.json         facts, what they came from, curves, counts ("extra")
     results/<profile>/train/<family>_*.json  the same for a trained model
     results/facts.csv                        every fact of every file, one row each
     results/metrics.json                     values alone, for `dvc metrics show` and `diff`
 
 A fact is about a family of problems, a model or arm (an id of arms.yml) and a quantity, under the
-conditions of `locksmith.quantities`. No file holds a time, a host or an absolute path: the same run
-writes the same bytes.
+conditions of `locksmith.quantities`. No file holds a time, a host or an absolute path: the same
+run writes the same bytes.
 """
 
 import argparse
@@ -55,6 +55,7 @@ class Recorder:
     def fact(self, family: str, arm: str, quantity: str, interval, **given):
         """Keep a fact, and return its stats.Interval for display.
 
+        quantity: its id, or a whole name such as "pass_at_k[k=4]".
         interval: value, low and high; a number, which has no interval; or None, where there is
             nothing to tell: then nothing is kept and None is returned.
         given: conditions of locksmith.quantities, and any of SIZE that is not the chapter's.
@@ -65,7 +66,8 @@ class Recorder:
         ends = tuple(interval) if hasattr(interval, "__len__") else (interval, None, None)
         ends = [None if x is None else float(x) for x in ends]
         size = {key: given.pop(key, self.size[key]) for key in SIZE}
-        given = quantities.check(quantity, given)
+        quantity, named = quantities.parse(quantity)
+        given = named | quantities.check(quantity, given)
         for name in (arm, *(given[key] for key in ARMS if key in given)):
             arms.get(name)
         self.facts.append({"family": family, "model": arm, "quantity": quantity, **given,
@@ -74,7 +76,8 @@ class Recorder:
 
     def get(self, family: str, arm: str, quantity: str, **conditions):
         """The Interval of a fact under exactly these conditions, or None."""
-        wanted = (family, arm, quantities.name(quantity, conditions))
+        quantity, named = quantities.parse(quantity)
+        wanted = (family, arm, quantities.name(quantity, named | conditions))
         for fact in self.facts:
             if (fact["family"], fact["model"], quantities.name(fact["quantity"], fact)) == wanted:
                 return stats.Interval(fact["value"], fact["low"], fact["high"])

@@ -42,15 +42,24 @@ def figure(columns=1, width=7.2, height=3.8, **options):
 
 def band(axes, x, value, low, high, model, label=None):
     """A curve with its interval as a band; x, value, low, high are sequences of one length."""
-    axes.plot(x, value, label=label or (model.replace("_", " ") if model in LOOKS else arms.get(model).label), **look(model))
+    name = model.replace("_", " ") if model in LOOKS else arms.get(model).label
+    axes.plot(x, value, label=label or name, **look(model))
     axes.fill_between(x, low, high, color=look(model)["color"], alpha=0.18, linewidth=0)
+
+
+def point(axes, x, interval, arm, label=None):
+    """A value with its interval, upright at x, in the arm's colour and with its role's marker."""
+    value, low, high = interval
+    color = look(arm)["color"]
+    axes.plot([x, x], [low, high], color=color)
+    axes.plot(x, value, arms.get(arm).marker, markersize=6, color=color, label=label)
 
 
 def save(fig, path, alt):
     """Write `fig` to `path` as PNG with its alt text inside, close it, and return it for display.
 
-    The alt text (str, what a reader who cannot see the figure needs: axes, models, outcome) is kept
-    in the file's Description and in the output's metadata, from which the book takes it.
+    The alt text (str, what a reader who cannot see the figure needs: axes, models, outcome) is
+    kept in the file's Description and in the output's metadata, from which the book takes it.
     """
     if len(alt.split()) < 5:
         raise ValueError(f"alt must describe the figure in at least five words, it is {alt!r}.")

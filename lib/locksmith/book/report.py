@@ -1,4 +1,4 @@
-"""How pages show facts: tables, published figures, the glossary of arms, and three kinds of figure.
+"""How pages show facts: tables, published figures, the glossary of arms, figures.
 
 Figures are drawn with seaborn from a tidy table of facts (`Recorder.frame`), whose intervals were
 made where the facts were; seaborn computes none. Colours, lines and markers come from arms.yml.
@@ -28,7 +28,7 @@ def number(x: float, digits: int = 3) -> str:
 
 
 def text(interval, digits: int = 3) -> str:
-    """An interval for people: "0.6 [0.55, 0.65]", the value alone without ends, a dash for None."""
+    """An interval for people: "0.6 [0.55, 0.65]", only the value without ends, a dash for None."""
     if interval is None:
         return "–"
     value, *ends = (None if x is None else number(float(x), digits) for x in interval)
@@ -39,6 +39,18 @@ def table(head: Sequence, rows: Iterable[Sequence]) -> Markdown:
     """A Markdown table of anything that has a str."""
     lines = [head, ["---"] * len(head), *rows]
     return Markdown("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
+
+
+def grid(record, families: Iterable[str], names: Iterable[str], columns: dict[str, str],
+         digits: int = 3) -> Markdown:
+    """A row a family and arm, a column (heading -> name of a fact) a quantity of a Recorder.
+
+    Arms of which none was measured are left out.
+    """
+    rows = [[family, arms.get(name).label,
+             *(text(record.get(family, name, fact), digits) for fact in columns.values())]
+            for family in families for name in names]
+    return table(["family", "arm", *columns], [row for row in rows if set(row[2:]) != {"–"}])
 
 
 def published(*claim_ids: str, about: Sequence[str] = ("",)) -> Markdown:
@@ -52,21 +64,21 @@ def published(*claim_ids: str, about: Sequence[str] = ("",)) -> Markdown:
 
 def glossary(ids: Iterable[str]) -> Markdown:
     """What each of some arms is, in the order of arms.yml."""
-    wanted = set(map(arms.get, ids))
+    wanted, known = set(map(arms.get, ids)), arms.load().values()
     return table(["arm", "role", "what it is"],
-                 [[arm.label, arm.role, arm.says] for arm in arms.load().values() if arm in wanted])
+                 [[arm.label, arm.role, arm.says] for arm in known if arm in wanted])
 
 
 # ---- a table of facts
 
 
 def labelled(facts: pd.DataFrame, apart: Sequence[str] = ()) -> pd.DataFrame:
-    """`facts` with each arm's role and a label: its own, and those conditions that tell rows apart.
+    """`facts` with each arm's role and a label: its own, and what tells rows of a quantity apart.
 
     apart: conditions that the figure shows in another way.
     """
     varying = [key for key in quantities.CONDITIONS if key not in apart
-               and facts[key].nunique(dropna=False) > 1]
+               and (facts.groupby("quantity")[key].nunique(dropna=False) > 1).any()]
     labels = []
     for _, row in facts.iterrows():
         told = [_told(key, row[key]) for key in varying if not pd.isna(row[key])]
@@ -103,14 +115,16 @@ def alt(what: str, facts: pd.DataFrame) -> str:
 def panels(names: Sequence, draw: Callable, xlabel: str = "", ylabel: str = "", *,
            height: float = 3.8, width: float = 9.6, sharex: bool = True,
            sharey: bool = True) -> Figure:
-    """A panel a name side by side, each drawn by draw(axes, name), with one legend below them."""
-    fig, axes = plots.figure(len(names), width, height, squeeze=False, sharex=sharex, sharey=sharey)
+    """A panel a name side by side, each drawn by draw(axes, name); one label and legend below."""
+    fig, axes = plots.figure(len(names), width, height, squeeze=False, sharex=sharex,
+                             sharey=sharey)
     for ax, name in zip(axes[0], names, strict=True):
         draw(ax, name)
-        ax.set(title=name, xlabel=xlabel, ylabel="")
+        ax.set(title=str(name).replace("_", " "), xlabel="", ylabel="")
         if ax.get_legend():
             ax.get_legend().remove()
     axes[0][0].set_ylabel(ylabel)
+    fig.supxlabel(xlabel, fontsize=10)
     keys = {label: handle for ax in axes[0]
             for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     if keys:
@@ -119,17 +133,18 @@ def panels(names: Sequence, draw: Callable, xlabel: str = "", ylabel: str = "", 
 
 
 def curves(facts: pd.DataFrame, x: str, xlabel: str, ylabel: str, *, log: int | None = None,
-           **size) -> Figure:
-    """Value against the condition `x`, a panel a family, a line an arm with its interval as a band.
+           panel: str = "family", **size) -> Figure:
+    """Value against the condition `x`, a line an arm with its interval as a band.
 
-    log: base of the axis' logarithm, or None for a linear axis.
+    panel: column of `facts` whose values have a panel each. log: base of the axis' logarithm, or
+    None for a linear axis.
     """
     facts = labelled(facts, [x])
     looks = facts.drop_duplicates("label").set_index("label")["model"].map(arms.get)
     order = list(looks.index)
 
-    def draw(ax, family):
-        rows = facts[facts["family"] == family]
+    def draw(ax, name):
+        rows = facts[facts[panel] == name]
         sns.lineplot(rows, x=x, y="value", hue="label", style="label", errorbar=None, ax=ax,
                      hue_order=order, style_order=order,
                      palette={label: plots.COLOURS[arm.colour] for label, arm in looks.items()},
@@ -141,7 +156,7 @@ def curves(facts: pd.DataFrame, x: str, xlabel: str, ylabel: str, *, log: int | 
             ax.set_xscale("log", base=log)
             ax.xaxis.set_major_formatter("{x:.0f}")
 
-    return panels(list(facts["family"].unique()), draw, xlabel, ylabel, **size)
+    return panels(list(facts[panel].unique()), draw, xlabel, ylabel, **size)
 
 
 def forest(facts: pd.DataFrame, xlabel: str, *, lines: Sequence[float] = (0, 1),

@@ -100,11 +100,11 @@ def share(part, whole, resamples=2000):
 
 
 def summary(tally):
-    """{quantity: Interval} of a stacked tally; a share of nothing is left out."""
-    out = {"pass@1": stats.mean_interval(tally["correct"]),
-           "trace_pass@1": stats.mean_interval(tally["trace"]),
+    """{name of the fact: Interval} of a stacked tally; a share of nothing is left out."""
+    out = {"pass_at_k[k=1]": stats.mean_interval(tally["correct"]),
+           "trace_pass_at_k[k=1]": stats.mean_interval(tally["trace"]),
            "valid_attempts": share(tally["valid_attempts"], tally["attempts"]),
-           "honest_checks": share(tally["correct_checks"], tally["checks"])}
+           "correct_checks": share(tally["correct_checks"], tally["checks"])}
     for name in ("attempts", "checks", "backtracks", "tokens"):
         quantity = "tokens_per_answer" if name == "tokens" else name
         out[quantity] = stats.interval(lambda mean: mean, tally[name])
