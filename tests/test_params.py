@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dvc.utils.hydra import apply_overrides
 from locksmith import errors, params
 
 FILE = Path(params.__file__).parents[2] / "params.yaml"
@@ -43,6 +44,43 @@ def test_checkpoints_default_to_the_profiles_own():
     assert params.load("colab", FILE)["checkpoints"] == "lab"
 
 
+def leaves(values, path=""):
+    if not isinstance(values, dict):
+        return {path: values}
+    return {k: v for key, value in values.items() for k, v in leaves(value, f"{path}.{key}").items()}
+
+
+def test_an_override_of_dvc_survives_merge_keys_and_stays_in_its_profile(tmp_path):
+    """`dvc exp run -S` rewrites params.yaml by this function of DVC."""
+    path = tmp_path / "params.yaml"
+    path.write_text(FILE.read_text())
+    changes = {"smoke.twin.backtrack": 0.5, "smoke.rl.lr": 0.5, "colab.chapters.ch06.rounds": 5,
+               "smoke.families.chain.slip": 0.25}
+    apply_overrides(path, [f"{name}={value}" for name, value in changes.items()])
+    before, after = (yaml.safe_load(file.read_text()) for file in (FILE, path))
+    assert {name[1:]: value for name, value in leaves(after).items()
+            if value != leaves(before)[name]} == changes
+    assert "rl: {<<: *rl" in path.read_text()
+    assert params.load("smoke", path)["rl"]["steps"] == params.load("smoke", FILE)["rl"]["steps"]
+
+
+def test_profiles_share_no_mapping():
+    """An override through a shared one would change them both."""
+    def mappings(values):
+        return [values] * bool(values) + [m for v in values.values() if isinstance(v, dict)
+                                          for m in mappings(v)]
+
+    found = mappings(yaml.safe_load(FILE.read_text()))
+    assert len(found) > 40 and len({id(mapping) for mapping in found}) == len(found)
+
+
+def test_what_load_returns_is_the_callers_own():
+    first = params.load("smoke", FILE)
+    first["rl"]["steps"] = first["seeds"][0] = 99
+    assert params.load("smoke", FILE)["rl"]["steps"] == 2
+    assert params.load("smoke", FILE)["seeds"][0] == 0
+
+
 def test_unknown_profile_names_the_known_ones():
     with pytest.raises(errors.BadInput, match="'labb'.*smoke, lab, open, colab, paper"):
         params.load("labb", FILE)
@@ -69,7 +107,7 @@ def test_unknown_profile_names_the_known_ones():
             "lab.families.chain.facts is 1.01; .*at least 0 and at most 1",
         ),
         (["lab", "families", "chain", "facts"], float("nan"), "lab.families.chain.facts is nan"),
-        (["lab", "seeds"], [], "lab.seeds is .*at least one"),
+        (["lab", "seeds"], [], r"lab.seeds is \[\]; .* each at least 0, at least one.$"),
         (["lab", "seeds"], [0, -1], r"lab.seeds\[1\] is -1"),
         (["lab", "seeds"], 3, "lab.seeds is 3; allowed is a list of int, each at least 0"),
         (["lab", "rl"], None, "lab.rl is None; allowed is a mapping"),

@@ -195,9 +195,9 @@ def test_metrics_plots_and_params_show(book):
     plots = book.json("dvc", "plots", "show")["data"]
     assert {"Pre-training loss", "Accuracy in RL"} <= set(plots)
     assert any(name.endswith(".png") for name in plots)
-    book.edit("params.yaml", "steps: 2,", "steps: 3,")
+    book.edit("params.yaml", "*rl, steps: 2,", "*rl, steps: 3,")
     difference = book.json("dvc", "params", "diff")
-    book.edit("params.yaml", "steps: 3,", "steps: 2,")
+    book.edit("params.yaml", "*rl, steps: 3,", "*rl, steps: 2,")
     assert difference["params.yaml"]["smoke.rl.steps"] == {"old": 2, "new": 3, "diff": 1}
 
 
@@ -242,7 +242,7 @@ def test_a_clone_pulls_and_has_nothing_to_do(book, tmp_path):
 def test_a_killed_stage_is_taken_up_again(book):
     """kill -9 while RL runs: the finished stages stay, the next repro goes on from there."""
     try:
-        book.edit("params.yaml", "steps: 2,", "steps: 3,")
+        book.edit("params.yaml", "*rl, steps: 2,", "*rl, steps: 3,")
         log = book.folder / "build" / "killed.log"
         with log.open("w") as out:
             process = subprocess.Popen(
@@ -288,7 +288,7 @@ def test_unknown_profile(book):
 
 def test_a_misspelt_parameter_stops_the_pipeline_before_a_stage_changes(book):
     try:
-        book.edit("params.yaml", "steps: 2,", "stepz: 2,")
+        book.edit("params.yaml", "*rl, steps: 2,", "*rl, stepz: 2,")
         said = book.run("dvc", "repro", code=255)
         assert "smoke.rl has an unknown parameter 'stepz'; allowed are steps" in said
         assert "Traceback" not in said

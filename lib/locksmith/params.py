@@ -1,11 +1,13 @@
-"""params.yaml: one mapping per profile, checked against the names, types and ranges of SCHEMA.
+"""params.yaml: one mapping per profile, checked against one JSON Schema.
 
     profile: lab            # the profile that `dvc repro` runs
-    lab: {seeds: [0, 1, 2], model: {...}, families: {...}, ..., chapters: {ch02: {...}}}
+    lab: {seeds: [0, 1, 2], model: {...}, families: {...}, ..., chapters: {ch02: &ch02 {...}}}
+    smoke: {..., chapters: {ch02: {<<: *ch02, n_samples: 8}}}      # what differs from lab
 
-A profile states a section completely or leaves it out: one that trains nothing has no `pretrain`,
-and names in `checkpoints` the profile whose checkpoints it reads. `python -m locksmith.params
-check` checks every profile. A new parameter is a line in SCHEMA and a line in params.yaml.
+With merge keys resolved, a section is complete or left out: a profile that trains nothing has no
+`pretrain`, and names in `checkpoints` the profile whose checkpoints it reads. `python -m
+locksmith.params check` checks every profile. A new parameter is a line in SCHEMA and a line in the
+profile lab; others state it where they differ.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import math
 import os
 from pathlib import Path
 
+import jsonschema
 import yaml
 
 from locksmith.errors import BadInput, run
@@ -23,8 +26,9 @@ from locksmith.errors import BadInput, run
 CHANGES = "LOCKSMITH_CHANGES"  # variable of the environment that `change` sets
 PROFILES = ("smoke", "lab", "open", "colab", "paper")
 
-# What is allowed: "int 1.." (with bounds, both inclusive, either may be left out), "float 0..1",
-# "bool", "text", "a|b" (one of these words); "list of ..." for a list of at least one such value.
+# What is allowed, from which `schema` makes JSON Schema: "int 1.." (with bounds, both inclusive, either
+# may be left out), "float 0..1", "bool", "text", "a|b" (one of these words); "list of ..." for a list of
+# at least one such value.
 _GENERATOR = {
     "facts": "float 0..1",
     "reviews": "float 0..1",
@@ -224,7 +228,7 @@ def load(profile=None, path="params.yaml"):
         known = ", ".join(p for p in PROFILES if p in everything)
         raise BadInput(f"Unknown profile {profile!r}; {path} has {known}.")
     values = _changed(profile, copy.deepcopy(everything[profile]))
-    _check_section(profile, values, SCHEMA, complete=False)
+    _check(profile, values, schema(SCHEMA, incomplete=("families", "chapters")))
     return {"profile": profile, "checkpoints": profile, **values}
 
 
@@ -260,40 +264,64 @@ def chapter_key(chapter):
     return f"ch{chapter}" if chapter[:1].isdigit() else chapter
 
 
-def check_value(name, value, rule):
+def check_value(name: str, value, rule: str):
     """Raises BadInput unless `value` obeys `rule`, a line of SCHEMA ("list of float 0..1")."""
-    if rule.startswith("list of "):
-        if not isinstance(value, list) or not value:
-            raise BadInput(f"{name} is {value!r}; allowed is {_words(rule)}, at least one.")
-        for i, entry in enumerate(value):
-            check_value(f"{name}[{i}]", entry, rule.removeprefix("list of "))
+    _check(name, value, schema(rule))
+
+
+def schema(rule: dict | str, incomplete: tuple[str, ...] | None = None) -> dict:
+    """A rule, or a mapping of rules, as JSON Schema; `description` says in words what is allowed.
+
+    incomplete: names of sections that may be left out one by one, as the outermost may; None for a
+        mapping that is complete.
+    """
+    if isinstance(rule, dict):
+        sections = {key: schema(entry, () if key in (incomplete or ()) else None)
+                    for key, entry in rule.items()}
+        return {"type": "object", "additionalProperties": False, "properties": sections,
+                "required": list(rule) if incomplete is None else [],
+                "description": f"a mapping with {', '.join(rule)}"}
+    kind, _, bounds = rule.removeprefix("list of ").partition(" ")
+    low, _, high = bounds.partition("..")
+    limits = " and ".join([f"at least {low}"] * bool(low) + [f"at most {high}"] * bool(high))
+    types = {"int": "integer", "float": "number", "bool": "boolean", "text": "string"}
+    one = {"type": types[kind]} if kind in types else {"enum": kind.split("|")}
+    one |= {"minimum": float(low)} if low else {}
+    one |= {"maximum": float(high)} if high else {}
+    one["description"] = f"{kind.replace('|', ' or ')} {limits}".rstrip()
+    if not rule.startswith("list of "):
+        return one
+    words = one["description"].replace(f" {limits}", f", each {limits}") if limits else f"{kind}"
+    return {"type": "array", "minItems": 1, "items": one,
+            "description": f"a list of {words}, at least one"}
+
+
+# JSON takes 2.0 for an integer, and Python NaN and infinity for numbers; a parameter may be neither.
+_Validator = jsonschema.validators.extend(
+    jsonschema.Draft202012Validator,
+    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many({
+        "integer": lambda _, value: type(value) is int,
+        "number": lambda _, value: type(value) in (int, float) and math.isfinite(value),
+    }),
+)
+
+
+def _check(name, value, allowed):
+    """Raises BadInput with one sentence about the first thing in `value` that is not allowed."""
+    error = next(_Validator(allowed).iter_errors(value), None)
+    if error is None:
         return
-    kind, _, bounds = rule.partition(" ")
-    if kind == "int":
-        fits = type(value) is int
-    elif kind == "float":
-        fits = type(value) in (int, float) and math.isfinite(value)
-    elif kind == "bool":
-        fits = type(value) is bool
-    elif kind == "text":
-        fits = type(value) is str
-    else:
-        fits = value in kind.split("|")
-    low, _, high = bounds.partition("..")
-    if not fits or (low and value < float(low)) or (high and value > float(high)):
-        raise BadInput(f"{name} is {value!r}; allowed is {_words(rule)}.")
-
-
-def _words(rule):
-    """A rule for people: "list of int 1.." -> "a list of int, each at least 1"."""
-    kind, each = (
-        (rule.removeprefix("list of "), ", each") if rule.startswith("list of") else (rule, "")
-    )
-    kind, _, bounds = kind.partition(" ")
-    low, _, high = bounds.partition("..")
-    limits = [f"at least {low}"] * bool(low) + [f"at most {high}"] * bool(high)
-    start = "a list of " if each else ""
-    return f"{start}{kind.replace('|', ' or ')}{each} {' and '.join(limits)}".rstrip()
+    for step in error.absolute_path:
+        name += f"[{step}]" if isinstance(step, int) else f".{step}"
+    found, rule = error.instance, error.schema
+    if error.validator == "additionalProperties":
+        unknown = next(key for key in found if key not in rule["properties"])
+        known = ", ".join(rule["properties"]) or "none"
+        raise BadInput(f"{name} has an unknown parameter {unknown!r}; allowed are {known}.")
+    if error.validator == "required":
+        missing = ", ".join(key for key in rule["required"] if key not in found)
+        raise BadInput(f"{name} lacks {missing}.")
+    raise BadInput(f"{name} is {found!r}; allowed is {rule['description']}.")
 
 
 def build_command(module, build):
@@ -314,7 +342,7 @@ def _parsed(text):
 
 def _read(path):
     try:
-        everything = _parsed(Path(path).read_text())
+        everything = _parsed(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(
             f"{path} cannot be read ({error.strerror}); run from the book's root."
@@ -331,25 +359,6 @@ def _read(path):
                 f"{path} has an unknown entry {name!r}; allowed are profile, {', '.join(PROFILES)}."
             )
     return everything
-
-
-def _check_section(name, values, schema, complete=True):
-    if not isinstance(values, dict):
-        raise BadInput(f"{name} is {values!r}; allowed is a mapping with {', '.join(schema)}.")
-    for key, value in values.items():
-        if key not in schema:
-            raise BadInput(
-                f"{name} has an unknown parameter {key!r}; "
-                f"allowed are {', '.join(schema) or 'none'}."
-            )
-        if isinstance(schema[key], dict):
-            # Families and chapters may be left out one by one; any other section is complete.
-            _check_section(f"{name}.{key}", value, schema[key], key not in ("families", "chapters"))
-        else:
-            check_value(f"{name}.{key}", value, schema[key])
-    missing = [key for key in schema if key not in values]
-    if complete and missing:
-        raise BadInput(f"{name} lacks {', '.join(missing)}.")
 
 
 def main():
