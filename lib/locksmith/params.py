@@ -227,9 +227,8 @@ def load(profile=None, path="params.yaml"):
     if profile not in PROFILES or profile not in everything:
         known = ", ".join(p for p in PROFILES if p in everything)
         raise BadInput(f"Unknown profile {profile!r}; {path} has {known}.")
-    values = _changed(profile, copy.deepcopy(everything[profile]))
-    _check(profile, values, schema(SCHEMA, incomplete=("families", "chapters")))
-    return {"profile": profile, "checkpoints": profile, **values}
+    values = _checked(profile, Path(path).read_text(encoding="utf-8"), os.environ.get(CHANGES))
+    return {"profile": profile, "checkpoints": profile, **copy.deepcopy(values)}
 
 
 def change(profile, chapter, changes):
@@ -242,8 +241,15 @@ def change(profile, chapter, changes):
     os.environ[CHANGES] = json.dumps([profile, chapter, top, own])
 
 
-def _changed(profile, values):
-    named, chapter, top, own = json.loads(os.environ.get(CHANGES, '["", "", {}, {}]'))
+@functools.cache
+def _checked(profile, text, changes):
+    values = _changed(profile, _parsed(text)[profile], changes)
+    _check(profile, values, schema(SCHEMA, incomplete=("families", "chapters")))
+    return values
+
+
+def _changed(profile, values, changes):
+    named, chapter, top, own = json.loads(changes) if changes else ("", "", {}, {})
     if named != profile:
         return values
     chapters = values.get("chapters", {})
@@ -336,7 +342,7 @@ def build_command(module, build):
 
 @functools.cache
 def _parsed(text):
-    """YAML read once a text: the jobs of a chapter ask for their parameters a thousand times."""
+    """YAML read once a text, as `_checked` checks it once: the jobs of a chapter ask for their parameters a thousand times."""
     return yaml.safe_load(text)
 
 
