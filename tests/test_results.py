@@ -201,6 +201,10 @@ def test_a_recorder_keeps_what_was_measured_under_which_conditions():
     assert record.get("chain", "base", "pass_at_k") is None
     record.fact("chain", "thinking", "pass_at_k[k=16]", 1)
     assert record.facts.pop()["k"] == 16
+    record.fact("chain", "few-shot[examples=2]", "pass_at_k[k=1]", 0.5, temperature=0.3)
+    assert record.get("chain", "few-shot", "pass_at_k", k=1, examples=2, temperature=0.3)
+    assert record.get("chain", "few-shot[examples=2]", "pass_at_k[k=1]", temperature=0.3)
+    assert record.facts.pop()["model"] == "few-shot"
     assert record.get("chain", "base", "tokens_per_answer") == (31.5, None, None)
     table = record.frame("pass_at_k")
     assert list(table["k"]) == [4, 16] and list(table["n_samples"]) == [4, 16]

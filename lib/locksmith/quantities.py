@@ -118,26 +118,40 @@ def name(quantity: str, conditions: dict) -> str:
     return f"{quantity}[{', '.join(told)}]" if told else quantity
 
 
-def parse(text: str) -> tuple[str, dict]:
-    """The quantity and the conditions of a name; BadInput in one sentence where it is none."""
-    match = re.fullmatch(r"(\w+)(?:\[(.*)\])?", text)
+def split(text: str) -> tuple[str, dict]:
+    """What stands before the brackets, a quantity or an arm, and the conditions within them.
+
+    BadInput in one sentence where the text is not of that form or a condition is unknown.
+    """
+    match = re.fullmatch(r"([\w-]+)(?:\[(.*)\])?", text)
     if match is None:
-        raise errors.BadInput(f"{text!r} is no name of a fact; it is quantity[key=value, ...].")
+        raise errors.BadInput(f"{text!r} is no name; written is quantity[key=value, ...].")
     pairs = [part.partition("=")[::2] for part in match[2].split(", ")] if match[2] else []
-    return match[1], check(match[1], dict(pairs))
+    return match[1], typed(match[1], dict(pairs))
+
+
+def parse(text: str) -> tuple[str, dict]:
+    """The quantity and the conditions of a fact's name; BadInput as of `split` and `check`."""
+    quantity, conditions = split(text)
+    return quantity, check(quantity, conditions)
 
 
 def check(quantity: str, conditions: dict) -> dict:
     """The conditions, each as its type; BadInput where one, or the quantity, is unknown."""
     if quantity not in QUANTITIES:
         raise errors.BadInput(unknown("Quantity", quantity, QUANTITIES))
+    return typed(quantity, conditions)
+
+
+def typed(of: str, conditions: dict) -> dict:
+    """The conditions of a quantity or an arm, each as its type; BadInput for an unknown one."""
     for key in conditions:
         if key not in CONDITIONS:
             raise errors.BadInput(unknown("Condition", key, CONDITIONS))
     try:
         return {key: CONDITIONS[key][0](value) for key, value in conditions.items()}
     except ValueError as error:
-        raise errors.BadInput(f"{quantity}: a condition has the wrong type: {error}.") from None
+        raise errors.BadInput(f"{of}: a condition has the wrong type: {error}.") from None
 
 
 def unknown(what: str, given: str, known) -> str:

@@ -55,7 +55,7 @@ class Recorder:
     def fact(self, family: str, arm: str, quantity: str, interval, **given):
         """Keep a fact, and return its stats.Interval for display.
 
-        quantity: its id, or a whole name such as "pass_at_k[k=4]".
+        arm, quantity: an id, or a name such as "few-shot[examples=2]", "pass_at_k[k=4]".
         interval: value, low and high; a number, which has no interval; or None, where there is
             nothing to tell: then nothing is kept and None is returned.
         given: conditions of locksmith.quantities, and any of SIZE that is not the chapter's.
@@ -66,8 +66,7 @@ class Recorder:
         ends = tuple(interval) if hasattr(interval, "__len__") else (interval, None, None)
         ends = [None if x is None else float(x) for x in ends]
         size = {key: given.pop(key, self.size[key]) for key in SIZE}
-        quantity, named = quantities.parse(quantity)
-        given = named | quantities.check(quantity, given)
+        arm, quantity, given = _named(arm, quantity, given)
         for name in (arm, *(given[key] for key in ARMS if key in given)):
             arms.get(name)
         self.facts.append({"family": family, "model": arm, "quantity": quantity, **given,
@@ -76,8 +75,8 @@ class Recorder:
 
     def get(self, family: str, arm: str, quantity: str, **conditions):
         """The Interval of a fact under exactly these conditions, or None."""
-        quantity, named = quantities.parse(quantity)
-        wanted = (family, arm, quantities.name(quantity, named | conditions))
+        arm, quantity, conditions = _named(arm, quantity, conditions)
+        wanted = (family, arm, quantities.name(quantity, conditions))
         for fact in self.facts:
             if (fact["family"], fact["model"], quantities.name(fact["quantity"], fact)) == wanted:
                 return stats.Interval(fact["value"], fact["low"], fact["high"])
@@ -95,6 +94,13 @@ class Recorder:
         """`write` with everything that was kept."""
         return write(self.profile, self.chapter, self.facts, extra=self.extra,
                      checkpoints=checkpoints)
+
+
+def _named(arm, quantity, given):
+    """The two ids, and all conditions: those named with either and those given beside them."""
+    arm, of_arm = quantities.split(arm)
+    quantity, of_quantity = quantities.parse(quantity)
+    return arm, quantity, of_arm | of_quantity | quantities.check(quantity, given)
 
 
 def frame(facts) -> pd.DataFrame:

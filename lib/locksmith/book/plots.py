@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 from IPython.display import Image
 
-from locksmith import arms
+from locksmith import arms, quantities
 from locksmith.renamed import LOOKS
 
 DPI = 200
@@ -23,10 +23,13 @@ PARTS = {"gain_when": PALETTE[0], "gain_how": PALETTE[1]}
 
 
 def look(arm: str) -> dict:
-    """Keyword arguments (color, linestyle) for an arm of arms.yml; BadInput for an unknown one."""
+    """Keyword arguments (color, linestyle) for an arm of arms.yml, which may have conditions.
+
+    BadInput for an unknown one.
+    """
     if arm in LOOKS:
         return dict(zip(("color", "linestyle"), LOOKS[arm], strict=True))
-    found = arms.get(arm)
+    found = arms.get(quantities.split(arm)[0])
     return {"color": COLOURS[found.colour], "linestyle": found.line}
 
 

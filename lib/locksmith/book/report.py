@@ -47,7 +47,7 @@ def grid(record, families: Iterable[str], names: Iterable[str], columns: dict[st
 
     Arms of which none was measured are left out.
     """
-    rows = [[family, arms.get(name).label,
+    rows = [[family, label(name),
              *(text(record.get(family, name, fact), digits) for fact in columns.values())]
             for family in families for name in names]
     return table(["family", "arm", *columns], [row for row in rows if set(row[2:]) != {"–"}])
@@ -72,6 +72,12 @@ def glossary(ids: Iterable[str]) -> Markdown:
 # ---- a table of facts
 
 
+def label(name: str) -> str:
+    """An arm for people: "few-shot[examples=2]" is "few-shot, examples 2"."""
+    arm, conditions = quantities.split(name)
+    return ", ".join([arms.get(arm).label, *map(_told, conditions, conditions.values())])
+
+
 def labelled(facts: pd.DataFrame, apart: Sequence[str] = ()) -> pd.DataFrame:
     """`facts` with each arm's role and a label: its own, and what tells rows of a quantity apart.
 
@@ -81,13 +87,12 @@ def labelled(facts: pd.DataFrame, apart: Sequence[str] = ()) -> pd.DataFrame:
                and (facts.groupby("quantity")[key].nunique(dropna=False) > 1).any()]
     labels = []
     for _, row in facts.iterrows():
-        told = [_told(key, row[key]) for key in varying if not pd.isna(row[key])]
-        labels.append(", ".join([arms.get(row["model"]).label, *told]))
+        told = {key: row[key] for key in varying if not pd.isna(row[key])}
+        labels.append(label(quantities.name(row["model"], quantities.typed("", told))))
     return facts.assign(label=labels, role=[arms.get(name).role for name in facts["model"]])
 
 
 def _told(key, value):
-    value = quantities.CONDITIONS[key][0](value)  # pandas makes floats of int columns with gaps
     if key in ("on", "against"):
         return f"{key} {arms.get(value).label}"
     if isinstance(value, str):
