@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from locksmith import errors, params, quantities, results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -164,12 +165,21 @@ def test_facts_table(book):
     assert float(table[2]["value"]) == 1 / 3 == rows[2]["value"]
     assert table[3]["low"] == "" and table[4]["seeds"] == "0 1"
     assert table[0]["source"] == "results/smoke/00.json"
-    metrics = json.loads(Path("results/metrics.json").read_text())
-    assert metrics["smoke"]["00"]["chain"]["base"]["pass_at_k[k=16]"] == 0.25
-    assert metrics["smoke"]["02"]["chain"]["base"] == {"backtracks": 0.25, "valid_attempts": 0.25}
+    headline = Path("results/metrics/00 thinking valid_attempts.yaml")
+    assert yaml.safe_load(headline.read_text()) == {"smoke": {"chain": 0.333}}
+    assert list(headline.parent.iterdir()) == [headline]
     before = Path("results/facts.csv").read_bytes()
     results.facts()
     assert Path("results/facts.csv").read_bytes() == before
+
+
+def test_every_headline_is_a_fact_of_the_book():
+    """Printed as a table by `dvc metrics show`, which a person can take in."""
+    folder = results.ROOT / "metrics"
+    files = sorted((Path(__file__).parents[1] / folder).glob("*.yaml"))
+    assert [path.stem for path in files] == sorted(" ".join(name) for name in results.HEADLINES)
+    for path in files:
+        assert set(yaml.safe_load(path.read_text())["lab"]) == {"countdown", "chain"}
 
 
 def test_the_committed_table_is_that_of_the_committed_results(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
     results/<profile>/<chapter>.json         facts, what they came from, curves, counts ("extra")
     results/<profile>/train/<family>_*.json  the same for a trained model
     results/facts.csv                        every fact of every file, one row each
-    results/metrics.json                     values alone, for `dvc metrics show` and `diff`
+    results/metrics/*.yaml                   headline numbers, for `dvc metrics show` and `diff`
 
 A fact is about a family of problems, a model or arm (an id of arms.yml) and a quantity, under the
 conditions of `locksmith.quantities`. No file holds a time, a host or an absolute path: the same
@@ -22,6 +22,7 @@ import re
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from locksmith import arms, errors, params, quantities, renamed, stats
 
@@ -31,6 +32,20 @@ COLUMNS = (*FACT[:3], *quantities.CONDITIONS, *FACT[3:])
 PACKAGES = ("torch", "transformers", "numpy", "scipy")
 SIZE = ("n_problems", "n_samples", "seeds")
 ARMS = ("on", "against")  # conditions that name an arm
+# What `dvc metrics show` tells, a row each: chapter, arm and a fact's name as in claims.yml.
+HEADLINES = (
+    ("00", "base", "valid_attempts"), ("00", "thinking", "valid_attempts"),
+    ("00", "base", "attempts"), ("00", "thinking", "attempts"),
+    ("01", "hybrid", "gap_recovered"), ("01", "hybrid", "steered_share"),
+    ("01", "bias-only", "gap_recovered"), ("01", "random-vectors", "gap_recovered"),
+    ("01", "thinking-decides-base-executes", "gap_recovered"),
+    ("02", "base", "pass_at_k[k=1]"), ("02", "thinking", "pass_at_k[k=1]"),
+    ("02", "base", "pass_at_k[k=256]"), ("02", "power-sampling", "gap_recovered"),
+    ("03", "critiques", "gap_recovered"), ("03", "format-only", "gap_recovered"),
+    ("04", "base", "probe_auroc"), ("04", "untrained", "probe_auroc"),
+    ("04", "base", "cosine[against=thinking]"),
+    ("05", "vector-rl", "gap_recovered"), ("05", "cognitive-tools", "gap_recovered"),
+)
 
 
 class Recorder:
@@ -169,15 +184,14 @@ def provenance(profile, chapter, checkpoints=()):
 
 
 def facts():
-    """Rewrites results/facts.csv and results/metrics.json from every JSON, and returns the rows.
+    """Rewrites results/facts.csv and results/metrics/ from every JSON, and returns the rows.
 
     A row is a dict: profile, chapter, the keys of FACT (seeds joined by spaces), the conditions it
     has, source. In the table every condition is a column.
     """
-    rows, metrics = [], {}
+    rows = []
     for path in files(ROOT):
         record = _load(path)
-        branch = metrics.setdefault(record["profile"], {}).setdefault(record["chapter"], {})
         for fact in record["facts"]:
             rows.append(
                 {
@@ -188,8 +202,6 @@ def facts():
                     "source": path.as_posix(),
                 }
             )
-            model = branch.setdefault(fact["family"], {}).setdefault(fact["model"], {})
-            model[quantities.name(fact["quantity"], fact)] = fact["value"]
     names = ("profile", "chapter", "family", "model", "quantity")
     rows.sort(key=lambda row: [*(row[name] for name in names),
                                *((key in row, row.get(key)) for key in quantities.CONDITIONS)])
@@ -198,8 +210,25 @@ def facts():
     writer.writeheader()
     writer.writerows(rows)
     save(ROOT / "facts.csv", table.getvalue())
-    save(ROOT / "metrics.json", json.dumps(metrics, indent=1, sort_keys=True) + "\n")
+    for path in (ROOT / "metrics").glob("*.yaml"):
+        path.unlink()
+    for name, values in headlines(rows).items():
+        save(ROOT / "metrics" / f"{name}.yaml", yaml.safe_dump(values))
     return rows
+
+
+def headlines(rows):
+    """{"02 base pass_at_k[k=1]": {profile: {family: value}}} of the facts in HEADLINES.
+
+    A file each, because `dvc metrics show` prints a file as a row and its values as columns.
+    """
+    found = {}
+    for row in rows:
+        key = (row["chapter"], row["model"], quantities.name(row["quantity"], row))
+        if key in HEADLINES:
+            columns = found.setdefault(" ".join(key), {}).setdefault(row["profile"], {})
+            columns[row["family"]] = round(row["value"], 3) + 0.0  # no -0.0
+    return found
 
 
 def files(root=ROOT):
