@@ -27,7 +27,8 @@ def own_logits(net, ids):
         return net(input_ids=ids, use_cache=False).logits
 
 
-def pack(pairs, steps, target_tokens, seed, micro_tokens=MICRO_TOKENS):
+def pack(pairs, steps, target_tokens, seed, micro_tokens=MICRO_TOKENS,
+         pad_token_id=vocabulary.PAD):
     """Steps of exactly `target_tokens` targets from (input, target) pairs of token ids, in a random
     order that starts again when all were seen; a step's last target may be cut, and a micro-batch holds
     at most `micro_tokens` ids, padding included, or one pair."""
@@ -47,13 +48,13 @@ def pack(pairs, steps, target_tokens, seed, micro_tokens=MICRO_TOKENS):
             longest = sum(map(len, batch[-1]))
             micro = batch[-max(1, micro_tokens // longest):]
             del batch[-len(micro):]
-            packed[-1].append(_padded(micro, longest))
+            packed[-1].append(_padded(micro, longest, pad_token_id))
     return packed
 
 
-def _padded(micro, longest):
+def _padded(micro, longest, pad_token_id):
     """(ids, targets), both (B, longest), of (input, target) pairs."""
-    ids = torch.full((len(micro), longest), vocabulary.PAD)
+    ids = torch.full((len(micro), longest), pad_token_id)
     targets = torch.full((len(micro), longest), IGNORED)
     for row, (a, b) in enumerate(micro):
         ids[row, :len(a) + len(b)] = torch.tensor(a + b)
@@ -119,10 +120,11 @@ def train(net, steps, optimizer, rate, logits=model.logits, clip=1.0, label=None
     return trainer.losses
 
 
-def fit(net, pairs, steps, target_tokens, lr, seed, logits=model.logits, micro_tokens=MICRO_TOKENS):
+def fit(net, pairs, steps, target_tokens, lr, seed, logits=model.logits, micro_tokens=MICRO_TOKENS,
+        pad_token_id=vocabulary.PAD):
     """`train` on `pack` by AdamW at a linearly falling rate: (losses, tokens read, inputs included)."""
-    packed = pack(pairs, steps, target_tokens, seed, micro_tokens)
+    packed = pack(pairs, steps, target_tokens, seed, micro_tokens, pad_token_id)
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr,
                                   betas=(0.9, 0.95), weight_decay=0.0)
     losses = train(net, packed, optimizer, lambda step: 1 - step / steps, logits)
-    return losses, sum(int((ids != vocabulary.PAD).sum()) for step in packed for ids, _ in step)
+    return losses, sum(int((ids != pad_token_id).sum()) for step in packed for ids, _ in step)

@@ -47,9 +47,9 @@ def schedule(done, warmup=0.02, cooldown=0.4):
     return min(1.0, done / warmup, (1 - done) / cooldown)
 
 
-def loss(net, ids):
+def loss(net, ids, pad_token_id=vocabulary.PAD):
     """Mean next-token cross-entropy (nats) over the real tokens of ids (B, T)."""
-    targets = ids[:, 1:].masked_fill(ids[:, 1:] == vocabulary.PAD, -100)
+    targets = ids[:, 1:].masked_fill(ids[:, 1:] == pad_token_id, -100)
     out = model.logits(net, ids[:, :-1])
     return F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-100)
 

@@ -56,7 +56,7 @@ def advantages(rewards, samples):
 
 
 def update(net, optimizer, sequences, prompt_lengths, advantage, micro_tokens,
-           logits=model.logits, bonus=0.0):
+           logits=model.logits, bonus=0.0, pad_token_id=vocabulary.PAD):
     """One policy-gradient step on a batch: sum of advantage x log-prob, over all sampled tokens.
 
     Groups without contrast have no gradient and cost nothing, unless there is a `bonus` on the
@@ -71,7 +71,7 @@ def update(net, optimizer, sequences, prompt_lengths, advantage, micro_tokens,
         longest = len(sequences[live[-1]])
         micro = live[-max(1, micro_tokens // longest):]
         del live[-len(micro):]
-        ids = torch.full((len(micro), longest), vocabulary.PAD)
+        ids = torch.full((len(micro), longest), pad_token_id)
         sampled = torch.zeros(len(micro), longest, dtype=torch.bool)
         for row, i in enumerate(micro):
             ids[row, :len(sequences[i])] = torch.tensor(sequences[i])
@@ -103,14 +103,13 @@ def schedule(step, steps, warmup=10, cooldown=0.6):
     return min(1.0, (step + 1) / warmup, (steps - step) / (cooldown * steps))
 
 
-def learn(net, task, pool, recipe, seed, sync, reward=rewards.correct, logits=model.logits, bonus=0.0,
-          label="RL", before=None, rollout_fn=rollout, measured=MEASURED):
+def learn(net, pool, recipe, seed, rollout_fn, reward=rewards.correct, update_fn=update, label="RL",
+          before=None, measured=MEASURED):
     """`recipe["steps"]` updates of what `net` trains, each on the next recipe["problems"] of `pool`.
 
-    sync: called before each step, returns the model that writes the rollouts and its `Steer`s.
-    reward: one of `rewards`; bonus: on the entropy. before: called with each step's number.
-    rollout_fn: as `rollout`, for a task that is not of the lab; measured: attributes of its grades,
-    `correct` among them.
+    rollout_fn: (problems, seed) -> what `rollout` returns, recipe["samples"] a problem, by the model
+    as it is now. reward: one of `rewards`. update_fn: `update`, with its options. before: called with
+    each step's number. measured: attributes of the grades, `correct` among them.
     Returns the curve; its accuracies are on the problems of the step, before its update.
     """
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=recipe["lr"],
@@ -121,13 +120,10 @@ def learn(net, task, pool, recipe, seed, sync, reward=rewards.correct, logits=mo
             before(step)
         optimizer.param_groups[0]["lr"] = recipe["lr"] * schedule(step, recipe["steps"])
         batch = pool[step * recipe["problems"]:(step + 1) * recipe["problems"]]
-        sampler, steer = sync()
-        sequences, lengths, grades = rollout_fn(sampler, task, batch, recipe["samples"],
-                                                recipe["max_new_tokens"], seed * 1_000_000 + step, steer)
+        sequences, lengths, grades = rollout_fn(batch, seed * 1_000_000 + step)
         rng = random.Random(f"reward {seed} {step}")
         gain = advantages([reward(g, rng) for g in grades], recipe["samples"])
-        norm, entropy = update(net, optimizer, sequences, lengths, gain, recipe["micro_tokens"],
-                               logits, bonus)
+        norm, entropy = update_fn(net, optimizer, sequences, lengths, gain, recipe["micro_tokens"])
         mean = {name: float(np.mean([getattr(g, name) for g in grades])) for name in measured}
         size = float(np.mean([len(s) - n for s, n in zip(sequences, lengths)]))
         curve.append({"seed": seed, "step": step, "accuracy": mean.pop("correct"), **mean,
@@ -148,15 +144,15 @@ def train(profile, family, seed, base, folder):
     sampler = model.load(base / f"seed{seed}", dtype=device.pick("cpu")[1])
     pool = task.problems("train", recipe["steps"] * recipe["problems"], seed + 1, generator)
 
-    def sync():
+    def rollout_fn(problems, seed):
         sampler.load_state_dict(net.state_dict())
-        return sampler, None
+        return rollout(sampler, task, problems, recipe["samples"], recipe["max_new_tokens"], seed)
 
     def keep(step):
         if step in recipe["checkpoints"] and seed == config["seeds"][0]:
             model.save(net, folder / f"seed{seed}_steps" / f"{step:03d}", step=step)
 
-    curve = learn(net, task, pool, recipe, seed, sync, label=f"RL {family} seed {seed}", before=keep)
+    curve = learn(net, pool, recipe, seed, rollout_fn, label=f"RL {family} seed {seed}", before=keep)
     model.save(net, folder / f"seed{seed}", seed=seed, family=family,
                base=model.checksum(base / f"seed{seed}"))
     return curve

@@ -15,6 +15,7 @@ vector a block (`Vectors`; Sinii et al., arXiv 2505.18706) or a LoRA adapter (`a
 """
 
 import copy
+import functools
 import random
 from dataclasses import replace
 from typing import NamedTuple
@@ -178,9 +179,7 @@ def reinforce(profile, family, seed, problems, recipe, trains="weights", reward=
     """
     net = lab.load(profile, family, "base", seed, exact=True)
     sampler, task = lab.load(profile, family, "base", seed), corpus.FAMILIES[family]
-    options = {"reward": rewards.REWARDS[reward], "bonus": bonus,
-               "label": f"{trains}, {reward} reward, {family} seed {seed}"}
-    steer = None
+    steer, options = None, {"bonus": bonus}
     if trains == "vectors":
         trained = Vectors(net, layers)
         options["logits"] = lambda vectors, ids: vectors.logits(ids)
@@ -199,7 +198,13 @@ def reinforce(profile, family, seed, problems, recipe, trains="weights", reward=
             sampler.load_state_dict(whole.state_dict())
         return sampler, steer
 
-    curve = rl.learn(trained, task, problems, recipe, seed, sync, **options)
+    def rollout_fn(batch, seed):
+        now, steer = sync()
+        return rl.rollout(now, task, batch, recipe["samples"], recipe["max_new_tokens"], seed, steer)
+
+    curve = rl.learn(trained, problems, recipe, seed, rollout_fn, rewards.REWARDS[reward],
+                     functools.partial(rl.update, **options),
+                     label=f"{trains}, {reward} reward, {family} seed {seed}")
     return *sync(), curve
 
 

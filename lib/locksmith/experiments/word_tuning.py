@@ -135,6 +135,11 @@ def shared_prefix_logits(net, ids, start):
                logits_to_keep=ids.shape[1] - start).logits
 
 
+def pad_id(tokenizer):
+    """What texts are padded with; a tokenizer without an id for it gets 0, since nothing looks there."""
+    return 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
 def logits_from(inputs):
     """`logits` for a trainer whose shortest input is that of `inputs` (lists of token ids)."""
     return functools.partial(shared_prefix_logits, start=min(map(len, inputs)) - 1)
@@ -203,7 +208,8 @@ def supervised(trained, tokenizer, seed, written, steps, target_tokens, lr):
     """`finetune.fit` on (text, continuation) pairs; returns losses and tokens read."""
     data = pairs(tokenizer, written)
     losses, read = finetune.fit(trained, data, steps, target_tokens, lr, seed,
-                              logits_from([given for given, _ in data]), MICRO_TOKENS)
+                                logits_from([given for given, _ in data]), MICRO_TOKENS,
+                                pad_id(tokenizer))
     return {"losses": losses, "read": read}
 
 
@@ -226,9 +232,10 @@ def reinforced(trained, tokenizer, seed, problems, recipe, reward="correct"):
     prompts = {p.key: tokenizer(words.prompt(p, SHOTS)).input_ids for p in problems}
     stop = words.stop_ids(tokenizer)
 
-    def rollout(net, task, batch, samples, max_new_tokens, seed, steer):
-        asked = [prompts[p.key] for p in batch]
-        out = engine.sample(net, asked, samples, max_new_tokens=max_new_tokens, stop=stop, seed=seed).ids()
+    def rollout_fn(batch, seed):
+        asked, samples = [prompts[p.key] for p in batch], recipe["samples"]
+        out = engine.sample(model.merged(trained).eval(), asked, samples, stop=stop, seed=seed,
+                            max_new_tokens=recipe["max_new_tokens"]).ids()
         texts = tokenizer.batch_decode(out, skip_special_tokens=True)
         owners = [i for i in range(len(batch)) for _ in range(samples)]
         grades = [Answer(words.grade(batch[i], text).correct, works_out(text))
@@ -236,6 +243,7 @@ def reinforced(trained, tokenizer, seed, problems, recipe, reward="correct"):
         return [asked[i] + ids for i, ids in zip(owners, out)], [len(asked[i]) for i in owners], grades
 
     return {"curve": rl.learn(
-        trained.train(), words, problems, recipe | {"micro_tokens": MICRO_TOKENS}, seed,
-        lambda: (model.merged(trained).eval(), None), reward=REWARDS[reward], rollout_fn=rollout,
-        logits=logits_from(prompts.values()), label=f"RL, {reward} reward", measured=Answer._fields)}
+        trained.train(), problems, recipe | {"micro_tokens": MICRO_TOKENS}, seed, rollout_fn,
+        REWARDS[reward], functools.partial(rl.update, logits=logits_from(prompts.values()),
+                                           pad_token_id=pad_id(tokenizer)),
+        label=f"RL, {reward} reward", measured=Answer._fields)}
