@@ -100,7 +100,7 @@ def test_a_forest_draws_each_interval_and_tells_roles_apart():
 def test_curves_draw_value_and_band_of_each_arm():
     fig = report.curves(record().frame("pass_at_k"), "k", "samples k", "solved", log=4)
     left = fig.axes[0]
-    assert fig.get_supxlabel() == "samples k" and left.get_ylabel() == "solved"
+    assert fig.legends[0].get_title().get_text() == "samples k" and left.get_ylabel() == "solved"
     lines = {tuple(line.get_color()): line for line in left.lines if len(line.get_xdata()) == 3}
     base = lines[plots.look("base")["color"]]
     assert base.get_ydata() == pytest.approx([0.12, 0.18, 0.42])

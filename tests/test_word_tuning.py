@@ -32,6 +32,34 @@ def test_critics_by_hand():
     assert shape == {f" 00 * 0 = 00, so the answer 00 is {v}.\n" for v in ("right", "wrong")}
 
 
+def test_each_arm_is_trained_on_what_its_name_says():
+    answers = [RIGHT, WRONG, " 12 * 3 = 63. The answer is 63."]
+    told = {arm: wt.continuations(arm, SUM, answers) for arm in (
+        "critiques", "flipped-critiques", "shuffled-critiques", "format-only", "sft-right")}
+    exact = [wt.exact(SUM, text, None) for text in answers]
+    assert [said for _, said in told["critiques"]] == exact
+    assert [said for _, said in told["flipped-critiques"]] == [
+        wt.flipped(SUM, text, None) for text in answers]
+    given, said = zip(*told["shuffled-critiques"])
+    assert given == tuple(wt.reviewed(SUM, text) for text in answers)
+    assert sorted(said) == sorted(exact) and all(a != b for a, b in zip(said, exact))
+    assert [said for _, said in told["sft-right"]] == [RIGHT + "\n"]
+    page = wt.told(SUM, 1, [0.5, 0.25], answers, 99)
+    assert page["chosen"] == 0.25 and page["example"] == WRONG and page["right"] == [True, False, False]
+    assert page["critiques"]["critiques"] == exact[1]
+
+
+def test_the_parts_of_a_gain_add_up_to_it():
+    rng = np.random.default_rng(1)
+    base, tuned = (wt.Outcome(rng.random((40, 4)) < right, rng.random((40, 4)) < works, None, 0, 0, 0, {})
+                   for right, works in ((0.2, 0.4), (0.6, 0.9)))
+    when, how = wt.gain_parts(tuned, base)
+    assert when.value + how.value == pytest.approx(tuned.correct.mean() - base.correct.mean())
+    for part in (when, how):
+        assert part.low < part.value < part.high
+    assert [part.value for part in wt.gain_parts(base, base)] == [0, 0]
+
+
 @pytest.mark.parametrize(("text", "found"), [
     (" 2 + 2 = 4, so the answer 5 is wrong.\n", "wrong"), (" it is right.\nis wrong.", "right"),
     (" right", None), (" is it wrong or is right?", None), ("", None)])

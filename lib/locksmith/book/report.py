@@ -129,11 +129,13 @@ def panels(names: Sequence, draw: Callable, xlabel: str = "", ylabel: str = "", 
         if ax.get_legend():
             ax.get_legend().remove()
     axes[0][0].set_ylabel(ylabel)
-    fig.supxlabel(xlabel, fontsize=10)
     keys = {label: handle for ax in axes[0]
             for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     if keys:
-        fig.legend(keys.values(), keys, loc="outside lower center", ncols=min(len(keys), 4))
+        fig.legend(keys.values(), keys, loc="outside lower center", ncols=min(len(keys), 4),
+                   title=xlabel, title_fontsize=10)  # under each panel it would run into the next
+    else:
+        fig.supxlabel(xlabel, fontsize=10)
     return fig
 
 

@@ -279,6 +279,13 @@ def final(work):
     return _final(work.answer)
 
 
+def told(works: list[Work]) -> dict:
+    """What a page tells of a schedule: calls the model made itself, malformed ones, the first
+    problem's messages."""
+    return {"called": sum(len(work.called) for work in works), "messages": works[0].messages,
+            "malformed": sum(work.malformed for work in works)}
+
+
 def _final(text):
     lines = text.splitlines()[::-1]
     said = [line for line in lines if "answer is" in line and words.extract(line)]

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from locksmith import engine, finetune, model, packaged, rewards, rl, words
+from locksmith import arms, engine, finetune, model, packaged, rewards, rl, stats, words
 from locksmith.errors import BadInput
 from locksmith.experiments import tuning
 
@@ -66,7 +66,7 @@ def form(problem, text, rng):
     return re.sub(r"(right|wrong)\.\n$", f"{rng.choice(('right', 'wrong'))}.\n", drawn)
 
 
-CRITICS = {"critiques": exact, "flipped critiques": flipped, "format only": form}
+CRITICS = {"critiques": exact, "flipped-critiques": flipped, "format-only": form}
 
 
 def verdict(text):
@@ -84,6 +84,16 @@ def critiques(problem, answers, critic, seed):
     """(text, critique) pairs of one critic on one problem's answers."""
     rng = random.Random(f"{seed} {problem.key}")
     return [(reviewed(problem, text), critic(problem, text, rng)) for text in answers]
+
+
+def continuations(arm: str, problem: words.Problem, answers: list[str]) -> list[tuple[str, str]]:
+    """(text, continuation) pairs of a fine-tuned arm, an id of arms.yml, on one problem's answers."""
+    if arm == "sft-right":
+        return [(words.prompt(problem, SHOTS), text + "\n") for text in answers
+                if words.grade(problem, text).correct]
+    seed = arms.get(arm).label
+    written = critiques(problem, answers, CRITICS.get(arm, exact), seed)
+    return tuning.shuffle_targets(written, random.Random(seed)) if arm == "shuffled-critiques" else written
 
 
 def pairs(tokenizer, written):
@@ -108,6 +118,16 @@ def single(weights, problems, samples, n, max_new_tokens):
         raise BadInput(f"n_candidates is {n}, but the model gave only {len(answers)} different answers with "
                        f"a number to {problems[chosen].question!r}; allowed is a model that gives 2.")
     return chosen, drawn.correct.mean(1), answers, drawn.tokens + again.tokens
+
+
+def told(problem, index, rates, answers, spent):
+    """What a page tells of the problem that `single` chose, and what critics say of one wrong answer."""
+    right = [words.grade(problem, text).correct for text in answers]
+    example = answers[right.index(False) if False in right else 0]
+    return {"question": problem.question, "rates": rates, "chosen": rates[index], "answers": answers,
+            "right": right, "spent": spent, "example": example,
+            "critiques": {name: critic(problem, example, random.Random(0))
+                          for name, critic in CRITICS.items()}}
 
 
 def judged(problems, rng):
@@ -186,6 +206,16 @@ def english_loss(net, tokenizer):
         total -= logp.gather(-1, ids[0, 1:, None]).sum().item()
         size += ids.shape[1] - 1
     return total / size
+
+
+def gain_parts(o: Outcome, base: Outcome) -> list[stats.Interval]:
+    """(when, how) of a gain over the base, as `tuning.gain_split`, with intervals over problems."""
+    def parts(d):
+        return tuning.gain_split((base.works[d], base.correct[d]), (o.works[d], o.correct[d]))
+    n = len(o.correct)
+    drawn = np.array([parts(d) for d in np.random.default_rng(0).integers(n, size=(1000, n))])
+    return [stats.Interval(value, *np.quantile(x, [0.025, 0.975]))
+            for value, x in zip(parts(slice(None)), drawn.T, strict=True)]
 
 
 # --- the work of one process ------------------------------------------------------------------------
