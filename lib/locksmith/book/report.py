@@ -132,8 +132,9 @@ def panels(names: Sequence, draw: Callable, xlabel: str = "", ylabel: str = "", 
     keys = {label: handle for ax in axes[0]
             for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     if keys:
-        fig.legend(keys.values(), keys, loc="outside lower center", ncols=min(len(keys), 4),
-                   title=xlabel, title_fontsize=10)  # under each panel it would run into the next
+        legend = fig.legend(keys.values(), keys, loc="outside lower center", ncols=min(len(keys), 4),
+                            title=xlabel, title_fontsize=10)  # under each panel it would overlap
+        legend.get_title().set_multialignment("center")
     else:
         fig.supxlabel(xlabel, fontsize=10)
     return fig
