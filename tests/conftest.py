@@ -5,9 +5,12 @@ import torch
 
 torch.set_num_threads(1)
 
+LONGEST = ("test_pipeline.py", "test_stages.py", "test_parallel.py", "test_colab.py")  # files
+
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: "test_pipeline" not in item.nodeid)
+    order = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
