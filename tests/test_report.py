@@ -32,6 +32,7 @@ def test_numbers_are_told_with_their_interval_or_a_dash():
     assert report.text((0.59612, 0.5461, 0.648), 2) == "0.6 [0.55, 0.65]"
     assert report.text((1234.5, None, None)) == "1,234"
     assert report.text((2.5e7, 1e7, 1e8)) == "2.5e+07 [1e+07, 1e+08]"
+    assert report.text((64, 32, None)) == "64 [32, –]"
     assert report.text(None) == "–"
 
 

@@ -31,8 +31,8 @@ def text(interval, digits: int = 3) -> str:
     """An interval for people: "0.6 [0.55, 0.65]", only the value without ends, a dash for None."""
     if interval is None:
         return "–"
-    value, *ends = (None if x is None else number(float(x), digits) for x in interval)
-    return value if None in ends else f"{value} [{', '.join(ends)}]"
+    value, *ends = ("–" if x is None else number(float(x), digits) for x in interval)
+    return value if ends == ["–", "–"] else f"{value} [{', '.join(ends)}]"
 
 
 def table(head: Sequence, rows: Iterable[Sequence]) -> Markdown:
