@@ -1,13 +1,12 @@
-"""Chapter 4's sums in words on tiny models, and what its cells compute."""
+"""Chapter 4's sums in words on tiny models, and its page."""
 
 import random
 
-import nbformat
 import numpy as np
 import pytest
 import torch
-from locksmith import cache, engine, lab
-from locksmith.book import notebooks, plots
+from locksmith import cache, engine
+from locksmith.book import notebooks
 from locksmith.experiments import word_traces
 from repository import ROOT
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -130,13 +129,3 @@ def test_free_samples_run_on_a_tiny_model(net, tokenizer):
 def test_the_chapter_is_clean_but_for_its_parameters():
     found = [x for x in notebooks.complaints(CHAPTER) if "has no parameters for" not in x]
     assert not found, found
-
-
-def test_every_model_and_vector_that_is_drawn_has_a_look():
-    text = "\n".join(c.source for c in nbformat.read(CHAPTER, as_version=4).cells)
-    for which in lab.MODELS:
-        plots.look(which)
-    for name in ("noise", "base vector", "thinking vector", "own vector", "wrong behaviour",
-                 "wrong point vector", "base point vector", "backtracking", "uncertainty", "error"):
-        assert name in text
-        plots.look(name)

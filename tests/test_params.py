@@ -82,7 +82,7 @@ def test_what_load_returns_is_the_callers_own():
 
 
 def test_unknown_profile_names_the_known_ones():
-    with pytest.raises(errors.BadInput, match="'labb'.*smoke, lab, open, colab, paper"):
+    with pytest.raises(errors.BadInput, match="'labb'.*smoke, lab, open, colab, toy, paper"):
         params.load("labb", FILE)
 
 

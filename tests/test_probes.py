@@ -1,4 +1,4 @@
-"""Probes, vectors and dose-response against closed forms, brute force and constructed models."""
+"""Probes, places, vectors and dose-response against closed forms, brute force and known models."""
 
 import random
 from types import SimpleNamespace
@@ -6,25 +6,42 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from locksmith import corpus, grammar, lab, model, params, vocabulary
-from locksmith.experiments import probes
+from locksmith import corpus, grammar, loading, model, params, vocabulary
+from locksmith.experiments import directions, places, probes, reading, uncertainty
+from locksmith.experiments.directions import COUNTS, Target
+from locksmith.experiments.places import Sizes
+from locksmith.tasks import chain, countdown, sums
 from repository import ROOT, smoke_lab
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-FAMILIES = ("countdown", "chain")
-
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def tiny_lab(tmp_path_factory):
     """A folder with the smoke profile's problems and untrained models in the lab's places."""
     with smoke_lab(tmp_path_factory.mktemp("lab")) as root:
         yield root
 
 
 @pytest.fixture
-def inside(home, monkeypatch):
-    monkeypatch.chdir(home)
+def inside(tiny_lab, monkeypatch):
+    monkeypatch.chdir(tiny_lab)
+
+
+@pytest.fixture(scope="module")
+def toys():
+    """The toy pair in words, and its base."""
+    pair = loading.Pair("toy", "sums", 0, "toy", "toy/thinking")
+    return pair, pair.load("base")
+
+
+def pair_of(task):
+    return loading.Pair("smoke", task, 0)
+
+
+def lab_model(net):
+    """A network with the lab's vocabulary, as `loading` gives it."""
+    return loading.Model("tiny", net, vocabulary.tokenizer(), frozenset(vocabulary.STOP), special=True)
 
 
 # --- areas, probes, calibration -------------------------------------------------------------------
@@ -93,40 +110,82 @@ def test_calibration_error_of_known_forecasts():
     rng = np.random.default_rng(6)
     odds = rng.normal(0, 2, 50_000)
     y = rng.random(50_000) < 1 / (1 + np.exp(-odds))
-    error, rows = probes.calibration(odds, y)
+    error, rows = uncertainty.calibration(odds, y)
     assert error < 0.01 and sum(n for *_, n in rows) == 50_000
-    assert probes.calibration(np.full(1000, 40.0), np.arange(1000) < 300)[0] == pytest.approx(0.7)
+    assert uncertainty.calibration(np.full(1000, 40.0), np.arange(1000) < 300)[0] == pytest.approx(0.7)
 
 
-# --- points ---------------------------------------------------------------------------------------
+# --- places ---------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_boundaries_are_where_steps_open(family):
-    generator = params.load("lab", ROOT / "params.yaml")["families"][family]
-    rng, task = random.Random(0), corpus.FAMILIES[family]
+@pytest.mark.parametrize("task", [countdown, chain])
+def test_boundaries_are_where_steps_open(task):
+    generator = params.load("lab", ROOT / "params.yaml")["families"][places.name_of(task)]
+    rng = random.Random(0)
     for _ in range(200):
         problem = task.sample(rng, "train", generator)
         author = corpus.author(rng, generator)
         words = [*problem.prompt, *task.document(rng, problem, author, generator)]
-        here = probes.boundaries(family, torch.tensor(vocabulary.encode(words))).tolist()
+        here = places.boundaries(task, torch.tensor(vocabulary.encode(words))).tolist()
         for is_here, following in zip(here, words[1:], strict=False):
             if following not in ("<eos>", "next"):
                 assert is_here == (following in grammar.BEHAVIOUR)
 
 
-def test_points_know_what_was_a_choice():
+def test_places_know_what_was_a_choice():
     words = ("<bos> find 9 * 3 ; 45 - 18 : try 9 * 3 = 26 check 27 no wait 9 * 3 = 27 "
              "is it good 27 yes maybe 45 - 18 = 27 so 27 27 <eos>").split()
-    found = probes.points("chain", [probes.Text(vocabulary.encode(words), 9, 7)])
-    assert found.behaviour.tolist() == ["try", "check", "wait", "check", "try", "conclude"]
+    found = places.places(chain, None, [places.Text(vocabulary.encode(words), 9, 7)])
+    assert found.opens.tolist() == ["try", "check", "wait", "check", "try", "conclude"]
     assert [words[p] for p in found.place] == [":", "26", "no", "27", "yes", "27"]
     assert found.choice["check"].tolist() == [False, True, False, True, False, True]
     assert found.choice["wait"].tolist() == [False, False, True, False, False, False]
     assert set(found.problem) == {7} and found.positions(1) == [found.place.tolist()]
 
 
-def test_no_points_in_texts_without_steps():
-    assert len(probes.points("chain", [probes.Text([1, 3, 4], 2, 0)]).place) == 0
+def test_no_places_in_texts_without_steps():
+    assert len(places.places(chain, None, [places.Text([1, 3, 4], 2, 0)]).place) == 0
+
+
+def test_minimal_pairs_differ_in_one_number_and_end_alike(toys):
+    pair, base = toys
+    texts = places.documents(pair, base, 5, 6)
+    found = places.places(sums, base, texts)
+    assert len(texts) == 30 and found.place.tolist() == [len(t.ids) - 1 for t in texts]
+    assert [t.last for t in texts[:6]] == ["step", "error"] * 2 + ["conclude", "error"]
+    for right, wrong in zip(texts[::2], texts[1::2], strict=True):
+        one, other = (base.decode(t.ids[t.start:]) for t in (right, wrong))
+        assert one.endswith(".") and other.endswith(".") and base.decode(right.ids).startswith("Q:")
+        said, instead = (x.strip(".").split(" = ") for x in (one, other))
+        assert said[:-1] == instead[:-1] and said[-1] != instead[-1]
+    assert found.choice["conclude"].tolist() == [t.last != "error" for t in texts]
+    up, down = found.sides("error")
+    assert up.sum() == down.sum() == 15
+
+
+def test_steps_of_an_answer_in_words_are_found_at_their_last_token(toys):
+    _, base = toys
+    said = " 5 + 7 = 12. Now 12 - 3 = 8. Let us see what that means. 8 + 9 = 17. The answer is 17."
+    asked = base.encode("Q: Calculate 5 + 7 - 3 + 9.\nA:")
+    text = places.Text([*asked, *base.encode(said)], len(asked), 0)
+    found = places.places(sums, base, [text])
+    read = [base.decode(text.ids[:p + 1]) for p in found.place]
+    assert [x.split("= ")[-1] for x in read] == ["12.", "8.", "17."]
+    assert found.opens.tolist() == ["step", "error", "conclude"]
+
+
+def test_kinds_and_attempts_in_words_are_read_from_the_text():
+    said = " 5 + 7 = 13. Wait, that is not right. 5 + 7 = 13. The answer is 12."
+    grade = SimpleNamespace(behaviours=())
+    assert places.kinds(sums, grade, said) == ["step", "backtracking", "step", "conclude"]
+    assert places.attempts(sums, said) == ["5 + 7 = 13"] * 2
+
+
+def test_models_must_share_a_vocabulary(toys):
+    _, base = toys
+    lab = lab_model(plain_model())
+    places.check_vocabulary(base, base)
+    with pytest.raises(ValueError, match="different vocabularies"):
+        places.check_vocabulary(base, lab)
 
 
 # --- vectors --------------------------------------------------------------------------------------
@@ -135,7 +194,7 @@ def some_means(rng, n=90, size=6, shift=0.0):
     x = rng.normal(size=(n, size))
     up = rng.random(n) < 0.4
     x[up] += shift
-    return x, up, probes.means(x, up, ~up, np.arange(n) % 9, 9)
+    return x, up, directions.means(x, up, ~up, np.arange(n) % 9, 9)
 
 
 def test_vectors_are_differences_of_means_and_weights_are_repetitions():
@@ -152,21 +211,21 @@ def test_cosines_of_vectors_that_are_the_same_opposite_or_unrelated():
     rng = np.random.default_rng(8)
     _, _, a = some_means(rng, 900, 50, 1.0)
     _, _, b = some_means(rng, 900, 50, 1.0)
-    opposite = probes.Means(a.down, a.up, a.n_down, a.n_up)
-    assert probes.cosine_interval([[(a, a)]], 50) == pytest.approx((1, 1, 1))
-    assert probes.cosine_interval([[(a, opposite)]], 50).high == pytest.approx(-1)
+    opposite = directions.Means(a.down, a.up, a.n_down, a.n_up)
+    assert directions.cosine_interval([[(a, a)]], 50) == pytest.approx((1, 1, 1))
+    assert directions.cosine_interval([[(a, opposite)]], 50).high == pytest.approx(-1)
     # With several the largest counts.
-    assert probes.cosine_interval([[(a, opposite), (a, a)]], 50).low == pytest.approx(1)
-    found = probes.cosine_interval([[(a, b)]], 100)
+    assert directions.cosine_interval([[(a, opposite), (a, a)]], 50).low == pytest.approx(1)
+    found = directions.cosine_interval([[(a, b)]], 100)
     assert 0.9 < found.low < found.value < 1
-    directions = [probes.noise(a.vector(), i) for i in range(300)]
-    assert np.allclose(np.linalg.norm(directions, axis=1), np.linalg.norm(a.vector()))
-    assert abs(np.mean([probes.cosine(a.vector(), d) for d in directions])) < 3 / np.sqrt(300 * 50)
+    drawn = [directions.noise(a.vector(), i) for i in range(300)]
+    assert np.allclose(np.linalg.norm(drawn, axis=1), np.linalg.norm(a.vector()))
+    assert abs(np.mean([directions.cosine(a.vector(), d) for d in drawn])) < 3 / np.sqrt(300 * 50)
 
 
 def test_halves_share_no_problem_and_add_up():
     _, _, found = some_means(np.random.default_rng(9))
-    first, second = probes.halves(found)
+    first, second = directions.halves(found)
     assert not (first.n_up * second.n_up).any()
     assert np.allclose(first.up + second.up, found.up)
 
@@ -177,21 +236,32 @@ def test_slope_is_that_of_a_fitted_line():
     rng = np.random.default_rng(10)
     values, strengths = rng.random((2, 5, 7)), [-1, -0.5, 0, 0.5, 1]
     wanted = [[np.polyfit(strengths, values[i, :, j], 1)[0] for j in range(7)] for i in range(2)]
-    assert np.allclose(probes.slope(values, strengths), wanted)
+    assert np.allclose(directions.slope(values, strengths), wanted)
+
+
+def moment(ids, prompt_length, rows=(1, 0)):
+    ids = torch.tensor([ids] * len(rows))
+    return SimpleNamespace(rows=torch.tensor(rows), tokens=ids,
+                           positions=torch.arange(ids.shape[1]).repeat(len(rows), 1),
+                           prompt_lengths=torch.tensor([prompt_length] * len(rows)))
 
 
 def test_gate_opens_at_choices_and_nowhere_else():
     words = "<bos> find 9 * 3 ; 45 - 18 : try 9 * 3 = 26 check 27 no wait 9 * 3 = 27".split()
-    ids = torch.tensor([vocabulary.encode(words)] * 2)
-    moment = SimpleNamespace(rows=torch.tensor([1, 0]), tokens=ids,
-                             positions=torch.arange(len(words)).repeat(2, 1),
-                             prompt_lengths=torch.tensor([10, 10]))
-    strengths = torch.tensor([0.5, 2.0])
+    now, strengths = moment(vocabulary.encode(words), 10), torch.tensor([0.5, 2.0])
     for behaviour, where, wanted in (("check", "choice", [15, 24]), ("wait", "choice", [18]),
                                      ("wait", "all", list(range(9, 25)))):
-        found = probes.gate("chain", behaviour, where, strengths)(moment)
+        found = places.gate(None, chain, behaviour, where, strengths)(now)
         assert found[0].nonzero()[:, 0].tolist() == found[1].nonzero()[:, 0].tolist() == wanted
         assert set(found[0].tolist()) == {0, 2.0} and set(found[1].tolist()) == {0, 0.5}
+
+
+def test_gate_in_words_opens_where_a_sentence_of_the_answer_may_end(toys):
+    _, base = toys
+    asked, said = base.encode("Q: 1. 2? A:"), " 5 + 7 = 12. Hm! So"
+    now = moment([*asked, *base.encode(said)], len(asked), rows=(0,))
+    found = places.gate(base, sums, "error", "choice", torch.tensor([0.5]))(now)
+    assert found[0].nonzero()[:, 0].tolist() == [len(asked) + i for i, c in enumerate(said) if c in ".!"]
 
 
 def plain_model():
@@ -210,14 +280,15 @@ def test_dose_response_is_exact_where_one_direction_decides_a_token():
     table = net.model.embed_tokens.weight.detach()
     first = [vocabulary.IDS[o[0]] for o in grammar.OPENINGS["check"]]
     vector = 5 * table[first[0]]
-    problems = [SimpleNamespace(prompt=["<bos>", "find", str(i % 90), ":"]) for i in range(400)]
+    problems = [SimpleNamespace(text=f"<bos> find {i % 90} :") for i in range(400)]
+    task = SimpleNamespace(
+        __name__="chain", OPENINGS=grammar.OPENINGS, prompt=lambda problem: problem.text,
+        grade=lambda problem, text: SimpleNamespace(
+            correct=False, attempts=0, valid_attempts=0,
+            behaviours=tuple(grammar.BEHAVIOUR.get(w) for w in text.split())))
     strengths = [-1, 0, 1]
-    with pytest.MonkeyPatch.context() as patch:
-        graded = SimpleNamespace(grade=lambda problem, words: SimpleNamespace(
-            correct=False, behaviours=tuple(grammar.BEHAVIOUR.get(w) for w in words)))
-        patch.setitem(corpus.FAMILIES, "chain", graded)
-        found = probes.dose(net, "chain", problems, 0, {"v": vector.numpy(), "0": 0 * vector},
-                            strengths, "check", "all", 1)
+    found = directions.dose(lab_model(net), task, problems, Target("check", 0, "all"),
+                            {"v": vector.numpy(), "0": 0 * vector}, strengths, 1)
     for i, s in enumerate(strengths):
         stream = table[vocabulary.IDS[":"]] + s * vector
         p = (net.lm_head(net.model.norm(stream))).softmax(-1)[first].sum().item()
@@ -227,100 +298,139 @@ def test_dose_response_is_exact_where_one_direction_decides_a_token():
     assert rates[0] < rates[1] < rates[2] and rates[2] - rates[0] > 0.3
 
 
-def test_counts_tell_repetition_and_truncation():
-    problem = corpus.FAMILIES["chain"].Problem(((9, (("*", 3),)), (45, (("-", 18),))))
-    trace = "try 9 * 3 = 27 check 27 yes try 9 * 3 = 27 maybe 45 - 18 = 27 so 27 27 <eos>".split()
-    row = probes.counts(corpus.FAMILIES["chain"], problem, vocabulary.encode(trace), "check", False)
-    found = dict(zip(probes.COUNTS, row, strict=True))
+def test_counts_tell_repetition_truncation_and_valid_steps():
+    problem = chain.Problem(((9, (("*", 3),)), (45, (("-", 18),))))
+    text = "try 9 * 3 = 27 check 27 yes try 9 * 3 = 27 maybe 45 - 18 = 26 so 27 27 <eos>"
+    row = directions.counts(chain, chain.grade(problem, text), text, 25, False, "check")
+    found = dict(zip(COUNTS, row, strict=True))
     assert found["rate"] == 1 / 5 and found["opened"] == 1 and found["correct"]
-    assert found["tokens"] == len(trace) and found["truncated"]
-    assert found["repeated"] == pytest.approx(1 / 3)
+    assert found["tokens"] == 25 and found["truncated"]
+    assert found["repeated"] == pytest.approx(1 / 3) and found["valid"] == pytest.approx(2 / 3)
+
+
+def test_an_error_in_words_is_answered_by_going_back():
+    problem = sums.problems("test", 1, 0, sums.GENERATOR)[0]
+    text = " 1 + 1 = 3. Wait, that is not right. 1 + 1 = 2. The answer is 2."
+    row = directions.counts(sums, sums.grade(problem, text), text, 9, True, "error")
+    found = dict(zip(COUNTS, row, strict=True))
+    assert found["rate"] == 1 / 4 and found["valid"] == 1 / 2 and not found["truncated"]
+
+
+def test_the_best_layer_is_never_the_last_and_in_words_of_the_middle():
+    assert directions.best_layer(chain, [0.1, 0.3, 0.2, 0.9]) == 1
+    assert directions.best_layer(sums, [0.9, 0.9, 0.6, 0.7, 0.9, 0.9]) == 3
+    assert directions.best_layer(sums, [0.1, 0.9]) == 0
 
 
 # --- answers --------------------------------------------------------------------------------------
 
 def test_answers_of_countdown_are_judged_one_by_one():
-    problem = corpus.FAMILIES["countdown"].Problem((3, 7, 9), (30, 54))
+    problem = countdown.Problem((3, 7, 9), (30, 54))
     words = ("try 3 * 7 = 21 + 9 = 30 check 30 yes so 3 * 7 + 9 maybe 9 * 7 = 63 - 3 = 60 "
              "the answer 9 * 7 - 3 <eos>").split()
-    ids = vocabulary.encode([*problem.prompt, *words])
-    found = probes.answers("countdown", problem, ids, len(problem.prompt))
     text = [*problem.prompt, *words]
+    found = uncertainty.answers(countdown, problem, vocabulary.encode(text), len(problem.prompt))
     assert [right for right, _ in found] == [True, False]
     assert [text[p["answer"]] for _, p in found] == ["so", "answer"]
     assert [text[p["last attempt"]] for _, p in found] == ["30", "60"]
-    assert ["answer, unchecked" in p for _, p in found] == [False, True]
+    assert ["answer unchecked" in p for _, p in found] == [False, True]
     assert all(text[p["prompt"]] == ":" for _, p in found)
 
 
 def test_answers_of_the_chain():
-    problem = corpus.FAMILIES["chain"].Problem(((9, (("*", 3),)), (45, (("-", 18),))))
+    problem = chain.Problem(((9, (("*", 3),)), (45, (("-", 18),))))
     for words, right in (("try 9 * 3 = 27 so 27 27 <eos>", True), ("so 9 45 <eos>", False)):
         ids = vocabulary.encode([*problem.prompt, *words.split()])
-        (found, places), = probes.answers("chain", problem, ids, len(problem.prompt))
-        assert found is right and ("first attempt" in places) is right
-    assert probes.answers("chain", problem, vocabulary.encode([*problem.prompt, "so"]),
-                          len(problem.prompt)) == []
+        (found, at), = uncertainty.answers(chain, problem, ids, len(problem.prompt))
+        assert found is right and ("first attempt" in at) is right
+    assert uncertainty.answers(chain, problem, vocabulary.encode([*problem.prompt, "so"]),
+                               len(problem.prompt)) == []
+
+
+def test_moments_in_words_stand_before_the_answer_and_at_the_ends_of_equations(toys):
+    _, base = toys
+    problem = sums.problems("test", 1, 0, sums.GENERATOR)[0]
+    said = f" 1 + 1 = 3. 2 + 2 = 4. The answer is {problem.answer}."
+    asked = base.encode(sums.prompt(problem))
+    text = places.Text([*asked, *base.encode(said)], len(asked), 0)
+    found = uncertainty.moments(sums, base, [problem], [text], [sums.grade(problem, said)])
+    at = {m: base.decode(text.ids[:p + 1]) for m, p in zip(found.moment, found.place)}
+    assert at["prompt"].endswith("A:") and at["first attempt"].endswith("= 3.")
+    assert at["last attempt"].endswith("= 4.") and at["answer"].endswith("answer is ")
+    assert found.right[found.moment == "answer"].tolist() == [True]
+    assert found.right[found.moment == "step"].tolist() == [False, True]
 
 
 # --- whole jobs on tiny models --------------------------------------------------------------------
 
-def test_reading_gives_every_model_the_same_points(inside):
-    found = probes.read("smoke", "countdown", 0, ["base", "thinking", "untrained"],
-                        {"wait": 1, "check": 0}, 16, 12, 40, [(0, 0), (1, 4)])
-    counts = found["counts"]["documents", "wait"]
+def test_reading_gives_every_model_the_same_places(inside):
+    found = reading.read(pair_of("countdown"), ["base", "thinking", "untrained"],
+                         {"wait": 1, "check": 0}, Sizes(16, 12, 40), [(0, 0), (1, 4)])
+    counts = found.counts["documents", "wait"]
     assert counts["wait"] >= probes.ENOUGH and counts["conclude"] >= probes.ENOUGH
-    key = "documents", "wait", "choice"
-    _, y, groups = found["scores"][*key, "base", 0]
+    wait = reading.Probe("wait", "base", 0)
+    _, y, groups = found.scores[wait]
     assert y.sum() == counts["wait"] and set(groups) <= set(range(16))
-    for which in ("thinking", "untrained"):
-        assert (found["scores"][*key, which, 1][1] == y).all()
+    for role in ("thinking", "untrained"):
+        assert (found.scores[wait._replace(reader=role, layer=1)].labels == y).all()
     # After a verdict the token is always "no": embeddings alone cannot tell anything.
-    for fold in set(found["scores"][*key, "base", -1][0].round(9)):
-        assert np.isfinite(fold)
-    assert len(set(found["scores"][*key, "base", -1][0].round(6))) <= probes.FOLDS
-    forms = found["means"]["documents", "base", "wait"]
-    assert forms["choice", "wait"].n_up.sum() == y.sum()
-    assert np.allclose(forms["window", (0, 0)].vector(), forms["choice", "wait"].vector(),
-                       atol=1e-4)
-    back = found["stable"]["documents", "wait", "base"]
-    p = found["scores"][*key, "base", "own forecast"][0][y]
-    assert len(back) == len(p) and abs(back.mean() / 10 - p.mean()) < 4 * np.sqrt(
-        (p * (1 - p)).mean() / 10 / len(p))
+    assert len(set(found.scores[wait._replace(layer=-1)].scores.round(6))) <= probes.FOLDS
+    form = reading.Form("base", "wait", "wait")
+    assert found.means[form].n_up.sum() == y.sum()
+    assert np.allclose(found.means[form._replace(window=(0, 0))].vector(),
+                       found.vector("base", "wait"), atol=1e-4)
+    back = found.stable["documents", "wait", "base"]
+    p = found.scores[reading.Probe("wait", "base", None, variant="forecast")].scores[y]
+    assert len(back) == len(p) and abs(back.mean() / reading.AGAIN - p.mean()) < 4 * np.sqrt(
+        (p * (1 - p)).mean() / reading.AGAIN / len(p))
 
 
 def test_the_own_forecast_is_the_next_tokens_probability(inside):
-    net = lab.load("smoke", "countdown", "base", 0, exact=True)
-    texts = probes.documents("smoke", "countdown", 4, 1)
-    found = probes.points("countdown", texts)
-    p = probes.own_forecasts(net, texts, found)["check"]
+    pair = pair_of("countdown")
+    base = pair.load("base", exact=True)
+    texts = places.documents(pair, base, 4, 1)
+    found = places.places(countdown, base, texts)
+    p = reading.forecast(base, countdown, texts, found)["check"]
     for i in (0, len(p) // 2, len(p) - 1):
         ids = torch.tensor([texts[found.text[i]].ids[:found.place[i] + 1]])
         with torch.no_grad():
-            wanted = net(ids).logits[0, -1].softmax(-1)
+            wanted = base.net(ids).logits[0, -1].softmax(-1)
         first = [vocabulary.IDS[o[0]] for o in grammar.OPENINGS["check"]]
         assert p[i] == pytest.approx(float(wanted[first].sum()), abs=1e-5)
 
 
+def test_a_pair_in_words_is_read_and_its_error_has_a_direction(inside, toys):
+    pair, _ = toys
+    found = reading.read(pair, ["base", "thinking"], {"error": 0}, Sizes(16, 6, 8), [(0, 0)])
+    assert found.counts["documents", "error"] == {"conclude": 16, "error": 48, "step": 32, "of all": 48}
+    assert found.vector("thinking", "error").shape == found.vector("base", "error").shape
+    assert not found.stable and not any(p.source == "traces" for p in found.scores)
+    unsteered = directions.steer(pair, "base", Target("error", 0), {"v": found.vector("base", "error")},
+                                 [-1, 0, 1], 2, 4)
+    assert unsteered["v"].shape == (3, 2, len(COUNTS))
+
+
 def test_jobs_on_models_without_events_say_so(inside):
-    got = probes.uncertainty("smoke", "chain", 0, "base", 0, 8, 1, 4, [-1, 0, 1], 8)
-    assert got["dose"] is None
-    assert probes.layer_effects("smoke", "chain", 0, "wait", 8, 1, 8, 1.0) is None
-    assert probes.milestone("smoke", "chain", lab.folder("smoke", "chain", "base", 0), "wait", 0,
-                            8, 1, 4, 1.0, 8) is None
+    pair, sizes = pair_of("chain"), Sizes(8, 1, 8)
+    got = uncertainty.uncertainty(pair, "base", 0, sizes, 4, [-1, 0, 1])
+    assert got.dose is None
+    assert directions.layer_scores(pair, "wait", sizes, 1.0) is None
+    assert directions.milestone(pair, pair.folder("base"), Target("wait", 0), sizes, 1.0, 4) is None
 
 
 def test_a_milestone_and_the_layers_are_measured_where_events_are(inside):
-    folder = lab.folder("smoke", "countdown", "base", 0)
-    (scores, y, _), form, length, table = probes.milestone(
-        "smoke", "countdown", folder, "wait", 1, 16, 12, 4, 0.5, 8)
-    assert len(scores) == len(y) and form.n_up.sum() == y.sum() and length > 0
-    assert table.shape == (3, 4, len(probes.COUNTS))
-    assert len(probes.layer_effects("smoke", "countdown", 0, "wait", 16, 12, 8, 0.5)) == 2
+    pair = pair_of("countdown")
+    (end, folder), = pair.way("base")
+    assert end == params.load("smoke")["pretrain"]["tokens"]
+    found = directions.milestone(pair, folder, Target("wait", 1), Sizes(16, 12, 8), 0.5, 4)
+    scores, y, _ = found.scored
+    assert len(scores) == len(y) and found.means.n_up.sum() == y.sum() and found.length > 0
+    assert found.dose.shape == (3, 4, len(COUNTS))
+    assert len(directions.layer_scores(pair, "wait", Sizes(16, 12, 8), 0.5)) == 2
 
 
 def test_other_vectors_are_steered_as_given(inside):
     vectors = {"a": np.zeros(32), "b": np.ones(32)}
-    got = probes.steer("smoke", "chain", 0, "base", 1, vectors, [-1, 0, 1], "check", "all", 5, 6)
-    assert got["a"].shape == (3, 5, len(probes.COUNTS))
+    got = directions.steer(pair_of("chain"), "base", Target("check", 1, "all"), vectors, [-1, 0, 1], 5, 6)
+    assert got["a"].shape == (3, 5, len(COUNTS))
     assert (got["a"] == got["a"][1]).all() and (got["b"][1] == got["a"][1]).all()

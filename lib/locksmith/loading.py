@@ -26,10 +26,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from locksmith import device, lab, packaged, tasks, vocabulary
+from locksmith import device, lab, model, packaged, tasks, vocabulary
 from locksmith.errors import BadInput
 
 ADAPTER = "+"
+ROLES = lab.MODELS  # "base", "thinking" and what only a lab has
 # Tokens that end a turn in the chat templates of common families, beside the ids of the model's
 # generation_config, which forgets them in some.
 _TURN_ENDS = ("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|end|>")
@@ -153,6 +154,23 @@ class Pair(NamedTuple):
         if self.of_the_lab:
             return lab.problems(self.profile, self.task, n, split)
         return self.rules.problems(split, n, 0, self.generator)
+
+    def way(self, role: str) -> list[tuple[int, Path]]:
+        """Checkpoints on the way to "base" (after so many tokens) or "thinking" (after so many steps
+        of RL), the last one included: (how far, folder), in order; [] for what the lab did not
+        train. Only a first seed keeps more than the last."""
+        if self.folder(role) is None:
+            return []
+        own = lab.config(self.profile)
+        end = own["pretrain"]["tokens"] if role == "base" else own["rl"]["steps"]
+        steps = lab.steps(self.profile, self.task, role, self.seed)
+        return [*((int(folder.name), folder) for folder in steps), (end, self.folder(role))]
+
+    def load_checkpoint(self, folder: Path, exact: bool = False) -> Model:
+        """The model of a folder of `way`."""
+        place, dtype = device.pick()
+        net = model.load(folder, torch.float32 if exact else dtype, place)
+        return Model(str(folder), net, _lab_tokenizer(), frozenset(vocabulary.STOP), special=True)
 
     def folder(self, role: str) -> Path | None:
         """The checkpoint folder of a lab model, for the record; None for any other."""

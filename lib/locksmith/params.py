@@ -21,10 +21,11 @@ from pathlib import Path
 import jsonschema
 import yaml
 
+from locksmith import tasks
 from locksmith.errors import BadInput, run
 
 CHANGES = "LOCKSMITH_CHANGES"  # variable of the environment that `change` sets
-PROFILES = ("smoke", "lab", "open", "colab", "paper")
+PROFILES = ("smoke", "lab", "open", "colab", "toy", "paper")
 
 # What is allowed, from which `schema` makes JSON Schema: "int 1.." (with bounds, both inclusive, either
 # may be left out), "float 0..1", "bool", "text", "a|b" (one of these words); "list of ..." for a list of
@@ -42,6 +43,12 @@ _WEIGHTS = {  # a pair of open models, for `openweights.load`
     "base_revision": "text",
     "thinking_model": "text",
     "thinking_revision": "text",
+    "accept_terms": "bool",
+}
+_PAIR = {  # two models by name, for `loading.Pair`
+    "base_model": "text",
+    "thinking_model": "text",
+    "thinking_chat": "bool",
     "accept_terms": "bool",
 }
 _ONE_PROBLEM = {  # training on one problem, and the RL beside it
@@ -162,7 +169,7 @@ SCHEMA = {
             "max_new_tokens": "int 1..",
         },
         "ch04": {
-            "families": "list of countdown|chain|word_traces",
+            "tasks": "list of " + "|".join(tasks.names()),
             "n_problems": "int 2..",
             "read_problems": "int 5..",
             "documents": "int 1..",
@@ -170,10 +177,10 @@ SCHEMA = {
             "step_problems": "int 2..",
             "strengths": "list of float -4..4",
             "max_new_tokens": "int 1..",
-            "word_sums": "int 6..",
+            "word_sums": "int 0..",
             "word_samples": "int 2..",
             "word_tokens": "int 1..",
-            **_WEIGHTS,
+            **_PAIR,
         },
         "ch05": {
             "families": "list of countdown|chain",

@@ -8,6 +8,7 @@ where it stopped, and a repeated one only grades.
 import hashlib
 import json
 import os
+import time
 from dataclasses import dataclass, field
 from types import ModuleType
 
@@ -121,6 +122,19 @@ def graded(model: Model, task: ModuleType, problems: list, prompts: list, drawn:
     ids, texts, grades = (by_problem(rows, n) for rows in (ids, texts, grades))
     return Answers(tasks.name_of(task), problems, prompts, ids, texts, grades,
                    drawn.stopped.cpu().numpy().reshape(len(problems), n), drawn)
+
+
+def estimate(model: Model, task: ModuleType, problems: list, answers: int, max_new_tokens: int,
+             workers: int = 1) -> str:
+    """One line: how long `answers` answers take at most, by a short warm-up with some problems, and
+    the memory that the model's weights take in float32."""
+    began, few = time.perf_counter(), min(max_new_tokens, 32)
+    drawn = engine.sample(model.net, [model.ask(task, problem) for problem in problems], 8,
+                          stop=model.stop, max_new_tokens=few)
+    speed = int(drawn.lengths.sum()) / (time.perf_counter() - began) * workers
+    minutes, size = answers * max_new_tokens / speed / 60, 4 * model.net.num_parameters() / 2**30
+    return (f"{answers:,} answers of at most {max_new_tokens} tokens, at {speed:,.0f} tokens a second: "
+            f"up to {minutes:,.0f} minutes; {size:.2g} GiB of weights in float32.")
 
 
 def by_problem(rows, n: int) -> list:

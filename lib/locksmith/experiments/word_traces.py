@@ -16,13 +16,21 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from locksmith import activations, cache, engine
+from locksmith import activations, cache, engine, stats, steering
+from locksmith.experiments import directions, probes
+from locksmith.loading import Pair
+from locksmith.results import Recorder
 
 OPENINGS = {
     "backtracking": tuple(f"{word}, that gives {{right}}, not {{wrong}}."
                           for word in ("Wait", "Hmm", "No")),
     "uncertainty": ("I am not sure about that.", "Maybe that is right.", "Perhaps that is right.")}
 BEHAVIOURS = tuple(OPENINGS)
+FAMILY = "word_traces"  # in facts
+ARMS = (*BEHAVIOURS, "error", "noise")  # vectors; noise is the mean over NOISES directions
+NOISES = 4
+# What free samples are steered with: arm and strength.
+FREE = (("unsteered", 0.0), *((arm, s) for s in (0.1, 0.25) for arm in (*BEHAVIOURS, "noise")))
 SPAN = 8  # tokens of a behaviour's sentence that a span vector averages, and the one before
 
 
@@ -176,7 +184,7 @@ def free_rates(net, tokenizer, asked, layer, vectors, max_new_tokens, stop, seed
 
     def from_here_on(moment):
         return (moment.positions >= moment.prompt_lengths[:, None] - 1).float()
-    steer = [engine.Steer(layer, torch.tensor(v, dtype=torch.float32), rows=which == a,
+    steer = [steering.Steer(layer, torch.tensor(v, dtype=torch.float32), rows=which == a,
                           gate=from_here_on) for a, v in enumerate(vectors)]
     drawn = engine.sample(net, prompts * len(vectors), max_new_tokens=max_new_tokens, stop=stop,
                           seed=seed, keys=list(range(n)) * len(vectors), steer=steer, batch_size=64)
@@ -189,3 +197,94 @@ def free_rates(net, tokenizer, asked, layer, vectors, max_new_tokens, stop, seed
             out[b][i] = np.mean([s.split()[0].strip(",") in openings[b] for s in sentences] or [0])
     return {b: x.reshape(len(vectors), n) for b, x in out.items()}, [
         texts[i:i + n] for i in range(0, len(texts), n)]
+
+
+# --- the whole of it ------------------------------------------------------------------------------
+
+def arm(name: str) -> str:
+    """A vector's id in arms.yml."""
+    return f"{name}-vector" if name in (*BEHAVIOURS, "error") else name
+
+
+def record_reading(rec: Recorder, pair: Pair, reading: list[Sum]) -> tuple[dict, int]:
+    """Probes at the boundary of minimal pairs: does a model hold that the step is wrong, or that it
+    carries? Returns ({role: `boundaries`}, the block at which vectors are taken): of the middle
+    third (earlier ones hold words, later ones the output) where the base's error is read best."""
+    streams = {}
+    for role in ("base", "thinking", "untrained"):
+        if pair.has(role):
+            model = pair.load(role)
+            streams[role] = boundaries(model.net, model.tokenizer, reading)
+    depth = max(streams["base"][0]) + 1
+    third = max((depth + 1) // 3, 1)
+    middle = range(third - 1, max(2 * third - 1, third))
+    best = max(middle, key=lambda block: auroc(streams["base"], block, "error").value)
+    for role, held in streams.items():
+        for what in ("error", "carry"):
+            of = {"behaviour": what, "n_problems": len(reading)}
+            rec.fact(FAMILY, role, "probe_auroc", auroc(held, best, what), **of)
+            rec.fact(FAMILY, "embeddings", "probe_auroc", auroc(held, -1, what), on=role, **of)
+            rec.fact(FAMILY, "shuffled-labels", "probe_auroc", auroc(held, best, what, True), on=role,
+                     **of)
+    return streams, best
+
+
+def auroc(held: tuple, layer: int, what: str, shuffle: bool = False) -> stats.Interval:
+    """AUROC of a probe for "error", over both results of each sum, or "carry", over the right ones."""
+    streams, wrong, carries, pair = held
+    rows = np.ones(len(wrong), bool) if what == "error" else ~wrong
+    y = (wrong if what == "error" else carries)[rows]
+    score = probes.score_shuffled if shuffle else probes.score
+    return probes.auroc_interval([score(streams[layer][rows], y, pair[rows])])
+
+
+def vectors_of(model, held: tuple, reading: list[Sum], layer: int) -> dict[str, np.ndarray]:
+    """(D,) by name, all as long as the residual stream at the boundary: `span_vectors`, error minus
+    right of minimal pairs, and NOISES random ones."""
+    streams, wrong, _, _ = held
+    x = streams[layer]
+    found = span_vectors(model.net, model.tokenizer, reading, layer)
+    found["error"] = x[wrong].mean(0) - x[~wrong].mean(0)
+    found |= {f"noise {i}": directions.noise(found["error"], i) for i in range(NOISES)}
+    length = np.linalg.norm(x, axis=1).mean()
+    return {name: vector * length / np.linalg.norm(vector) for name, vector in found.items()}
+
+
+def record_steering(rec: Recorder, pair: Pair, streams: dict, layer: int, asked: tuple, strengths,
+                    max_new_tokens: int) -> dict:
+    """The base's vectors steer the base and, where there is one, its successor: at the boundary, and
+    in free samples. asked: (sums that vectors come from, others that are steered). Returns
+    (role, behaviour, arm) -> (strengths, sums), the probability that the behaviour opens."""
+    reading, steering = asked
+    models = {role: pair.load(role) for role in ("base", "thinking") if role in streams}
+    vectors = {role: vectors_of(models[role], streams[role], reading, layer) for role in models}
+    base, out = vectors["base"], {}
+    for role, model in models.items():
+        opened = opening_probabilities(model.net, model.tokenizer, steering, layer,
+                                       [s * v for v in base.values() for s in strengths])
+        for b, p in opened.items():  # (right or wrong, sums, vectors * strengths)
+            p = p.reshape(2, len(steering), -1, len(strengths))
+            p = np.concatenate([p[:, :, :3], p[:, :, 3:].mean(2, keepdims=True)], 2)
+            for i, name in enumerate(ARMS):
+                out[role, b, name] = rate = p[:, :, i].mean(0).T
+                rec.fact(FAMILY, arm(name), "behaviour_slope", stats.interval(
+                    lambda m: m, directions.slope(rate[None], strengths)), on=role, behaviour=b)
+            right, wrong = p[:, :, 0, list(strengths).index(0)]
+            rec.fact(FAMILY, role, "change_after_error", stats.difference(wrong[None], right[None]),
+                     behaviour=b)
+        _record_free(rec, role, model, steering, layer, base, max_new_tokens)
+    for name in ARMS[:3] if "thinking" in vectors else ():
+        alike = directions.cosine(base[name], vectors["thinking"][name])
+        rec.fact(FAMILY, arm(name), "cosine", alike, on="base", against="thinking")
+    return out
+
+
+def _record_free(rec, role, model, steering, layer, base, max_new_tokens):
+    named = base | {"noise": base["noise 0"], "unsteered": 0 * base["error"]}
+    rates, texts = free_rates(model.net, model.tokenizer, steering, layer,
+                              [s * named[name] for name, s in FREE], max_new_tokens, model.stop)
+    for b, rate in rates.items():
+        for i, (name, s) in enumerate(FREE):
+            rec.fact(FAMILY, arm(name), "free_rate", stats.mean_interval(rate[i][None]), on=role,
+                     behaviour=b, strength=s)
+    rec.extra[f"samples {role}"] = [" ".join(row[0].split()) for row in texts]

@@ -1,0 +1,234 @@
+"""Behaviours as directions: differences of means, how alike two are, and what adding one does.
+
+A vector of `point` contrast is the mean over the places before a behaviour minus the mean over all
+places (Venhoff et al., arXiv 2506.18167; Ward et al., arXiv 2507.12638, appendix A, subtract the
+mean over all tokens). One of `choice` contrast compares the two outcomes of a choice. They are
+kept as sums a problem, so that intervals can resample problems.
+
+Dose-response: the share of steps that are the behaviour against the strength at which a vector is
+added, all arms in one batch with common random numbers.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from locksmith import activations, rollouts, stats, steering
+from locksmith.experiments.places import FOLLOWS, Places, Sizes, attempts, documents, gate, kinds, places
+from locksmith.experiments.probes import Scored, auroc, enough, score
+from locksmith.loading import Model, Pair
+
+# What is counted of a trace: openings of the behaviour among all, and their number; whether it is
+# right; share of attempts (or equations) that stood there before, and that are valid.
+COUNTS = ("rate", "opened", "correct", "tokens", "repeated", "truncated", "valid")
+
+
+class Target(NamedTuple):
+    """What is steered: towards a behaviour, after which block, at "choice" places or at "all"."""
+    behaviour: str
+    layer: int
+    where: str = "choice"
+
+
+# --- vectors --------------------------------------------------------------------------------------
+
+@dataclass
+class Means:
+    """Sums a problem of the residual stream over two sets of points, from which a vector comes.
+
+    up, down: (P, D) float64 sums; n_up, n_down: (P,) counts.
+    """
+    up: np.ndarray
+    down: np.ndarray
+    n_up: np.ndarray
+    n_down: np.ndarray
+
+    def vector(self, weights=None):
+        """Difference of means (D,), or (B, D) under weights (B, P) of the problems."""
+        w = np.ones((1, len(self.up))) if weights is None else np.asarray(weights, float)
+        out = (w @ self.up / np.maximum(w @ self.n_up, 1e-9)[:, None]
+               - w @ self.down / np.maximum(w @ self.n_down, 1e-9)[:, None])
+        return out[0] if weights is None else out
+
+
+def means(x, up, down, problems, n_problems):
+    """`Means` of x (N, D) over the points `up` against the points `down`, (N,) bool each."""
+    def sums(chosen):
+        total = np.zeros((n_problems, x.shape[1]))
+        np.add.at(total, problems[chosen], x[chosen])
+        return total, np.bincount(problems[chosen], minlength=n_problems)
+    (a, n_a), (b, n_b) = sums(up), sums(down)
+    return Means(a, b, n_a, n_b)
+
+
+def cosine(a, b):
+    """Cosine of the last axes."""
+    return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+
+
+def cosine_interval(pairs, resamples=1000, seed=0):
+    """Cosine of two vectors with its interval over seeds and problems.
+
+    pairs: one list a seed of (Means, Means); of several the largest cosine counts, each time.
+    """
+    n = len(pairs[0][0][0].up)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(n, np.full(n, 1 / n), resamples)
+    each = np.stack([np.max([cosine(a.vector(drawn), b.vector(drawn)) for a, b in few], 0)
+                     for few in pairs], 1)
+    share = rng.multinomial(len(pairs), np.full(len(pairs), 1 / len(pairs)), resamples)
+    value = np.mean([max(cosine(a.vector(), b.vector()) for a, b in few) for few in pairs])
+    tail = (1 - stats.LEVEL) / 2
+    found = np.nanquantile((share * each).sum(1) / len(pairs), [tail, 1 - tail])
+    return stats.Interval(float(value), *map(float, found))
+
+
+def halves(m, seed=0):
+    """Two `Means` from random halves of the problems: how alike vectors of one kind can be."""
+    first = np.random.default_rng(seed).permutation(len(m.up)) % 2 == 0
+    return tuple(Means(m.up * k[:, None], m.down * k[:, None], m.n_up * k, m.n_down * k)
+                 for k in (first, ~first))
+
+
+def noise(vector, seed):
+    """A random direction with the norm of `vector` (D,)."""
+    out = np.random.default_rng(seed).normal(size=len(vector))
+    return out * np.linalg.norm(vector) / np.linalg.norm(out)
+
+
+def unit(x: np.ndarray, found: Places, behaviour: str) -> float:
+    """What strength 1 means: the mean norm of the residual stream x (N, D) where the behaviour is
+    a choice. (Elsewhere it can be many times longer, at the end of the prompt above all.)"""
+    here = found.choice[behaviour]
+    return float(np.linalg.norm(x[here] if here.any() else x, axis=1).mean())
+
+
+# --- steering -------------------------------------------------------------------------------------
+
+def counts(task: ModuleType, grade, text: str, length: int, stopped: bool,
+           behaviour: str) -> tuple:
+    """One answer in COUNTS; length: its tokens."""
+    opened, tried = kinds(task, grade, text), attempts(task, text)
+    n = opened.count(FOLLOWS.get(behaviour, behaviour))
+    return (n / max(len(opened), 1), n, grade.correct, length,
+            1 - len(set(tried)) / len(tried) if tried else 0, not stopped,
+            grade.valid_attempts / max(grade.attempts, 1))
+
+
+def dose(model: Model, task: ModuleType, problems: list, target: Target, vectors: dict, strengths,
+         max_new_tokens: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Dose-response in one batch: name -> (strengths, problems, len(COUNTS)) float64.
+
+    vectors: name -> (D,), already of the length that strength 1 means. All arms and strengths of a
+    problem share their random numbers, and strength 0 is sampled once for all.
+    """
+    arms = [(name, s) for name in vectors for s in strengths if s] + [(None, 0)]
+    steer = []
+    for name, vector in vectors.items():
+        weight = torch.tensor([s if name == arm else 0.0 for arm, s in arms for _ in problems])
+        steer.append(steering.Steer(
+            target.layer, torch.as_tensor(vector, dtype=torch.float32), rows=weight != 0,
+            gate=gate(model, task, target.behaviour, target.where, weight.to(model.net.device))))
+    out = rollouts.answer(model, task, problems * len(arms), max_new_tokens=max_new_tokens,
+                          seed=seed, keys=list(range(len(problems))) * len(arms), steer=steer)
+    rows = zip(out.grades, out.texts, out.lengths[:, 0], out.stopped[:, 0])
+    table = np.array([counts(task, grade, text, length, stopped, target.behaviour)
+                      for (grade,), (text,), length, stopped in rows], float)
+    table = dict(zip(arms, table.reshape(len(arms), len(problems), -1), strict=True))
+    return {name: np.stack([table[name, s] if s else table[None, 0] for s in strengths])
+            for name in vectors}
+
+
+def slope(values, strengths):
+    """Least-squares slope against strength: values (..., S, P) -> (..., P)."""
+    s = np.asarray(strengths, float) - np.mean(strengths)
+    return np.tensordot(np.moveaxis(values, -2, -1), s / (s**2).sum(), axes=1)
+
+
+def steer(pair: Pair, role: str, target: Target, vectors: dict, strengths, n_problems: int,
+          max_new_tokens: int) -> dict[str, np.ndarray]:
+    """`dose` of a model of the pair on test problems."""
+    return dose(pair.load(role), pair.rules, pair.problems(n_problems), target, vectors, strengths,
+                max_new_tokens, pair.seed)
+
+
+# --- at which layer -------------------------------------------------------------------------------
+
+def layer_scores(pair: Pair, behaviour: str, sizes: Sizes, strength: float) -> list[float] | None:
+    """What the layer is chosen by: a number for each block of the base, from validation problems.
+
+    Where the task knows kinds: the slope of the behaviour's rate, steered by the block's own
+    choice vector. In words, where a small base may never show the behaviour: the AUROC of the
+    block's probe. None where there are too few events.
+    """
+    model, task = pair.load("base", exact=not pair.rules.OPENINGS), pair.rules
+    texts = documents(pair, model, sizes.n_problems, sizes.documents)
+    found = places(task, model, texts)
+    rows, y, groups = found.chosen(behaviour)
+    if not enough(y, groups):
+        return None
+    layers = list(range(model.depth))
+    streams = activations.residuals(model.net, [t.ids for t in texts], layers,
+                                    found.positions(len(texts)))
+    if not task.OPENINGS:
+        return [auroc(*score(streams[layer].numpy()[rows], y, groups)[:2]) for layer in layers]
+    problems = pair.problems(sizes.n_problems, "validation")[:50]
+    return [_own_effect(model, task, problems, Target(behaviour, layer), streams[layer].numpy(),
+                        found, (-strength, 0, strength), sizes.max_new_tokens, pair.seed)
+            for layer in layers]
+
+
+def _own_effect(model, task, problems, target, x, found, strengths, max_new_tokens, seed):
+    """The slope of the behaviour's rate along its choice vector in x."""
+    up, down = found.sides(target.behaviour)
+    vector = x[up].mean(0) - x[down].mean(0)
+    vector *= unit(x, found, target.behaviour) / np.linalg.norm(vector)
+    table = dose(model, task, problems, target, {"base": vector}, strengths, max_new_tokens, seed)
+    return float(slope(table["base"][..., 0], strengths).mean())
+
+
+def best_layer(task: ModuleType, scores: list[float]) -> int:
+    """The block with the highest score, short of the last (a vector there is a push on the
+    output); in words of the middle third, where there is one: earlier blocks hold words, later
+    ones the output."""
+    blocks = range(len(scores) - 1) or range(1)
+    third = len(scores) // 3
+    if not task.OPENINGS and third:
+        blocks = range(third, 2 * third)
+    return max(blocks, key=lambda block: scores[block])
+
+
+# --- checkpoints on the way -----------------------------------------------------------------------
+
+class Milestone(NamedTuple):
+    """A checkpoint's probe, vector (and its length, a share of the stream's), and `dose` along
+    it."""
+    scored: Scored
+    means: Means
+    length: float
+    dose: np.ndarray
+
+
+def milestone(pair: Pair, folder: Path, target: Target, sizes: Sizes, strength: float,
+              n_test: int) -> Milestone | None:
+    """What a checkpoint on the way holds: the probe, the vector, and its effect at 0 and
+    +-strength, at choices; None where the documents hold too few events."""
+    model, task = pair.load_checkpoint(folder), pair.rules
+    texts = documents(pair, model, sizes.n_problems, sizes.documents)
+    found = places(task, model, texts)
+    rows, y, groups = found.chosen(target.behaviour)
+    if not enough(y, groups):
+        return None
+    exact = pair.load_checkpoint(folder, exact=True)
+    x = activations.residuals(exact.net, [t.ids for t in texts], [target.layer],
+                              found.positions(len(texts)))[target.layer].numpy()
+    form = means(x, *found.sides(target.behaviour), found.problem, sizes.n_problems)
+    vector, size = form.vector(), unit(x, found, target.behaviour)
+    length = float(np.linalg.norm(vector))
+    table = dose(model, task, pair.problems(n_test), target, {"own": vector * size / length},
+                 (-strength, 0, strength), sizes.max_new_tokens)["own"]
+    return Milestone(score(x[rows], y, groups), form, length / size, table)

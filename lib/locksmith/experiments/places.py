@@ -1,0 +1,325 @@
+"""Chapter 4's texts, and the places in them at which its questions are asked.
+
+All models read the same texts, token by token, so a pair shares one vocabulary:
+
+    documents   worked answers to held-out problems. In the lab by corpus authors; in words the
+                task's own right steps, each once as it is and once with a wrong result (a minimal
+                pair: the text ends there, and one number differs)
+    traces      the thinking model's own answers
+
+A *place* is the token before a step may open. What opens there is a kind of step where the task
+knows kinds. In words they are not known, but whether a written equation holds is: a place there is
+the end of a step, and it "opens" an `error` (the equation just written is wrong), a `conclude` (it
+holds, and the answer comes next) or a `step` (it holds, and another step comes).
+
+A *choice* is a place at which the behaviour competes with another step after the same kind of
+token.
+"""
+
+import random
+import re
+from dataclasses import dataclass
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from locksmith import corpus, grammar, prose, rollouts, vocabulary
+from locksmith.errors import BadInput
+from locksmith.loading import Model, Pair
+from locksmith.tasks import name_of
+
+# What is asked about each task, stated before any run (the chapter says why): the first is the
+# headline. In words, `error` is a state of the text and no step: what should follow it is counted.
+BEHAVIOURS = {"countdown": ("wait", "check"), "chain": ("check", "wait")}
+IN_WORDS = ("error", "conclude")
+FOLLOWS = {"error": "backtracking"}
+# How such steps begin in words.
+OPENINGS_IN_WORDS = {"error": ("Wait", "Hmm", "No"), "conclude": ("The answer", "So the answer")}
+SLIPS = (-10, -2, -1, 1, 2, 10)  # wrong results are off by one of these
+ANOTHER = {"wait": "check", "check": "try", "error": "conclude"}  # behaviour, as a control
+CONCLUDED = re.compile(r"answer is:?\s*(?=\S)")
+_TABLE = {name: torch.tensor([word in words for word in vocabulary.VOCABULARY]) for name, words in {
+    "number": vocabulary.NUMBERS, "operator": vocabulary.OPERATORS, "equals": ("=",), "no": ("no",),
+    "before": ("yes", "no", ":", "next"),
+    "concluding": [opening[-1] for opening in grammar.OPENINGS["conclude"]]}.items()}
+
+
+def behaviours(task: ModuleType) -> tuple[str, ...]:
+    """The behaviours that the chapter asks about in a task, its headline first."""
+    return BEHAVIOURS[name_of(task)] if task.OPENINGS else IN_WORDS
+
+
+def headline(task: ModuleType) -> str:
+    return behaviours(task)[0]
+
+
+def contrasts(task: ModuleType) -> list[tuple[str, str]]:
+    """All (kind, behaviour) that a vector can be made of; "try" and "step" stand for going on."""
+    if task.OPENINGS:
+        return [("choice", "wait"), ("choice", "check"), ("choice", "try"),
+                *(("point", b) for b in task.OPENINGS)]
+    return [("choice", "error"), ("choice", "conclude"),
+            *(("point", b) for b in ("error", "conclude", "step"))]
+
+
+class Sizes(NamedTuple):
+    """How much is read: validation problems, documents (or own answers) a problem, and the cap of
+    a trace in tokens."""
+    n_problems: int
+    documents: int
+    max_new_tokens: int
+
+
+# --- texts ----------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Text:
+    """ids: prompt and answer; start: length of the prompt; problem: its index; habits: of a corpus
+    document, its hidden author's chance to do each behaviour; last: of a minimal pair, what its
+    end opens, the only place of it that is read."""
+    ids: list
+    start: int
+    problem: int
+    habits: dict | None = None
+    last: str | None = None
+
+
+def documents(pair: Pair, model: Model, n_problems: int, each: int,
+              split: str = "validation") -> list[Text]:
+    """Worked answers to held-out problems, up to `each` a problem, in the model's tokens."""
+    problems, generator = pair.problems(n_problems, split), pair.generator
+    if pair.rules.OPENINGS:
+        return [text for i, problem in enumerate(problems)
+                for text in _by_authors(pair, model, problem, i, each, generator)]
+    return [text for i, problem in enumerate(problems)
+            for text in _minimal_pairs(pair, model, problem, i, each)]
+
+
+def _by_authors(pair, model, problem, i, each, generator):
+    """One document by each of as many hidden authors."""
+    for j in range(each):
+        rng = random.Random(f"probe {pair.task} {problem.key} {j}")
+        author = corpus.author(rng, generator)
+        words = pair.rules.document(rng, problem, author, generator)
+        yield Text([*model.ask(pair.rules, problem), *model.encode(" ".join(words))],
+                   len(problem.prompt), i, {"wait": author.persistence, "check": author.check})
+
+
+def _minimal_pairs(pair, model, problem, i, each):
+    """The right steps up to each equation, as it is and with a wrong result."""
+    rng = random.Random(f"probe {pair.task} {problem.key}")
+    asked = model.ask(pair.rules, problem)
+    ends = [step.end for step in pair.rules.steps(problem.working)]
+    written = prose.equations(problem.working)
+    for number, equation in enumerate(written[:each // 2]):
+        end = next(end for end in ends if end >= equation.end)
+        opens = "conclude" if number == len(written) - 1 else "step"
+        right = problem.working[:end]
+        for text, last in ((right, opens), (_slip(rng, right, equation), "error")):
+            yield Text([*asked, *model.encode(f" {text}")], len(asked), i, last=last)
+
+
+def _slip(rng, text, equation):
+    """The text with another result in an equation (its last number), no nearer than one."""
+    result = list(re.finditer(r"[0-9]+", text[:equation.end]))[-1]
+    wrong = abs(int(result[0]) + rng.choice(SLIPS))
+    wrong += wrong == int(result[0])
+    return text[:result.start()] + str(wrong) + text[result.end():]
+
+
+def traces(model: Model, task: ModuleType, problems: list, each: int, **how):
+    """A model's own answers, `each` a problem, problem-major: (texts, `rollouts.Answers`)."""
+    found = rollouts.answer(model, task, problems, each, **how)
+    return [Text([*prompt, *ids], len(prompt), i)
+            for i, (prompt, row) in enumerate(zip(found.prompts, found.ids)) for ids in row], found
+
+
+def check_vocabulary(first: Model, second: Model) -> None:
+    """BadInput unless both models read the same texts token by token."""
+    if first.tokenizer.get_vocab() != second.tokenizer.get_vocab():
+        raise BadInput(f"{first.name} and {second.name} have different vocabularies; allowed in "
+                       "this chapter is a pair that shares one, as its models read the same tokens.")
+
+
+# --- places ---------------------------------------------------------------------------------------
+
+@dataclass
+class Places:
+    """N places of the texts: text, place, problem (N,) int; opens (N,) str; choice: behaviour ->
+    (N,) bool, places where it is a choice."""
+    text: np.ndarray
+    place: np.ndarray
+    problem: np.ndarray
+    opens: np.ndarray
+    choice: dict
+
+    def positions(self, n_texts: int) -> list[list[int]]:
+        """One list of places a text, as `activations.residuals` takes them."""
+        out = [[] for _ in range(n_texts)]
+        for t, p in zip(self.text, self.place, strict=True):
+            out[t].append(int(p))
+        return out
+
+    def sides(self, behaviour: str, kind: str = "choice") -> tuple[np.ndarray, np.ndarray]:
+        """(up, down), (N,) bool, of a contrast: "choice" sets the behaviour against what else came
+        at its places, "point" against all places. Going on (`try`) is a choice where `check` is
+        one."""
+        mine = self.opens == behaviour
+        if kind == "point":
+            return mine, np.ones_like(mine)
+        here = self.choice["check" if behaviour == "try" else behaviour]
+        return mine & here, ~mine & here
+
+    def chosen(self, behaviour: str, kind: str = "choice"):
+        """(rows (N,) bool, labels (n,) bool, problems (n,) int) of a contrast's n places."""
+        up, down = self.sides(behaviour, kind)
+        return up | down, up[up | down], self.problem[up | down]
+
+
+def places(task: ModuleType, model: Model, texts: list[Text]) -> Places:
+    """The `Places` of texts, in their order."""
+    rows = [(i, place, text.problem, opens, failed, done) for i, text in enumerate(texts)
+            for place, opens, failed, done in (_by_grammar(task, text) if task.OPENINGS else
+                                               _by_equations(task, model, text))]
+    columns = zip(*rows, strict=True) if rows else [[]] * 6
+    text, place, problem, opens, failed, done = map(np.array, columns)
+    names = ("wait", "check") if task.OPENINGS else ("conclude", "error")
+    return Places(text, place, problem, opens,
+                  dict(zip(names, (failed.astype(bool), done.astype(bool)))))
+
+
+def _by_grammar(task, text):
+    """(place, what opens, after a check that said no, after a finished attempt) of a lab's text.
+
+    `wait` is a choice after a check that said no, against concluding; `check` after a finished
+    attempt, against going on or concluding.
+    """
+    ids = torch.tensor(text.ids)
+    here = boundaries(task, ids)
+    here[:text.start - 1] = False
+    done, failed = finished(task, ids), _TABLE["no"][ids]
+    for p in here[:-1].nonzero()[:, 0].tolist():
+        opens = grammar.BEHAVIOUR.get(vocabulary.VOCABULARY[text.ids[p + 1]])
+        if opens:
+            yield p, opens, bool(failed[p]), bool(done[p])
+
+
+def _by_equations(task, model, text):
+    """(place, what opens, the equation holds, True) of a text in words, at steps with an
+    equation."""
+    if text.last:
+        yield len(text.ids) - 1, text.last, text.last != "error", True
+        return
+    for place, holds, concludes in steps_in_words(task, model, text):
+        opens = ("conclude" if concludes else "step") if holds else "error"
+        yield place, opens, holds, True
+
+
+def steps_in_words(task: ModuleType, model: Model, text: Text) -> list[tuple[int, bool, bool]]:
+    """(place of its last token, whether the equation holds, whether the answer comes next) of
+    every step of an answer that ends an equation."""
+    ids = text.ids[text.start:]
+    said, ends = model.decode(ids), [end for _, end in model.spans(ids)]
+    steps, out = task.steps(said), []
+    for step, after in zip(steps, [*steps[1:], None]):
+        inside = [e for e in prose.equations(said) if step.start <= e.start and e.end <= step.end]
+        token = next((k for k, end in enumerate(ends) if end >= step.end), None)
+        if inside and token is not None:
+            last = after is not None and CONCLUDED.search(said[after.start:after.end])
+            out.append((text.start + token, inside[-1].holds, bool(last)))
+    return out
+
+
+def boundaries(task: ModuleType, ids: torch.Tensor) -> torch.Tensor:
+    """Where a step of a lab's trace may open next: ids (..., T) int64 -> (..., T) bool, read from
+    the grammar alone. True at the end of the prompt, after a verdict, a finished attempt and
+    (countdown) an answer."""
+    def back(k):  # the token k places earlier, <pad> before the start
+        return F.pad(ids, (k, 0))[..., :ids.shape[-1]]
+
+    def kind(name, k):
+        return _TABLE[name].to(ids.device)[back(k)]
+
+    after = finished(task, ids) | kind("before", 0)
+    if name_of(task) == "countdown":
+        after = after | (kind("number", 0) & kind("operator", 1) & kind("number", 2)
+                         & kind("operator", 3) & kind("number", 4) & kind("concluding", 5))
+    return after
+
+
+def finished(task: ModuleType, ids: torch.Tensor) -> torch.Tensor:
+    """Where an attempt of a lab's trace ends with its result: ids (..., T) int64 -> (..., T)
+    bool."""
+    table = {name: t.to(ids.device) for name, t in _TABLE.items()}
+    back = [F.pad(ids, (k, 0))[..., :ids.shape[-1]] for k in (1, 5)]
+    end = table["number"][ids] & table["equals"][back[0]]
+    # An attempt in countdown has two operations, `a op b = r op c = s`.
+    return end & table["equals"][back[1]] if name_of(task) == "countdown" else end
+
+
+# --- while a model writes -------------------------------------------------------------------------
+
+def gate(model: Model, task: ModuleType, behaviour: str, where: str, strengths: torch.Tensor):
+    """A gate of `steering.Steer`: strengths (R,) for output rows, at the places `where` names.
+
+    where: "all" from the end of the prompt on (the published way), or "choice", the places where
+    the behaviour is a choice, read from the tokens so far (in words: where a sentence may end).
+    """
+    ends = None if task.OPENINGS else sentence_ends(model)
+
+    def weigh(moment):
+        q, ids = moment.positions.shape[1], moment.tokens
+        on = moment.positions >= moment.prompt_lengths[:, None] - 1
+        if where == "choice":
+            if ends is not None:
+                at = ends.to(ids.device)[ids]
+                on = moment.positions >= moment.prompt_lengths[:, None]
+            else:
+                at = (finished(task, ids) if behaviour == "check" else
+                      _TABLE["no"].to(ids.device)[ids])
+            on = on & at[:, -q:]
+        return on * strengths[moment.rows][:, None]
+    return weigh
+
+
+def sentence_ends(model: Model) -> torch.Tensor:
+    """(V,) bool: the tokens that may end a sentence. (A decimal point is one of them too.)"""
+    size = model.net.get_input_embeddings().num_embeddings
+    ends = torch.zeros(size, dtype=torch.bool)
+    for token in set(model.tokenizer.get_vocab().values()):
+        if token < size and model.decode([token]).rstrip().endswith((".", "!", "?", ";")):
+            ends[token] = True
+    return ends
+
+
+def opening_ids(model: Model, task: ModuleType, behaviour: str) -> list[int]:
+    """The tokens that open a behaviour."""
+    if task.OPENINGS:
+        return [model.encode(opening[0])[0] for opening in task.OPENINGS[behaviour]]
+    return sorted({model.encode(f" {opening}")[0] for opening in OPENINGS_IN_WORDS[behaviour]})
+
+
+def kinds(task: ModuleType, grade, text: str) -> list[str]:
+    """The kinds of an answer's steps: the task's, or in words "backtracking", "conclude" or "step"
+    by how a step begins."""
+    if task.OPENINGS:
+        return list(grade.behaviours)
+    return [_kind(text[step.start:step.end]) for step in task.steps(text)]
+
+
+def _kind(step):
+    if step.startswith(OPENINGS_IN_WORDS["error"]):
+        return "backtracking"
+    return "conclude" if CONCLUDED.search(step) else "step"
+
+
+def attempts(task: ModuleType, text: str) -> list:
+    """What an answer tried: the contents of its attempts, or its equations, as they are
+    written."""
+    if task.OPENINGS:
+        return [tuple(said) for kind, said in grammar.steps(grammar.words(text))
+                if kind in ("try", "wait")]
+    return [text[one.start:one.end] for one in prose.equations(text)]

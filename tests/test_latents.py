@@ -1,0 +1,173 @@
+"""Chapter 4's facts: what a study records, and what it makes of what was read and steered."""
+
+import numpy as np
+import pytest
+from locksmith import loading, parallel, quantities, results, stats
+from locksmith.experiments import directions, latents, probes, word_traces
+from locksmith.experiments.latents import Dosed, Study
+from locksmith.experiments.places import Sizes
+from locksmith.experiments.reading import Form, Probe, Reading
+from repository import smoke_lab
+
+WINDOWS = [(0, 0), (1, 4)]
+
+
+def study(*pairs, roles=("base", "thinking"), strengths=(-1.0, 0.0, 1.0)):
+    """A study on toy pairs in words, or on those given."""
+    made = Study(list(pairs) or [loading.Pair("toy", "sums", 0, "toy", "toy/thinking")],
+                 Sizes(24, 6, 8), list(strengths), 2)
+    made.roles = list(roles)
+    return made
+
+
+def means(up, down=(0, 0, 0)):
+    """`Means` of one problem with these means."""
+    return directions.Means(np.array([up], float), np.array([down], float), np.ones(1), np.ones(1))
+
+
+def names(record):
+    return {(fact["model"], quantities.name(fact["quantity"], fact)) for fact in record.facts}
+
+
+@pytest.fixture
+def record():
+    return results.Recorder("toy", "04", seeds=[0], n_problems=2, n_samples=1)
+
+
+def test_vectors_that_steer_are_of_one_length_and_none_without_the_main_ones():
+    made = study()
+    read = Reading(norms={("base", "error"): 7.0, ("thinking", "error"): 3.0})
+    read.means = {Form("base", "error", "error"): means((1, 0, 0)),
+                  Form("base", "error", "conclude"): means((0, 5, 0)),
+                  Form("base", "error", "error", "point"): means((0, 0, 2))}
+    made.readings = [read]
+    assert made.arms("error", "base", "choice", 0) == {}  # the thinking model's is missing
+    read.means[Form("thinking", "error", "error")] = means((0, 1, 0))
+    found = made.arms("error", "base", "choice", 0)
+    assert set(found) == {"base-vector", "thinking-vector", "base-point-vector", "wrong-behaviour", "noise"}
+    assert all(np.linalg.norm(v) == pytest.approx(7) for v in found.values())
+    assert np.allclose(found["wrong-behaviour"], (0, 7, 0))
+    everywhere = made.arms("error", "thinking", "all", 0)
+    assert "wrong-behaviour" not in everywhere
+    assert all(np.linalg.norm(v) == pytest.approx(3) for v in everywhere.values())
+
+
+def test_a_base_without_a_successor_is_steered_by_its_own_vector_alone():
+    made = study(roles=["base"])
+    made.readings = [Reading(means={Form("base", "error", "error"): means((1, 0, 0))},
+                             norms={("base", "error"): 1.0})]
+    assert set(made.arms("error", "base", "all", 0)) == {"base-vector", "noise"}
+
+
+def test_the_most_alike_of_other_behaviours_counts():
+    made = study()
+    own = Form("base", "error", "error")
+    made.readings = [Reading(means={
+        own: means((1, 0, 0)), Form("thinking", "error", "error"): means((1, 0, 0)),
+        Form("thinking", "error", "conclude"): means((0, 1, 0)),
+        Form("thinking", "error", "step", "point"): means((1, 1, 0)),
+        Form("thinking", "error", "conclude", source="traces"): means((1, 0, 0))})]
+    assert made.cosine(own, None).value == pytest.approx(np.sqrt(0.5))
+    assert made.cosine(own, own._replace(reader="thinking")).value == pytest.approx(1)
+    assert made.cosine(own, own._replace(reader="twin")) is None
+
+
+@pytest.mark.parametrize(("base", "other", "wanted"), [
+    (0, 1, "reproduced"), (1, 1, "refuted: the base moves too"),
+    (1, 0, "refuted: only the base moves"), (0, 0, "neither moves")])
+def test_the_asymmetry_in_all_four_cases(base, other, wanted):
+    made, rng = study(), np.random.default_rng(0)
+    for role, slope in (("base", base), ("thinking", other)):
+        for arm, moves in (("base-vector", slope), ("noise", 0)):
+            rates = np.array([-1, 0, 1])[:, None] * 0.2 * moves + rng.normal(0.5, 0.01, (3, 40))
+            table = np.zeros((1, 3, 40, len(directions.COUNTS)))
+            table[0, :, :, latents.COLUMN["rate"]] = rates
+            made.doses[Dosed("error", role, "choice", arm)] = table
+    assert latents.asymmetry(made, "thinking", "choice") == wanted
+    assert latents.asymmetry(made, "thinking", "all") is None
+
+
+def test_a_pair_in_words_walks_the_whole_chapter(record):
+    made, pool = study(), parallel.workers("smoke")
+    made.roles = ["base", "thinking", "untrained"]
+    made.choose_layers(pool)
+    made.read(pool, WINDOWS)
+    made.steer(pool)
+    made.steer_early(pool)
+    made.ask(pool, 1)
+    made.follow(pool, 2)
+    latents.record_probes(record, made)
+    latents.record_cosines(record, made)
+    latents.record_doses(record, made)
+    latents.record_timing(record, made, WINDOWS)
+    latents.record_stability(record, made)
+    latents.record_uncertainty(record, made, 1)
+    latents.record_way(record, made, 2)
+    found = names(record)
+    for wanted in (("base", "probe_auroc"), ("untrained", "probe_auroc"),
+                   ("embeddings", "probe_auroc[on=base]"), ("shuffled-labels", "probe_auroc[on=base]"),
+                   ("base", "cosine[against=thinking]"), ("other-behaviours", "cosine"),
+                   ("base-vector", "behaviour_slope[on=thinking]"),
+                   ("noise", "behaviour_slope[on=thinking]"),
+                   ("base-vector", "behaviour_slope[behaviour=valid steps, on=base]"),
+                   ("thinking", "probe_auroc[position=1-4 tokens before]"),
+                   ("base-vector", "behaviour_slope[position=1-4 tokens before, on=thinking]")):
+        assert wanted in found, wanted
+    assert not any("stable" in quantity or "step=" in quantity for _, quantity in found)
+    scored = made.readings[0].scores[Probe("error", "base", made.layers["error"])]
+    assert record.get("sums", "base", "probe_auroc") == pytest.approx(probes.auroc_interval([scored]))
+    text = latents.example(made, made.pairs[0].load("base"))
+    assert text.count(">>") == 1 and text.rstrip().endswith(". >>")
+
+
+def test_no_number_without_enough_events(record, monkeypatch, tmp_path):
+    with smoke_lab(tmp_path):
+        made = Study([loading.Pair("smoke", "chain", 0)], Sizes(6, 1, 8), [-1.0, 0.0, 1.0], 2)
+        pool = parallel.workers("smoke")
+        made.choose_layers(pool)
+        assert made.roles == ["base", "thinking", "untrained"] and made.missing == [
+            "twin", "distilled", "taught"]
+        assert made.layers == {} and set(made.layer_scores.values()) == {None}
+        made.read(pool, WINDOWS)
+        made.steer(pool)
+        made.steer_early(pool)
+        made.ask(pool, 1)
+        made.follow(pool, 2)
+        latents.record_probes(record, made)
+        latents.record_doses(record, made)
+        latents.record_timing(record, made, WINDOWS)
+        latents.record_uncertainty(record, made, 1)
+        latents.record_way(record, made, 2)
+        assert record.facts == [] and latents.used(made) == []
+        assert latents.example(made, made.pairs[0].load("base")).startswith("no document holds a check")
+
+
+# --- on words that we wrote -----------------------------------------------------------------------
+
+def test_words_that_we_wrote_give_facts_for_every_arm(record):
+    pair, asked = loading.Pair("toy", "sums", 0, "toy", "toy/thinking"), word_traces.sums(14, 0)
+    streams, layer = word_traces.record_reading(record, pair, asked[:12])
+    assert set(streams) == {"base", "thinking", "untrained"} and layer == 0
+    opened = word_traces.record_steering(record, pair, streams, layer, (asked[:12], asked[12:]),
+                                         [-1.0, 0.0, 1.0], 4)
+    assert {key[2] for key in opened} == set(word_traces.ARMS)
+    assert opened["base", "uncertainty", "error"].shape == (3, 2)
+    # At strength 0 nothing was added, whatever the vector.
+    for role in ("base", "thinking"):
+        still = [opened[role, "backtracking", name][1] for name in word_traces.ARMS]
+        assert np.allclose(still, still[0], atol=1e-6)
+    found = names(record)
+    for arm in ("backtracking-vector", "uncertainty-vector", "error-vector"):
+        assert (arm, "behaviour_slope[behaviour=backtracking, on=thinking]") in found
+        assert (arm, "cosine[against=thinking, on=base]") in found
+    assert ("unsteered", "free_rate[behaviour=uncertainty, on=base, strength=0]") in found
+
+
+def test_errors_that_a_direction_marks_are_read_and_shuffled_ones_are_not():
+    rng, n = np.random.default_rng(0), 60
+    wrong, pair = np.tile([False, True], n), np.repeat(np.arange(n), 2)
+    x = rng.normal(size=(2 * n, 5)) + 3 * wrong[:, None]
+    held = {1: x}, wrong, rng.random(2 * n) < 0.5, pair
+    assert word_traces.auroc(held, 1, "error").low > 0.9
+    assert isinstance(word_traces.auroc(held, 1, "carry"), stats.Interval)
+    assert abs(word_traces.auroc(held, 1, "error", shuffle=True).value - 0.5) < 0.2
