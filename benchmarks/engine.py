@@ -66,25 +66,22 @@ def main():
     args.add_argument("--profile", default="lab")
     args = args.parse_args()
     torch.set_num_threads(1)
-    facts = []
+    record = results.Recorder(args.profile, "bench_engine", seeds=range(1, args.repeats + 1))
 
     def fact(name, quantity, values, rows):
-        values = sorted(values)
-        facts.append(dict(family="engine", model=name, quantity=quantity,
-                          value=statistics.median(values), low=values[0], high=values[-1],
-                          n_problems=max(rows // 16, 1), n_samples=rows,
-                          seeds=list(range(1, args.repeats + 1))))
-        print(f"{name:16} {quantity:34} {facts[-1]['value']:10.2f} "
-              f"({values[0]:.2f} to {values[-1]:.2f})")
+        found = record.fact("engine", name, quantity,
+                            (statistics.median(values), min(values), max(values)),
+                            n_problems=max(rows // 16, 1), n_samples=rows)
+        print("{:16} {:42} {:10.2f} ({:.2f} to {:.2f})".format(name, quantity, *found))
 
     for dtype in (torch.float32, torch.bfloat16):
         model, name = lab_sized(dtype), str(dtype).removeprefix("torch.")
-        for rows, stop, suffix in ((384, {2, 3}, ""), (384, set(), "_fixed_length"),
-                                   (1, set(), "_batch1")):
+        for rows, stop, variant in ((384, {2, 3}, ""), (384, set(), "[variant=fixed length]"),
+                                   (1, set(), "[variant=batch1]")):
             pairs, n_tokens = compare(model, rows, args.cap, stop, args.repeats)
-            fact(name, "speedup_vs_generate" + suffix, [b / a for a, b in pairs], rows)
-            fact(name, "tokens_per_second" + suffix, [n_tokens / a for a, _ in pairs], rows)
-    print(results.write(args.profile, "bench_engine", facts))
+            fact(name, "speedup_vs_generate" + variant, [b / a for a, b in pairs], rows)
+            fact(name, "tokens_per_second" + variant, [n_tokens / a for a, _ in pairs], rows)
+    print(record.write())
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ them). The base is steered where the thinking model draws one of 16 opening toke
 nine.
 
 1. `hybrid_cost_ratio`: seconds of the hybrid over those of base and thinking model alone, each per
-   token; `hybrid_cost_ratio_fixed_length`: the same where every row runs to a cap of 64.
+   token; `[variant=fixed length]`: the same where every row runs to a cap of 64.
 2. `speedup_vs_hooks`: the same hybrid by forward hooks on `generate`, where the thinking model
    reads along with a cache of its own. Both draw at the same uniform numbers and must write the
    same tokens (a rounding may flip a draw: at least 98 % of the rollouts).
-3. `speedup_vs_hooks_constant` and `speedup_vs_nnsight_constant`: one vector at every even position,
+3. `speedup_vs_hooks` and `speedup_vs_nnsight`, `[variant=constant]`: one vector at every even position,
    no second model, same tokens. nnsight runs in an environment of its own, without this library:
 
        python -m venv nn && nn/bin/pip install torch==2.13.0 transformers==5.23.0 nnsight==0.8.1
@@ -69,10 +69,10 @@ def read_along(base, thinking, *args, **how):
 
 def cost_ratios(base, thinking, prompts, seed):
     out = {}
-    for suffix, how in (("", {}), ("_fixed_length", dict(cap=64, stop=()))):
+    for variant, how in (("", {}), ("[variant=fixed length]", dict(cap=64, stop=()))):
         alone = sum(sampled(model, prompts, seed, **how)[1] for model in (base, thinking))
         together = read_along(base, thinking, prompts, seed, **how)[1]
-        out["hybrid_cost_ratio" + suffix] = together / alone
+        out["hybrid_cost_ratio" + variant] = together / alone
     return out
 
 
@@ -139,11 +139,11 @@ def speedups(base, thinking, prompts, seed, nnsight):
                               steer=[engine.Steer(LAYER, VECTORS[0], positions=EVEN)])
     seconds, others = by_hooks(base, ids, u, at_even)
     must_agree(tokens, others, "hooks on generate")
-    out["speedup_vs_hooks_constant"] = seconds / mine
+    out["speedup_vs_hooks[variant=constant]"] = seconds / mine
     if nnsight:
         seconds, others = by_nnsight(nnsight, base, ids, u)
         must_agree(tokens, others, "nnsight")
-        out["speedup_vs_nnsight_constant"] = seconds / mine
+        out["speedup_vs_nnsight[variant=constant]"] = seconds / mine
     return out
 
 
@@ -191,13 +191,13 @@ def main():
                 if repeat > 0:
                     key = str(dtype).removeprefix("torch."), quantity
                     found.setdefault(key, []).append(ratio)
-    facts = [dict(family="engine", model=name, quantity=quantity, value=statistics.median(ratios),
-                  low=min(ratios), high=max(ratios), n_problems=len(prompts), n_samples=args.rows,
-                  seeds=list(range(1, args.repeats + 1)))
-             for (name, quantity), ratios in found.items()]
-    for f in facts:
-        print("{model:9} {quantity:38} {value:7.2f} ({low:.2f} to {high:.2f})".format(**f))
-    print(results.write(args.profile, "bench_hybrid", facts))
+    record = results.Recorder(args.profile, "bench_hybrid", seeds=range(1, args.repeats + 1),
+                              n_problems=len(prompts), n_samples=args.rows)
+    for (name, quantity), ratios in found.items():
+        ends = record.fact("engine", name, quantity,
+                           (statistics.median(ratios), min(ratios), max(ratios)))
+        print("{:9} {:42} {:7.2f} ({:.2f} to {:.2f})".format(name, quantity, *ends))
+    print(record.write())
 
 
 if __name__ == "__main__":

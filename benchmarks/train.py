@@ -86,7 +86,7 @@ def main():
     torch.set_num_threads(1)
     config = params.load(args.profile)
     net = model.build(config["model"], 0).train()
-    facts, shares = [], {}
+    record, shares = results.Recorder(args.profile, "bench_train", seeds=[0]), {}
     for family, task in corpus.FAMILIES.items():
         ids, _ = corpus.write(task, config["families"][family], 50_000, 0)
         work = pretrain.batches(ids, config["pretrain"]["micro_tokens"], np.random.default_rng(0))
@@ -94,13 +94,13 @@ def main():
         batch = torch.from_numpy(work[len(work) // 2].astype(np.int64))
         measured, shares[family] = measure(config, net, batch, args.repeats)
         for quantity, values in measured.items():
-            facts.append(dict(family=family, model="base", quantity=quantity,
-                              value=statistics.median(values), low=min(values), high=max(values),
-                              n_problems=None, n_samples=None, seeds=[0]))
-            print(f"{family:10} {quantity:20} {facts[-1]['value']:10.3f} "
-                  f"({min(values):.3f} to {max(values):.3f})", flush=True)
+            found = record.fact(family, "base", quantity,
+                                (statistics.median(values), min(values), max(values)))
+            print("{:10} {:20} {:10.3f} ({:.3f} to {:.3f})".format(family, quantity, *found),
+                  flush=True)
         print(shares[family], flush=True)
-    print(results.write(args.profile, "bench_train", facts, extra={"time": shares}))
+    record.extra["time"] = shares
+    print(record.write())
 
 
 if __name__ == "__main__":

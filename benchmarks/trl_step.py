@@ -105,22 +105,24 @@ def main():
     config = params.load(args.profile)
     shape = [getattr(args, name) or config["rl"][name]
              for name in ("problems", "samples", "max_new_tokens")]
-    facts = []
+    record = results.Recorder(args.profile, "bench_trl", seeds=[0], n_problems=shape[0],
+                              n_samples=shape[1])
     for way in ("fp32", "bf16", "fp32_engine"):
         with tempfile.TemporaryDirectory() as folder:
             pairs = compare(config, args.family, way, shape, args.steps, folder)
         ours, theirs = ([n / s for s, n in side] for side in zip(*pairs, strict=True))
         speedup = [a / b for a, b in zip(ours, theirs, strict=True)]
-        for quantity, values in (("tokens_per_second", theirs), ("tokens_per_second_ours", ours),
+        for quantity, values in (("tokens_per_second", theirs), ("tokens_per_second[variant=ours]", ours),
                                  ("speedup_vs_trl", speedup)):
-            facts.append(dict(family="rl", model=f"trl_{way}", quantity=quantity,
-                              value=statistics.median(values), low=min(values), high=max(values),
-                              n_problems=shape[0], n_samples=shape[1], seeds=[0]))
-            print(f"{facts[-1]['model']:16} {quantity:24} {facts[-1]['value']:8.2f} "
-                  f"({min(values):.2f} to {max(values):.2f})", flush=True)
-    print(results.write(args.profile, "bench_trl", facts, extra={
+            name = f"trl-{way}".replace("_", "-")
+            found = record.fact("rl", name, quantity,
+                                (statistics.median(values), min(values), max(values)))
+            print("{:16} {:32} {:8.2f} ({:.2f} to {:.2f})".format(name, quantity, *found),
+                  flush=True)
+    record.extra.update({
         "max_new_tokens": shape[2], "steps": args.steps,
-        "trl": importlib.metadata.version("trl")}))
+        "trl": importlib.metadata.version("trl")})
+    print(record.write())
 
 
 if __name__ == "__main__":
