@@ -11,7 +11,7 @@ import yaml
 from locksmith import results
 from locksmith.book import claims, plots, site
 from nbclient import NotebookClient
-from test_claims import rows_where_all_holds
+from test_claims import recorded, rows_where_all_holds
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("_config.yml", "_toc.yml", "index.md", "post.md", "references.bib", "claims.yml",
@@ -50,8 +50,7 @@ def root(tmp_path_factory):
         by_chapter.setdefault(row["chapter"], []).append(row)
     current = claims.sha256(root / "claims.yml")
     for chapter in ("00", "02"):
-        facts = [{key: row[key] for key in results.FACT} | {"seeds": [0, 1, 2]}
-                 for row in by_chapter[chapter]]
+        facts = list(map(recorded, by_chapter[chapter]))
         results.save(root / "results" / "lab" / f"{chapter}.json", json.dumps(
             {"profile": "lab", "chapter": chapter, "facts": facts, "extra": {},
              "provenance": {"claims_sha256": current}}))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from locksmith import quantities, results
 from locksmith.book import claims
 
 ROOT = Path(__file__).parents[1]
@@ -265,6 +266,13 @@ def rows_where_all_holds(seeds=3, n_problems=500):
             for family in ("countdown", "chain")]
 
 
+def recorded(row):
+    """A row of claims.facts as results.write keeps it."""
+    quantity, conditions = quantities.parse(row["quantity"])
+    return {key: row[key] for key in results.FACT} | conditions | {
+        "quantity": quantity, "seeds": list(range(row["seeds"]))}
+
+
 def test_every_rule_can_hold_and_can_be_refuted():
     for claim in book()["claims"]:
         for p in claim["parts"]:
@@ -411,7 +419,6 @@ def test_the_facts_of_the_lab_hold_every_term_of_the_rules():
 
 
 def test_facts_reads_what_results_writes(tmp_path, monkeypatch):
-    from locksmith import results
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(results, "ROOT", tmp_path)
     fact = dict(family="chain", model="base", quantity="pass_at_k", k=4, n_samples=4)

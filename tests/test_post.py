@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from locksmith import quantities, results
+from locksmith import results
 from locksmith.book import claims, plots, post, site
 from locksmith.book.sentences import FOUR, PostError, Writer
 from markdown_it import MarkdownIt
 from PIL import Image
-from test_claims import rows_where_all_holds
+from test_claims import recorded, rows_where_all_holds
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("_config.yml", "_toc.yml", "post.md", "claims.yml", "arms.yml", "params.yaml")
@@ -38,13 +38,6 @@ def all_rows():
 def changed(rows, model, quantity, value):
     ends = dict(value=value, low=value - 0.004, high=value + 0.004)
     return [{**r, **ends} if (r["model"], r["quantity"]) == (model, quantity) else r for r in rows]
-
-
-def recorded(row):
-    """A row of claims.facts as results.write keeps it."""
-    quantity, conditions = quantities.parse(row["quantity"])
-    return {key: row[key] for key in results.FACT} | conditions | {
-        "quantity": quantity, "seeds": list(range(row["seeds"]))}
 
 
 def repository(root, rows, profile="lab", figures=FIGURES):
