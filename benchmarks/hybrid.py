@@ -34,7 +34,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from locksmith import drawing, engine, results
-from locksmith.experiments import hybrid
+from locksmith.experiments import hybrid, taxonomy
 from safetensors.torch import save_file
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LogitsProcessor
 
@@ -62,7 +62,7 @@ def sampled(model, prompts, seed, cap=CAP, stop=STOP, **how):
 
 
 def read_along(base, thinking, *args, **how):
-    gate = hybrid.Gate(hybrid.oracle(TABLE), 4)
+    gate = hybrid.Gate(hybrid.Oracle(taxonomy.Openings(TABLE)), 4)
     return sampled(base, *args, **how, guides=[thinking],
                    steer=[engine.Steer(LAYER, VECTORS, gate=gate)])
 

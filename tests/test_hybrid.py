@@ -2,16 +2,15 @@
 answer to steering is known by construction."""
 
 import gc
-import itertools
 import math
 import pickle
 import weakref
 
 import pytest
 import torch
-from locksmith import cache, corpus, drawing, engine, errors, grammar, lab, params, vocabulary
+from locksmith import cache, drawing, engine, errors, loading, params, tasks, vocabulary
 from locksmith.engine import Moment, Steer, sample
-from locksmith.experiments import hybrid
+from locksmith.experiments import hybrid, taxonomy
 from scipy.stats import binomtest, chisquare
 from sklearn.linear_model import LogisticRegression
 from test_engine import PROMPTS, D, V, gemma3, gpt_neox, llama, plain_logits, plain_steered, qwen2
@@ -20,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 STOP = {2, *range(27, 36)}
 TABLE = torch.full((V,), -1)
 TABLE[[5, 9, 12]], TABLE[[7, 20]] = 0, 1  # words that open steps of two categories
+TELL = taxonomy.Openings(TABLE)
 
 
 def made(build, seed):
@@ -156,7 +156,7 @@ def test_steered_positions_are_the_oracles_and_the_logits_a_plain_forwards(build
     """The hybrid's log-probabilities are those of a cache-free forward with the vectors of the
     thinking model's own draws added by hand; counted = intended, at the last positions only."""
     model, vectors = made(build, 0), torch.randn(2, D, generator=torch.Generator().manual_seed(3))
-    gate = hybrid.Gate(hybrid.oracle(TABLE), 2, strength=1.5)
+    gate = hybrid.Gate(hybrid.Oracle(TELL), 2, strength=1.5)
     out = sample(model, PROMPTS, 10, max_new_tokens=14, stop=STOP, seed=5, guides=[thinking],
                  steer=[Steer(1, vectors, gate=gate)])
     which = gate.table(out.tokens)
@@ -186,7 +186,7 @@ def test_zero_vectors_change_no_logit_bit(base, thinking, dtype):
     for vectors in (None, torch.zeros(3, D)):
         recorder = Recorder()
         steer = vectors is not None and [
-            Steer(1, vectors, gate=hybrid.Gate(hybrid.always(1), 3, 2.0))]
+            Steer(1, vectors, gate=hybrid.Gate(hybrid.Always(1), 3, 2.0))]
         sample(base.to(dtype), PROMPTS, 3, max_new_tokens=9, stop=STOP, steer=steer,
                guides=[thinking.to(dtype)], logits_processor=recorder)
         seen.append([logits for logits, _ in recorder.seen])
@@ -195,7 +195,7 @@ def test_zero_vectors_change_no_logit_bit(base, thinking, dtype):
 
 def test_gates_of_prompts_only_reach_the_last_position(base):
     """A gate without guides is called with the whole prompt, and steers its last token only."""
-    gate = hybrid.Gate(hybrid.always(0), 1)
+    gate = hybrid.Gate(hybrid.Always(0), 1)
     out = sample(base, PROMPTS, 2, max_new_tokens=6, stop=STOP,
                  steer=[Steer(1, torch.ones(1, D), gate=gate)])
     assert out.steered == int(out.lengths.sum()) == int(out.steered_at.sum())
@@ -205,7 +205,7 @@ def test_the_coefficient_network_sets_all_strengths(base, thinking):
     """Against steering with the network's sum of vectors by a gate of one vector at a time."""
     net = torch.nn.Sequential(torch.nn.Linear(D, 2), torch.nn.Softplus()).requires_grad_(False)
     vectors = torch.randn(2, D, generator=torch.Generator().manual_seed(3))
-    gate = hybrid.Gate(hybrid.oracle(TABLE), 2, 0.5, net)
+    gate = hybrid.Gate(hybrid.Oracle(TELL), 2, 0.5, net)
     how = dict(max_new_tokens=9, stop=STOP, guides=[thinking])
     out = sample(base, PROMPTS, 4, steer=[Steer(1, vectors, gate=gate)], **how)
     # Before either is added both must read the same stream: the first gate keeps it.
@@ -214,7 +214,7 @@ def test_the_coefficient_network_sets_all_strengths(base, thinking):
     def one(k):
         def gate(moment):
             hidden = kept.setdefault("hidden", moment.hidden) if k == 0 else kept.pop("hidden")
-            on = hybrid.oracle(TABLE)(moment) >= 0
+            on = hybrid.Oracle(TELL)(moment) >= 0
             return 0.5 * (net(hidden[:, -1])[:, k] * on)[:, None]
         return Steer(1, vectors[k], gate=gate)
     same = sample(base, PROMPTS, 4, steer=[one(0), one(1)], **how)
@@ -257,7 +257,7 @@ def test_dose_response_is_exact(layer):
     model, recorder = clockwork(0), Recorder()
     direction = torch.eye(8)[7]
     for s in (-2.0, 0.0, 0.25, 0.5, 1.0, 2.0, 4.0):
-        gate = hybrid.Gate(hybrid.always(0), 1, s)
+        gate = hybrid.Gate(hybrid.Always(0), 1, s)
         sample(model, [[0, 1]], max_new_tokens=1, stop=(), logits_processor=recorder,
                steer=[Steer(layer, direction[None], gate=gate)])
         rms = math.sqrt((1 + s * s) / 8)
@@ -270,7 +270,7 @@ def test_the_gate_fires_where_it_must_and_the_hybrid_is_the_thinking_model():
     base, thinking = clockwork(0), clockwork(WAIT)
     table = torch.full((7,), -1)
     table[WAIT] = 0
-    gate = hybrid.Gate(hybrid.oracle(table), 1, strength=4.0)
+    gate = hybrid.Gate(hybrid.Oracle(taxonomy.Openings(table)), 1, strength=4.0)
     how = dict(max_new_tokens=20, stop=(), seed=1)
     out = sample(base, [[0], [4, 5], [2, 3, 4]], 2, guides=[thinking],
                  steer=[Steer(0, torch.eye(8)[7:], gate=gate)], **how)
@@ -298,7 +298,7 @@ def by_definition(decides, executes, last):
 
 def test_the_swap_of_a_model_with_itself_is_its_own_distribution(base):
     """All 40 + 40 x 40 continuations of two tokens."""
-    process, tails = hybrid.swap((DECISION, INSIDE)), [[], *([t] for t in range(V))]
+    process, tails = hybrid.swap(taxonomy.Decisions(True, DECISION, INSIDE)), [[], *([t] for t in range(V))]
     logits = torch.stack([plain_logits(base, PROMPTS[0] + tail)[-1] for tail in tails])
     past = torch.tensor([(PROMPTS[0] + tail)[-1:] for tail in tails])
     mixed = process(logits, moment_of([logits], tokens=past))
@@ -309,7 +309,7 @@ def test_the_swap_of_a_model_with_itself_is_its_own_distribution(base):
 
 
 def test_the_swap_of_two_models_is_its_definition(base, thinking):
-    process = hybrid.swap((DECISION, INSIDE))
+    process = hybrid.swap(taxonomy.Decisions(True, DECISION, INSIDE))
     forced = [[1, 5], [1, 5, 6], [1, 5, 6, 7], [1, 9, 8]]  # inside, inside, behind, outside
     out = sample(base, forced, 30, max_new_tokens=6, stop=STOP, guides=[thinking],
                  logits_processor=process)
@@ -322,19 +322,29 @@ def test_the_swap_of_two_models_is_its_definition(base, thinking):
             assert out.logprobs[row, step].item() == pytest.approx(p[token].log().item(), abs=1e-4)
 
 
-def test_the_labs_decision_tokens():
-    decision, inside = hybrid.decision_tokens()
-    words = {w for w, on in zip(vocabulary.VOCABULARY, decision.tolist(), strict=True) if on}
-    assert words == {"<eos>", "next", *itertools.chain(*sum(grammar.OPENINGS.values(), ()))}
-    unfinished = {w for w, on in zip(vocabulary.VOCABULARY, inside.tolist(), strict=True) if on}
-    assert {"let", "us", "what", "i", "would"} <= unfinished
-    assert not {"see", "about", "say", "try", "<eos>", "27"} & unfinished
+def test_in_words_the_decider_writes_what_follows_an_end_and_the_executor_the_rest(base, thinking):
+    """Whole sentences of one model after a first token of the other: nothing else is a decision."""
+    ends = torch.zeros(V, dtype=torch.bool)
+    ends[[8, 9]] = True
+    process = hybrid.swap(taxonomy.Decisions(False, torch.zeros(V, dtype=torch.bool), ends))
+    out = sample(base, PROMPTS, 20, max_new_tokens=8, stop=(), guides=[thinking],
+                 logits_processor=process)
+    decided = 0
+    for row, ids in enumerate(out.ids()):
+        text = PROMPTS[out.prompt[row]] + ids
+        for step, token in enumerate(ids):
+            first = step == 0 or ends[ids[step - 1]]
+            p = plain_logits(thinking if first else base, text[:len(text) - len(ids) + step])[-1]
+            want = p.log_softmax(-1)[token].item()
+            assert out.logprobs[row, step].item() == pytest.approx(want, abs=1e-4)
+            decided += first and step > 0
+    assert decided > 3
 
 
 # --- ceiling and reranking ------------------------------------------------------------------------
 
 def test_with_every_token_put_in_the_ceiling_is_the_thinking_model(base, thinking):
-    gate = hybrid.Gate(hybrid.always(0), 1)
+    gate = hybrid.Gate(hybrid.Always(0), 1)
     how = dict(max_new_tokens=20, stop=STOP, seed=9)
     out = sample(base, PROMPTS, 6, guides=[thinking], logits_processor=hybrid.ceiling(gate),
                  steer=[Steer(1, torch.randn(1, D), gate=gate)], **how)
@@ -345,7 +355,7 @@ def test_with_every_token_put_in_the_ceiling_is_the_thinking_model(base, thinkin
 
 
 def test_the_ceiling_puts_tokens_in_where_the_gate_fires_and_nowhere_else(base, thinking):
-    gate, recorder = hybrid.Gate(hybrid.oracle(TABLE), 2), Recorder()
+    gate, recorder = hybrid.Gate(hybrid.Oracle(TELL), 2), Recorder()
 
     def process(logits, moment):
         recorder(logits, moment)
@@ -369,7 +379,7 @@ def test_the_leak_takes_the_thinking_models_favourite_of_m():
     steered, theirs = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
     u = drawing.uniforms(0, torch.arange(n), 0, 0)
     moment = moment_of([theirs.expand(n, 6)], u)
-    gate = hybrid.Gate(hybrid.always(0), 1)
+    gate = hybrid.Gate(hybrid.Always(0), 1)
     gate.which = torch.where(torch.arange(n) % 5 > 0, 0, -1)
     mixed = hybrid.rerank(gate, m)(steered.expand(n, 6), moment)
     off = gate.which < 0
@@ -391,26 +401,36 @@ def says(*words):
 
 def test_oracle_and_disagreement():
     moment = moment_of([says(5, 7, 9, 3, 3), says(5, 3, 7, 5, 4)])
-    assert hybrid.oracle(TABLE)(moment).tolist() == [0, 1, 0, -1, -1]
-    assert hybrid.disagreement(TABLE)(moment).tolist() == [-1, 1, 0, -1, -1]
+    assert hybrid.Oracle(TELL)(moment).tolist() == [0, 1, 0, -1, -1]
+    assert hybrid.Disagreement(TELL)(moment).tolist() == [-1, 1, 0, -1, -1]
     # Another word of the same category is no disagreement.
-    assert hybrid.disagreement(TABLE)(moment_of([says(5), says(12)])).tolist() == [-1]
+    assert hybrid.Disagreement(TELL)(moment_of([says(5), says(12)])).tolist() == [-1]
 
 
 def test_equal_distributions_never_disagree(base):
     """The same number is behind both draws, so two copies of a model always say the same."""
-    gate = hybrid.Gate(hybrid.disagreement(TABLE), 2)
+    gate = hybrid.Gate(hybrid.Disagreement(TELL), 2)
     out = sample(base, PROMPTS, 8, max_new_tokens=14, stop=STOP, guides=[base, base],
                  steer=[Steer(1, torch.ones(2, D), gate=gate)])
     assert out.steered == 0
 
 
-def test_divergence_is_total_variation():
-    a, b = torch.tensor([[0.7, 0.2, 0.1]]).log(), torch.tensor([[0.4, 0.2, 0.4]]).log()
-    hidden = torch.tensor([[0.0, 3.0, 1.0]])
-    for threshold, want in ((0.29, 1), (0.31, -1)):
-        choose = hybrid.divergence(lambda x: x * 2, threshold)
-        assert choose(moment_of([(a, hidden), b])).tolist() == [want]
+def test_where_no_opening_tells_another_token_is_a_disagreement():
+    """The category is the strongest latent of the thinking model's stream, whatever the token; the
+    oracle asks for it where a step begins: at the first token, and behind an end."""
+    ends = torch.zeros(V, dtype=torch.bool)
+    ends[6] = True
+    tell = taxonomy.Latents(torch.zeros(3), taxonomy.Autoencoder(3, 3, 1, 0), 1,
+                            taxonomy.Decisions(False, torch.zeros(V, dtype=torch.bool), ends))
+    with torch.no_grad():
+        tell.autoencoder.encoder.copy_(torch.eye(3))
+    hidden = torch.eye(3)[[2, 0, 1, 2]] * 5
+    how = dict(tokens=torch.tensor([[6], [1], [6], [1]]),
+               prompt_lengths=torch.tensor([9, 9, 9, 1]))
+    moment = moment_of([(says(5, 5, 7, 3), hidden), says(5, 9, 3, 3)], **how)
+    assert hybrid.Disagreement(tell)(moment).tolist() == [-1, 0, 1, -1]
+    assert hybrid.Oracle(tell)(moment).tolist() == [2, -1, 1, 2]
+    assert hybrid.Disagreement(tell).layer == hybrid.Oracle(tell).layer == 1
 
 
 def test_probe_is_the_logistic_regression_of_scikit_learn():
@@ -420,7 +440,7 @@ def test_probe_is_the_logistic_regression_of_scikit_learn():
     weight, intercept = (torch.tensor(a, dtype=torch.float32)
                          for a in (fit.coef_, fit.intercept_))
     hidden = torch.stack([torch.full_like(x, 9), x], 1)  # (R, q = 2, D): the last one counts
-    got = hybrid.probe(weight, intercept, 0.6)(moment_of([], hidden=hidden, u=x[:, 0].double()))
+    got = hybrid.Probe(weight, intercept, 0.6)(moment_of([], hidden=hidden, u=x[:, 0].double()))
     p = fit.predict_proba(x)
     want = [int(row[:2].argmax()) if row[:2].max() > 0.6 else -1 for row in p]
     assert got.tolist() == want and len(set(want)) == 3
@@ -429,19 +449,19 @@ def test_probe_is_the_logistic_regression_of_scikit_learn():
 def test_random_positions_and_categories_have_their_rates_and_know_nothing_of_the_draw():
     n = 40_000
     u = drawing.uniforms(0, torch.arange(n), 0, 0)
-    which = hybrid.random_positions(0.1, [1, 2, 5])(moment_of([], u))
+    which = hybrid.RandomPositions(0.1, [1, 2, 5])(moment_of([], u))
     fired = which >= 0
     assert binomtest(int(fired.sum()), n, 0.1).pvalue > 0.001
     counts = torch.bincount(which[fired])
     assert chisquare(counts, int(fired.sum()) * torch.tensor([1, 2, 5]) / 8).pvalue > 0.001
     assert abs(torch.corrcoef(torch.stack([u, fired.double()]))[0, 1]) < 0.02
-    assert torch.equal(which, hybrid.random_positions(0.1, [1, 2, 5])(moment_of([], u)))
+    assert torch.equal(which, hybrid.RandomPositions(0.1, [1, 2, 5])(moment_of([], u)))
 
 
 def test_other_category_keeps_the_time_and_changes_the_category():
     u = drawing.uniforms(0, torch.arange(9000), 0, 0)
     first = torch.arange(9000) % 4 - 1
-    which = hybrid.other_category(lambda moment: first, 3)(moment_of([], u))
+    which = hybrid.OtherCategory(lambda moment: first, 3)(moment_of([], u))
     assert torch.equal(which >= 0, first >= 0) and not (which == first)[first >= 0].any()
     for k in range(3):
         counts = torch.bincount(which[first == k], minlength=3)
@@ -467,72 +487,103 @@ def test_logit_push_is_the_direction_that_raises_a_categorys_words_most(base):
 
 # --- one arm --------------------------------------------------------------------------------------
 
-@pytest.fixture
-def home(monkeypatch):
-    """Tiny random models of the lab's vocabulary by name, and chain problems."""
-    generator = params.load("smoke")["families"]["chain"]
-    built = {name: made(lambda: LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(vocabulary.VOCABULARY), hidden_size=16, intermediate_size=24,
-        num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64,
-        initializer_range=0.4, pad_token_id=0)), i) for i, name in enumerate(("base", "thinking"))}
-    monkeypatch.setattr(lab, "load", lambda profile, family, which, seed: built[which])
-    monkeypatch.setattr(lab, "problems", lambda profile, family, n, split:
-                        corpus.FAMILIES[family].problems(split, n, 0, generator))
+class Built:
+    """A pair of tiny random models of the lab's vocabulary and chain problems, as `loading.Pair`."""
+    seed, rules = 0, tasks.load("chain")
 
-    def arm(**how):
-        return hybrid.run_arm("smoke", "chain", 0, 6, 2, 30, **how)
-    return arm
+    def __init__(self):
+        self.models = {name: loading.Model(name, made(lambda: LlamaForCausalLM(LlamaConfig(
+            vocab_size=len(vocabulary.VOCABULARY), hidden_size=16, intermediate_size=24,
+            num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64,
+            initializer_range=0.4, pad_token_id=0)), i), vocabulary.tokenizer(),
+            frozenset(vocabulary.STOP), special=True) for i, name in enumerate(("base", "thinking"))}
 
+    def load(self, role):
+        return self.models[role]
 
-ORACLE = dict(gate="oracle", table=hybrid.behaviour_table(), layer=0)
+    def problems(self, n, split):
+        return self.rules.problems(split, n, 0, params.load("smoke")["families"]["chain"])
 
 
-def test_arms_are_paired_and_counted(home):
-    plain, zero = home(), home(vectors=torch.zeros(4, 16), **ORACLE)
+@pytest.fixture(scope="module")
+def answer():
+    pair = Built()
+    return lambda **how: hybrid.run(pair, hybrid.Arm(**how), 6, 2, 30)
+
+
+KINDS = taxonomy.Openings(taxonomy.by_kind(Built().load("base"), Built.rules))
+ZERO, RANDOM = torch.zeros(4, 16), torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+ORACLE = dict(gate=hybrid.Oracle(KINDS), layer=0)
+GATES = {"oracle": ORACLE["gate"], "disagreement": hybrid.Disagreement(KINDS),
+         "other": hybrid.OtherCategory(hybrid.Disagreement(KINDS), 4),
+         "probe": hybrid.Probe(torch.randn(5, 16), torch.zeros(5), 0.2),
+         "random": hybrid.RandomPositions(0.2, [1.0] * 4), "always": hybrid.Always(2)}
+
+
+def test_arms_are_paired_and_counted(answer):
+    plain, zero = answer(), answer(vectors=ZERO, **ORACLE)
     assert plain.ids == zero.ids and plain.n_steered == 0 and plain.bits == 0
-    assert home(decides="base").ids == plain.ids != home(decides="thinking").ids
-    assert home(vectors=torch.ones(4, 16), strength=0.0, **ORACLE).n_steered == 0
+    assert answer(decides="base").ids == plain.ids != answer(decides="thinking").ids
+    assert answer(vectors=ZERO + 1, strength=0.0, **ORACLE).n_steered == 0
     fired = sum(k >= 0 for row in zero.which for ids in row for k in ids)
     assert zero.n_steered == fired > 0 and zero.bits > 0
+    rows = zero.frame()
     for p in range(6):
         ids = zero.ids[p]
         assert [len(x) for x in ids] == zero.tokens[p].tolist() == [len(x) for x in zero.which[p]]
-        share = sum(k >= 0 for x in zero.which[p] for k in x) / zero.tokens[p].sum()
-        assert zero.steered[p] == pytest.approx(share)
-        for i, x in enumerate(ids):
-            assert zero.stopped[p, i] == (x[-1] in vocabulary.STOP)
-            steps = [behaviour for behaviour, _ in grammar.steps(vocabulary.decode(x))]
-            for behaviour in hybrid.BEHAVIOURS:
-                assert zero.behaviours[behaviour][p, i] == steps.count(behaviour)
+        steered = sum(k >= 0 for x in zero.which[p] for k in x)
+        assert zero.steered[p] == steered == rows["steered"][p]
+        assert rows["drawn"][p] == 2 * rows["tokens"][p] == sum(map(len, ids))
+        assert rows["truncated"][p] == sum(x[-1] not in vocabulary.STOP for x in ids) / 2
+        grades = [Built.rules.grade(Built().problems(6, "test")[p],
+                                    " ".join(vocabulary.decode(x))) for x in ids]
+        assert rows["attempts"][p] == sum(g.attempts for g in grades)
+        assert rows["correct"][p] == sum(g.correct for g in grades) / 2
     assert pickle.loads(pickle.dumps(zero)).ids == zero.ids
-    part = home(vectors=torch.zeros(4, 16), only=[4, 1], **ORACLE)
-    assert part.ids == [zero.ids[4], zero.ids[1]] and part.which == [zero.which[4], zero.which[1]]
 
 
-@pytest.mark.parametrize("how", [
-    dict(ORACLE), dict(ORACLE, gate="disagreement"), dict(ORACLE, gate="other category"),
-    dict(ORACLE, logits_processor="ceiling"), dict(ORACLE, logits_processor="rerank", candidates=3),
-    dict(gate="divergence", layer=0, read=1, threshold=0.1, encode=torch.nn.Linear(16, 4)),
-    dict(gate="probe", layer=0, weight=torch.randn(5, 16), intercept=torch.zeros(5), threshold=0.2),
-    dict(gate="random positions", layer=1, rate=0.2), dict(gate="always", layer=1, category=2)],
-    ids=lambda how: how["gate"] + "".join(how.get("logits_processor", "")))
-def test_every_gate_and_logits_processor_runs_and_counts(home, how):
-    vectors = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
-    arm = home(vectors=vectors, bias=torch.ones(16), strength=2.0, **how)
-    fired = sum(k >= 0 for row in arm.which for ids in row for k in ids)
-    assert arm.n_steered == fired > 0 and arm.ids != home().ids
-    assert (arm.bits > 0) == (how["gate"] not in ("probe", "random positions", "always"))
-    # A bias alone is the same vector at the same times, whatever the category.
-    merged = home(vectors=vectors + 1, strength=2.0, **how)
-    assert merged.ids == arm.ids
+@pytest.mark.parametrize("gate, processor", [
+    *((gate, None) for gate in GATES), ("oracle", hybrid.ceiling), ("oracle", hybrid.rerank)])
+def test_every_gate_and_processor_runs_and_counts(answer, gate, processor):
+    arm = dict(gate=GATES[gate], vectors=RANDOM + 1, layer=0, strength=2.0, processor=processor)
+    assert pickle.loads(pickle.dumps(hybrid.Arm(**arm))).strength == 2.0  # it travels to a process
+    run = answer(**arm)
+    fired = sum(k >= 0 for row in run.which for ids in row for k in ids)
+    assert run.n_steered == fired > 0 and run.ids != answer().ids
+    assert (run.bits > 0) == (gate not in ("probe", "random", "always"))
+
+
+def test_in_words_the_hybrid_is_a_plain_forward_with_the_vectors_added(monkeypatch):
+    """A toy pair over bytes: where it steers, which vector, and the text, by definition."""
+    monkeypatch.setattr(loading.device, "pick", lambda: (torch.device("cpu"), torch.float32))
+    pair = loading.Pair("toy", "sums", 3, base="toy", thinking="toy/thinking")
+    base, thinking = pair.load("base"), pair.load("thinking")
+    tell = taxonomy.Latents(torch.zeros(32), taxonomy.Autoencoder(32, 3, 1, 0), 0,
+                            taxonomy.decisions(base, pair.rules))
+    vectors = 3 * torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
+    arm = hybrid.Arm(gate=hybrid.Disagreement(tell), vectors=vectors, layer=1, strength=0.5)
+    run = hybrid.run(pair, arm, 2, 1, 20)
+    for i, problem in enumerate(pair.problems(2)):
+        prompt, ids = base.ask(pair.rules, problem), run.ids[i][0]
+        text, adds = [*prompt, *ids[:-1]], []
+        u = drawing.uniforms(3, i, 0, len(prompt) + torch.arange(len(ids)))
+        streams, theirs = plain_steered(thinking.net, text, [])
+        own = hybrid.draw(plain_logits(base.net, text)[-len(ids):], u)
+        theirs = hybrid.draw(theirs[-len(ids):], u)
+        for step, hidden in enumerate(streams[0, -len(ids):]):
+            scores = tell.autoencoder.encoder @ (hidden / hidden.norm())
+            k = int(scores.argmax()) if own[step] != theirs[step] else -1
+            assert run.which[i][0][step] == k
+            adds += [(1, len(prompt) - 1 + step, 0.5 * vectors[k])] if k >= 0 else []
+        _, logits = plain_steered(base.net, text, adds)
+        assert hybrid.draw(logits[-len(ids):], u).tolist() == ids and adds
 
 
 @pytest.mark.parametrize("how, sentence", [
-    (dict(gate="never", vectors=torch.ones(4, 16), layer=0), "gate is 'never'; allowed are oracle"),
-    (dict(ORACLE, vectors=torch.ones(4, 16), logits_processor="all"),
-     "logits_processor is 'all'; allowed"),
-    (dict(logits_processor="ceiling"), "gate is None, decides None and logits_processor 'ceiling'"),
-    (dict(ORACLE, decides="thinking"), "gate is 'oracle', decides 'thinking'")])
-def test_bad_arms_are_one_sentence(home, how, sentence):
+    (dict(gate=ORACLE["gate"], vectors=ZERO), "layer None; allowed is a gate with vectors and a layer"),
+    (dict(vectors=ZERO), "gate is None and layer None; allowed is a gate with vectors"),
+    (dict(processor=hybrid.ceiling), "gate is None, decides None and processor"),
+    (dict(ORACLE, vectors=ZERO, decides="thinking"), "decides 'thinking' and processor None")])
+def test_bad_arms_are_one_sentence(how, sentence):
     with pytest.raises(errors.BadInput, match=sentence):
-        home(**how)
+        hybrid.Arm(**how)

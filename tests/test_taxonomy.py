@@ -2,13 +2,22 @@
 
 import pytest
 import torch
-from locksmith import activations, grammar, model, vocabulary
+from locksmith import activations, grammar, loading, model, tasks, vocabulary
 from locksmith.experiments import taxonomy
+
+LAB = {"hidden": 16, "layers": 2, "heads": 2, "mlp": 24, "context": 64}
+CHAIN, SUMS = tasks.load("chain"), tasks.load("sums")
 
 TRACE = ("<bos> find 9 * 3 ; 4 - 1 : let us see 9 * 3 = 27 check 27 yes try 4 - 1 = 3 so 27 3 "
          "<eos>").split()
 TEXT = vocabulary.encode(TRACE)
 START = TRACE.index(":") + 1
+
+
+def lab_model():
+    """A tiny model of the lab's vocabulary, as `loading` gives one."""
+    return loading.Model("lab/base", model.build(LAB, 0).eval(), vocabulary.tokenizer(),
+                         frozenset(vocabulary.STOP), special=True)
 
 
 def clusters(n, centres=5, dims=32, noise=0.15, seed=0):
@@ -21,27 +30,51 @@ def clusters(n, centres=5, dims=32, noise=0.15, seed=0):
 
 
 def test_steps_are_those_of_the_grammar():
-    found = taxonomy.steps([TEXT, TEXT[:-8]], [START, START])
+    lab = lab_model()
+    found = taxonomy.steps(lab, CHAIN, [TEXT, TEXT[:-8]], [START, START])
     whole = [s for s in found if s.text == 0]
-    assert [s.behaviour for s in whole] == ["try", "check", "try", "conclude"]
+    assert [s.kind for s in whole] == ["try", "check", "try", "conclude"]
     for step, (behaviour, content) in zip(whole, grammar.steps(TRACE[START:]), strict=True):
         words = TRACE[step.start:step.end]
-        assert step.behaviour == behaviour and words[len(words) - len(content):] == content
+        assert step.kind == behaviour and words[len(words) - len(content):] == content
         assert len(words) - len(content) == grammar.opening_length(words, 0)
-    assert [s.behaviour for s in found if s.text == 1] == ["try", "check", "try"]
-    assert taxonomy.steps([vocabulary.encode("<bos> : 3 <eos> so 1".split())], [2]) == []
-    taught = taxonomy.steps([vocabulary.encode("<bos> find 3 : try 3 from 3 so 3".split())], [4])
-    assert [s.behaviour for s in taught] == ["try", grammar.TAUGHT["from"], "conclude"]
+    assert [s.kind for s in found if s.text == 1] == ["try", "check", "try"]
+
+    def kinds(text, start):
+        return [s.kind for s in taxonomy.steps(lab, CHAIN, [vocabulary.encode(text.split())], [start])]
+    assert kinds("<bos> : 3 <eos> so 1", 2) == []
+    assert kinds("<bos> find 3 : try 3 from 3 so 3", 4) == ["try", grammar.TAUGHT["from"], "conclude"]
+
+
+def test_padding_inside_a_text_belongs_to_the_step_before_it():
+    lab, words = lab_model(), "<bos> : <pad> try 3 <pad> 4 <pad> so 3 <pad> <eos>".split()
+    found = taxonomy.steps(lab, CHAIN, [vocabulary.encode(words)], [2])
+    assert [(s.start, s.end, s.kind) for s in found] == [(3, 8, "try"), (8, 11, "conclude")]
+
+
+@pytest.mark.parametrize("text", [
+    " 5 + 7 = 12. 12 - 3 = 9. The answer is 9.", " It costs £1.50 each, so 3 * 1.5 = 4.5! Done, I am sure.\n",
+    " First we add them: 2 + 2 = 4, 4 + 1 = 5. Well."])
+def test_steps_in_words_are_the_tasks_own_stretches_of_text(text):
+    """Bytes are tokens here, so that the tokens of a step spell it, but for the space before it."""
+    toy = loading.load("toy")
+    prompt = toy.encode("Q: What?\nA:")
+    found = taxonomy.steps(toy, SUMS, [prompt + toy.encode(text)], [len(prompt)])
+    spelt = [toy.decode((prompt + toy.encode(text))[s.start:s.end]) for s in found]
+    wanted = [text[s.start:s.end] for s in SUMS.steps(text)]
+    assert len(wanted) > 1 and spelt == wanted and {s.kind for s in found} == {None}
+    assert all(a.end <= b.start for a, b in zip(found, found[1:]))
 
 
 def test_averages_are_over_each_steps_own_tokens():
-    net = model.build({"hidden": 16, "layers": 2, "heads": 2, "mlp": 24, "context": 64}, 0).eval()
-    steps = taxonomy.steps([TEXT, TEXT[:-3]], [START, START])
-    found = taxonomy.averages(net, [TEXT, TEXT[:-3]], steps, [1])[1]
-    for row, step in zip(found, steps, strict=True):
-        ids = [TEXT, TEXT[:-3]][step.text]
-        wanted = activations.residuals(net, [ids], [1])[1][step.start:step.end].mean(0)
-        assert torch.allclose(row, wanted, atol=1e-5)
+    lab, texts = lab_model(), [TEXT, TEXT[:-3]]
+    steps = taxonomy.steps(lab, CHAIN, texts, [START, START])
+    for most in (2**28, 1):  # all texts at once, and each alone
+        found = taxonomy.averages(lab, texts, steps, [0, 1], most)[1]
+        for row, step in zip(found, steps, strict=True):
+            ids = texts[step.text]
+            wanted = activations.residuals(lab.net, [ids], [1])[1][step.start:step.end].mean(0)
+            assert torch.allclose(row, wanted, atol=1e-5)
 
 
 def test_the_autoencoder_starts_tied_and_finds_planted_clusters():
@@ -58,6 +91,14 @@ def test_the_autoencoder_starts_tied_and_finds_planted_clusters():
     purity, information = taxonomy.scores(net.assign(y), kinds.tolist())
     assert purity > 0.95 and information > 0.8
     assert taxonomy.scores(taxonomy.kmeans(x, y, 8), kinds.tolist())[0] > 0.95
+
+
+def test_the_published_training_finds_planted_clusters_too():
+    (x, _), (y, kinds) = clusters(1500), clusters(600, seed=1)
+    mean = x.mean(0)
+    net = taxonomy.fit_published(taxonomy.normalise(x, mean), 8)
+    assert net.rebuilt(taxonomy.normalise(y, mean)) > 0.8
+    assert taxonomy.scores(net.assign(taxonomy.normalise(y, mean)), kinds.tolist())[0] > 0.95
 
 
 def test_no_more_than_k_latents_rebuild_a_step():
@@ -86,9 +127,63 @@ def test_purity_by_hand():
 
 
 def test_a_words_category_is_that_of_most_of_its_steps():
-    steps = taxonomy.steps([TEXT], [START])
+    steps = taxonomy.steps(lab_model(), CHAIN, [TEXT], [START])
     table = taxonomy.by_opening([TEXT] * 3, [s._replace(text=i) for i in range(3) for s in steps],
-                                [0, 1, 2, 1] * 2 + [1, 0, 2, 1], 3)
+                                [0, 1, 2, 1] * 2 + [1, 0, 2, 1], 3, len(vocabulary.VOCABULARY))
     assert {w: int(table[vocabulary.IDS[w]]) for w in ("let", "check", "try", "so")} == {
         "let": 0, "check": 1, "try": 2, "so": 1}
     assert (table >= 0).sum() == 4
+
+
+def test_kinds_are_told_by_first_words():
+    table, kinds = taxonomy.by_kind(lab_model(), CHAIN), list(grammar.OPENINGS)
+    told = {word: kinds[k] for word, k in zip(vocabulary.VOCABULARY, table.tolist()) if k >= 0}
+    assert told == grammar.BEHAVIOUR
+
+
+# --- which tokens are decisions -------------------------------------------------------------------
+
+class At:
+    """As much of an `engine.Moment` as decisions look at: texts after prompts of a length."""
+
+    def __init__(self, texts, prompt_length):
+        self.tokens = torch.tensor(texts)
+        self.prompt_lengths = torch.full((len(texts),), prompt_length)
+        self.positions = torch.full((len(texts), 1), self.tokens.shape[1] - 1)
+
+
+def words_of(table):
+    return {w for w, on in zip(vocabulary.VOCABULARY, table.tolist(), strict=True) if on}
+
+
+def test_the_labs_decision_tokens():
+    found = taxonomy.decisions(lab_model(), CHAIN)
+    openings = sum(grammar.OPENINGS.values(), ())
+    assert words_of(found.decision) == {"<eos>", "next", *(w for opening in openings for w in opening)}
+    assert {"let", "us", "what", "i", "would"} <= words_of(found.owned)
+    assert not {"see", "about", "say", "try", "<eos>", "27"} & words_of(found.owned)
+    assert found.told
+    texts = [vocabulary.encode(words.split()) for words in ("<bos> let", "<bos> see", "<bos> :")]
+    assert found.owns(At(texts, 2)).tolist() == [True, False, False]
+
+
+def test_in_words_the_first_token_of_answer_sentence_and_line_is_a_decision():
+    toy = loading.load("toy")
+    found = taxonomy.decisions(toy, SUMS)
+    assert not found.told and set(found.decision.nonzero()[:, 0].tolist()) == set(toy.stop)
+    closing = {toy.decode([i]) for i in found.owned.nonzero()[:, 0].tolist()}
+    assert closing == {".", "!", "?", ";", "\n"}
+    texts = [toy.encode(text) for text in ("A: 3.", "A: 3 ", "A: x;")]
+    assert found.owns(At(texts, 2)).tolist() == [True, False, True]
+    assert found.owns(At(texts, 5)).tolist() == [True, True, True]  # nothing is written yet
+
+
+def test_latents_tell_by_direction_alone():
+    x, kinds = clusters(900)
+    mean = x.mean(0)
+    net = taxonomy.fit(taxonomy.normalise(x, mean), 5)
+    tell = taxonomy.Latents(mean, net, 1, None)
+    wanted = net.assign(taxonomy.normalise(x, mean))
+    assert torch.equal(tell.category(kinds, x), wanted)
+    assert torch.equal(tell.category(kinds, mean + 7 * (x - mean)), wanted)
+    assert tell.differ(torch.tensor([1, 2]), torch.tensor([1, 3]), wanted[:2]).tolist() == [False, True]

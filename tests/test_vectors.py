@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from locksmith import activations, grammar, model, params, vocabulary
+from locksmith import activations, errors, grammar, loading, model, vocabulary
 from locksmith.experiments import taxonomy, vectors
 from locksmith.experiments.vectors import Mark, Traces
 from repository import smoke_lab
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 DIMS, WORDS, A, B = 24, 60, 1, 2
 
@@ -105,13 +105,20 @@ def test_disagreement_is_where_the_body_draws_another_category(built):
     net, direction = built
     table = torch.full((WORDS,), -1)
     table[A], table[B] = 0, 1
+    openings = taxonomy.Openings(table)
     with torch.no_grad():
         always_a = LlamaForCausalLM(net.config).eval()
         always_a.model.embed_tokens.weight.copy_(direction.repeat(WORDS, 1))
         always_a.lm_head.weight[A], always_a.lm_head.weight[B] = 20 * direction, -20 * direction
     traces, marks = two_kinds()
-    found = vectors.disagreeing(always_a, traces, marks, table)
-    assert found == [m for m in marks if m.category == 1]
+    for most in (2**28, 1):  # all texts at once, and each alone
+        found = vectors.disagreeing(always_a, traces, marks, openings, most=most)
+        assert found == [m for m in marks if m.category == 1]
+    # Where no opening tells, another token is a disagreement, and the category is not asked.
+    latents = taxonomy.Latents(None, torch.nn.Identity(), 0, None)
+    moved = [m._replace(category=5) for m in marks]
+    assert vectors.disagreeing(always_a, traces, moved, latents) == [
+        m for m in moved if traces.texts[m.text][2] == B]
 
 
 def test_the_probe_finds_what_is_linear_and_leaves_out_what_it_never_saw():
@@ -137,18 +144,35 @@ def test_random_vectors_keep_the_norm_and_not_the_direction():
     assert not torch.equal(drawn, vectors.random_like(given, 1))
 
 
-# --- on a smoke-sized lab -------------------------------------------------------------------------
+def test_a_decoder_of_another_shape_is_one_sentence():
+    net = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=9, hidden_size=8, intermediate_size=8,
+                                           num_hidden_layers=1, num_attention_heads=2))
+    with pytest.raises(errors.BadInput, match="GPTNeoXForCausalLM, which has no model.layers"):
+        vectors.upper(net, 0)
+
+
+# --- on a smoke-sized lab, and on a toy pair in words ---------------------------------------------
+
+PAIR = loading.Pair("smoke", "chain", 0)
+
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
+def lab_folder(tmp_path_factory):
     with smoke_lab(tmp_path_factory.mktemp("lab"), ["chain"], ["base", "thinking", "twin"]) as root:
         yield root
 
 
 @pytest.fixture
-def found(lab, monkeypatch):
-    monkeypatch.chdir(lab)
-    return vectors.study("smoke", "chain", 0, 24, 32, [3])
+def found(lab_folder, monkeypatch):
+    monkeypatch.chdir(lab_folder)
+    return vectors.study(PAIR, 24, 32, [3], [0, 1])
+
+
+@pytest.fixture
+def in_words():
+    """(Pair, Study) of two models with random weights over bytes."""
+    pair = loading.Pair("toy", "sums", 0, base="toy", thinking="toy/thinking")
+    return pair, vectors.study(pair, 12, 64, [3], [0, 1], "published")
 
 
 def test_a_study_of_a_model_that_solves_nothing_keeps_all_its_traces(found):
@@ -158,14 +182,46 @@ def test_a_study_of_a_model_that_solves_nothing_keeps_all_its_traces(found):
     for step in traces.steps:
         word = vocabulary.VOCABULARY[traces.texts[step.text][step.start]]
         known = grammar.BEHAVIOUR | grammar.TAUGHT
-        assert known[word] == step.behaviour and step.start >= traces.starts[step.text]
+        assert known[word] == step.kind and step.start >= traces.starts[step.text]
         assert found.opening[vocabulary.IDS[word]] in range(3)
     part = traces.part(5, 9)
     assert len(part.texts) == 4 and {s.text for s in part.steps} <= set(range(4))
     assert [traces.texts[s.text + 5][s.start:s.end] for s in part.steps] == [
         part.texts[s.text][s.start:s.end] for s in part.steps]
-    latents = found.encode(torch.randn(5, params.load("smoke")["model"]["hidden"]))
-    assert latents.shape == (5, 3)
+    assert torch.equal(found.tell.table, found.opening) and set(found.scores) == {
+        "autoencoder", "k-means", "random, same sizes"}
+    assert found.places == vectors.marks(traces.steps, found.categories)
+
+
+def test_a_study_in_words_asks_the_thinking_models_stream_at_every_token(in_words):
+    pair, found = in_words
+    traces, model = found.traces, pair.load("thinking", exact=True)
+    assert found.scores == {} and {s.kind for s in traces.steps} == {None}
+    assert len(found.places) == sum(len(x) - s for x, s in zip(traces.texts, traces.starts))
+    for mark in found.places[::17]:
+        ids = traces.texts[mark.text]
+        stream = model.net(torch.tensor([ids[:mark.position + 1]]), output_hidden_states=True)
+        if found.layer == 0:  # the last entry is after the final norm
+            hidden = stream.hidden_states[1][0, -1:]
+            assert int(found.tell.category(torch.zeros(1), hidden)[0]) == mark.category
+        assert traces.starts[mark.text] - 1 <= mark.position < len(ids) - 1
+
+
+def test_no_step_in_any_trace_is_one_sentence():
+    pair = loading.Pair("toy", "sums", 0, base="toy", thinking="toy/thinking")
+    with pytest.raises(errors.BadInput, match="n_traces is 2 and max_new_tokens 1: .* no step of sums"):
+        vectors.study(pair, 2, 1, [3], [0])
+
+
+def test_the_true_kinds_replace_the_categories_and_nothing_else(found):
+    steps = [taxonomy.Step(0, 3, 5, "wait"), taxonomy.Step(0, 5, 7, "measure"),
+             taxonomy.Step(1, 2, 4, "try")]
+    study = found._replace(traces=Traces([[0] * 9] * 2, [1, 1], steps, True), categories=[7, 7, 1])
+    labelled = vectors.with_true_kinds(PAIR, study)
+    assert [list(grammar.OPENINGS)[k] for k in labelled.categories] == ["wait", "try"]
+    assert labelled.traces.steps == [steps[0], steps[2]] and labelled.n == 4
+    assert labelled.layer == found.layer and [m.position for m in labelled.places] == [2, 1]
+    assert torch.equal(labelled.tell.table, labelled.opening)
 
 
 def test_random_spans_are_as_long_as_the_steps_and_lie_in_their_traces(found):
@@ -179,14 +235,22 @@ def test_random_spans_are_as_long_as_the_steps_and_lie_in_their_traces(found):
 
 def test_everything_is_fitted_in_every_body(found):
     for body in ("base", "twin", "untrained"):
-        fitted = vectors.fit("smoke", "chain", 0, body, found, [0, 1], 3)
+        fitted = vectors.fit(PAIR, body, found, [0, 1], 3)
         assert set(fitted) == {0, 1}
         for one in fitted.values():
             assert one.vectors.shape == one.means.shape == (3, one.bias.shape[0])
             assert one.probe[0].shape == (4, one.bias.shape[0]) and np.isfinite(one.losses).all()
-    own, other = (vectors.fit("smoke", "chain", 0, "untrained", found, [1], 3, body_seed=x)[1]
-                  for x in (None, 9))
+    own, other = (vectors.fit(PAIR, "untrained", found, [1], 3, body_seed=x)[1] for x in (None, 9))
     assert torch.equal(own.vectors, fitted[1].vectors)
     assert not torch.equal(own.vectors, other.vectors)
-    rows, coefficients, one = vectors.fit_others("smoke", "chain", 0, found, 1, 3)
+    rows, coefficients, one = vectors.fit_others(PAIR, found, 1, 3)
+    assert coefficients(rows).shape == (3, 3) and one.shape == rows[0].shape
+
+
+def test_everything_is_fitted_in_words_too(in_words):
+    pair, found = in_words
+    for body in ("base", "untrained"):
+        one = vectors.fit(pair, body, found, [1], 3)[1]
+        assert one.both.shape == (3, 32) and np.isfinite(one.losses).all() and one.vectors.any()
+    rows, coefficients, one = vectors.fit_others(pair, found, 1, 3)
     assert coefficients(rows).shape == (3, 3) and one.shape == rows[0].shape

@@ -17,6 +17,18 @@ from locksmith.device import check_memory
 BATCH_TOKENS = 8192
 
 
+def chunks(sizes, most):
+    """Ranges of consecutive items whose sizes sum to at most `most`; none is empty."""
+    first, total = 0, 0
+    for i, size in enumerate(sizes):
+        if i > first and total + size > most:
+            yield range(first, i)
+            first, total = i, 0
+        total += size
+    if len(sizes):
+        yield range(first, len(sizes))
+
+
 def residuals(model, texts, layers, positions=None, batch_tokens=BATCH_TOKENS):
     """The residual stream after given blocks: {layer: (N, D) float32 on the CPU}.
 

@@ -30,9 +30,9 @@ class Serial(Executor):
 def workers(profile: str, where: str = "auto") -> Executor:
     """A pool of one-thread processes, one a core, or a single one if `where` is or picks a GPU.
 
-    A job of profile smoke takes less time than a process takes to import torch: it runs right here.
+    A job of profiles smoke and toy takes less time than a process takes to import torch: it runs right here.
     """
-    if profile == "smoke":
+    if profile in ("smoke", "toy"):
         return Serial()
     n = device.workers() if device.pick(where)[0].type == "cpu" else 1
     return ProcessPoolExecutor(n, mp_context=get_context("spawn"),

@@ -89,6 +89,11 @@ def steps(text: str) -> list[Step]:
     return out
 
 
+def ends(token: str) -> bool:
+    """Whether a text that stops with this token stops at the end of a sentence or line."""
+    return token.endswith("\n") or token.rstrip(" ").endswith((".", "!", "?", ";"))
+
+
 def first_line(text: str) -> str:
     """The line that a plain few-shot answer consists of."""
     return text.strip().split("\n")[0]

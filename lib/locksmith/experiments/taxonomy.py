@@ -2,16 +2,22 @@
 
 Venhoff et al. (arXiv 2510.07364) average the residual stream over each sentence of a thinking
 model's traces, centre and normalise it, and fit a small top-k sparse autoencoder; a sentence's
-category is its strongest latent. A step of the lab stands for the sentence.
+category is its strongest latent. The task says what its steps are (`tasks`): sentences and
+equations in words, and in the lab an opening with what follows it.
 
 How many latents there are, and at which layer they are read, is chosen by a criterion that needs no
 label: two autoencoders are fitted from different seeds, and the candidate wins whose assignments of
 held-out steps agree best, by adjusted mutual information (0 for chance). Categories that another
 start would not find again are no categories. The share of variance that is rebuilt stands beside
-it. (The paper has a language model judge the categories.) The lab knows what every step is; that
-scores the outcome (purity, normalised mutual information) and chooses nothing.
+it. (The paper has a language model judge the categories.) Where a task knows what every step is,
+that scores the outcome (purity, normalised mutual information) and chooses nothing.
+
+While a model writes, a category must be known before its step is there. Where steps open with words
+of a closed set, the opening tells it (`Openings`); elsewhere it is the strongest latent of the
+thinking model's residual stream at that position (`Latents`, as in the authors' later code).
 """
 
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -24,45 +30,58 @@ from sklearn.metrics import (
 )
 from torch import nn
 
-from locksmith import activations, grammar, vocabulary
+from locksmith import activations, prose
+from locksmith.loading import Model
 
 
 class Step(NamedTuple):
-    """A step of a text: its tokens are text[start:end]; behaviour is the true label."""
+    """A step of a text: its tokens are text[start:end]; kind is the true label, None if unknown."""
     text: int
     start: int
     end: int
-    behaviour: str
+    kind: str | None
 
 
-def steps(texts, starts):
-    """The `Step`s of texts (lists of token ids, prompt included) whose traces begin at `starts`.
+def steps(model: Model, task: ModuleType, texts: list, starts: list) -> list[Step]:
+    """The `Step`s of texts (lists of token ids, prompt included) whose answers begin at `starts`.
 
-    A step is an opening and its content, as in `grammar.steps`; tokens before the first opening
-    belong to none, and neither does the end of text.
+    A token belongs to the step in which its characters begin; a space before a word is part of the
+    word's token. Tokens between the steps that a task sees belong to none.
     """
-    opens, out = grammar.BEHAVIOUR | grammar.TAUGHT, []
-    for i, ids in enumerate(texts):
-        words = [vocabulary.VOCABULARY[x] for x in ids]
-        opened = [j for j in range(starts[i], len(words)) if words[j] in opens]
-        over = [j for j in range(starts[i], len(words)) if words[j] in ("<eos>", "next")]
-        last = min(over, default=len(words))
-        for start, end in zip(opened, [*opened[1:], last], strict=False):
-            if start < end:
-                out.append(Step(i, start, min(end, last), opens[words[start]]))
+    out = []
+    for i, (ids, first) in enumerate(zip(texts, starts, strict=True)):
+        spans, at = model.spans(ids[first:]), 0
+        for step in task.steps(model.decode(ids[first:])):
+            while at < len(spans) and spans[at][1] <= step.start:
+                at += 1
+            begin = at
+            # What adds no character, such as padding, goes with what stands before it.
+            while at < len(spans) and (spans[at][0] < step.end or spans[at][0] == spans[at][1]):
+                at += 1
+            if begin < at:
+                out.append(Step(i, first + begin, first + at, step.kind))
     return out
 
 
-def averages(model, texts, steps, layers):
-    """Mean residual stream over each step's tokens: {layer: (steps, D) float32}."""
-    places = [[] for _ in texts]
-    for s in steps:
-        places[s.text] += range(s.start, s.end)
-    read = activations.residuals(model, texts, layers, places)
-    owner = torch.tensor([i for i, s in enumerate(steps) for _ in range(s.start, s.end)])
-    size = torch.bincount(owner)[:, None]
-    return {layer: torch.zeros(len(steps), x.shape[1]).index_add_(0, owner, x) / size
-            for layer, x in read.items()}
+def averages(model: Model, texts: list, steps: list, layers, most: int = 2**28) -> dict:
+    """Mean residual stream over each step's tokens: {layer: (steps, D) float32}.
+
+    steps: in the order of their texts. most: numbers that are read before they are averaged.
+    """
+    size = model.net.config.get_text_config().hidden_size
+    parts = []
+    for part in activations.chunks([len(ids) for ids in texts], most // (size * len(layers))):
+        here = [s for s in steps if s.text in part]
+        places = [[] for _ in part]
+        for s in here:
+            places[s.text - part.start] += range(s.start, s.end)
+        if here:
+            read = activations.residuals(model.net, [texts[i] for i in part], layers, places)
+            owner = torch.tensor([i for i, s in enumerate(here) for _ in range(s.start, s.end)])
+            count = torch.bincount(owner)[:, None]
+            parts.append({layer: torch.zeros(len(here), size).index_add_(0, owner, x) / count
+                          for layer, x in read.items()})
+    return {layer: torch.cat([part[layer] for part in parts]) for layer in layers}
 
 
 def normalise(x, mean):
@@ -105,7 +124,7 @@ class Autoencoder(nn.Module):
 
 
 def fit(x, latents, k=3, steps=300, lr=0.02, batch=128, seed=0):
-    """An `Autoencoder` of x (N, D), by Adam on the squared error."""
+    """An `Autoencoder` of x (N, D), by a few hundred steps of Adam on the squared error: quick."""
     net = Autoencoder(x.shape[1], latents, k, seed)
     draw = torch.Generator().manual_seed(seed)
     adam = torch.optim.Adam(net.parameters(), lr)
@@ -120,18 +139,46 @@ def fit(x, latents, k=3, steps=300, lr=0.02, batch=128, seed=0):
     return net.eval()
 
 
-def choose(fitted, held_out, sizes, k=3, steps=300):
+def fit_published(x, latents, k=3, epochs=300, patience=10, batch=512, seed=0):
+    """An `Autoencoder` of x (N, D), trained as in the authors' code: Adam at 2e-4 / sqrt(K / 16384),
+    the loss in shares of a batch's variance, until `patience` epochs have not lowered it."""
+    net = Autoencoder(x.shape[1], latents, k, seed)
+    draw = torch.Generator().manual_seed(seed)
+    adam = torch.optim.Adam(net.parameters(), 2e-4 / (latents / 16384) ** 0.5)
+    lowest, since = torch.inf, 0
+    for _ in range(epochs):
+        losses = []
+        for rows in x[torch.randperm(len(x), generator=draw)].split(batch):
+            if len(rows) > 1:  # a single row has no variance
+                spread = (rows - rows.mean(0)).square().sum()
+                loss = (net(rows) - rows).square().sum() / spread
+                adam.zero_grad()
+                loss.backward()
+                adam.step()
+                losses.append(float(loss.detach()))
+        since = 0 if np.mean(losses) < lowest else since + 1
+        lowest = min(lowest, np.mean(losses))
+        if since == patience:
+            break
+    return net.eval()
+
+
+AUTOENCODERS = {"quick": fit, "published": fit_published}
+
+
+def choose(fitted: dict, held_out: dict, sizes: list, train=fit):
     """Layer and number of latents by agreement between seeds: (table, best).
 
-    fitted, held_out: {layer: (N, D)} step averages, not normalised. table: a dict a candidate with
-    layer, latents, rebuilt, agreement; best: (layer, mean (D,), Autoencoder) of the highest.
+    fitted, held_out: {layer: (N, D)} step averages, not normalised. train: one of AUTOENCODERS.
+    table: a dict a candidate with layer, latents, rebuilt, agreement; best: (layer, mean (D,),
+    Autoencoder) of the highest.
     """
     table, found = [], []
     for layer, x in fitted.items():
         mean = x.mean(0)
-        train, test = normalise(x, mean), normalise(held_out[layer], mean)
+        own, test = normalise(x, mean), normalise(held_out[layer], mean)
         for latents in sizes:
-            one, other = (fit(train, latents, k, steps, seed=seed) for seed in (0, 1))
+            one, other = (train(own, latents, seed=seed) for seed in (0, 1))
             agreement = adjusted_mutual_info_score(one.assign(test), other.assign(test))
             table.append({"layer": layer, "latents": latents, "rebuilt": one.rebuilt(test),
                           "agreement": float(agreement)})
@@ -139,18 +186,18 @@ def choose(fitted, held_out, sizes, k=3, steps=300):
     return table, found[max(range(len(table)), key=lambda i: table[i]["agreement"])]
 
 
-def purity(categories, behaviours):
-    """Share of steps whose behaviour is the commonest one of their category."""
-    categories, behaviours = np.asarray(categories), np.asarray(behaviours)
-    common = sum(np.unique(behaviours[categories == c], return_counts=True)[1].max()
+def purity(categories, kinds):
+    """Share of steps whose kind is the commonest one of their category."""
+    categories, kinds = np.asarray(categories), np.asarray(kinds)
+    common = sum(np.unique(kinds[categories == c], return_counts=True)[1].max()
                  for c in np.unique(categories))
     return common / len(categories)
 
 
-def scores(categories, behaviours):
-    """(purity, normalised mutual information) of an assignment against the true behaviours."""
-    return (float(purity(categories, behaviours)),
-            float(normalized_mutual_info_score(list(behaviours), list(categories))))
+def scores(categories, kinds):
+    """(purity, normalised mutual information) of an assignment against the true kinds."""
+    return (float(purity(categories, kinds)),
+            float(normalized_mutual_info_score(list(kinds), list(categories))))
 
 
 def kmeans(x, test, latents, seed=0):
@@ -158,12 +205,102 @@ def kmeans(x, test, latents, seed=0):
     return KMeans(latents, n_init=4, random_state=seed).fit(x.numpy()).predict(test.numpy())
 
 
-def by_opening(texts, steps, categories, latents):
-    """(V,) int64: of each word that opens a step, the category most of its steps have; else -1.
+# --- while a model writes --------------------------------------------------------------------------
 
-    At run time a step's category must be known when its first word is chosen; this is how.
+def by_opening(texts, steps, categories, latents, size):
+    """(V,) int64: of each token that begins a step, the category most of its steps have; else -1.
+
+    size: of the vocabulary, V.
     """
-    counts = torch.zeros(len(vocabulary.VOCABULARY), latents)
+    counts = torch.zeros(size, latents)
     for s, c in zip(steps, categories, strict=True):
         counts[texts[s.text][s.start], int(c)] += 1
     return torch.where(counts.sum(1) > 0, counts.argmax(1), -1)
+
+
+def by_kind(model: Model, task: ModuleType) -> torch.Tensor:
+    """(V,) int64: the index in task.OPENINGS of the kind that a token opens, -1 for one that opens
+    none."""
+    table = torch.full((model.net.config.get_text_config().vocab_size,), -1)
+    for k, openings in enumerate(task.OPENINGS.values()):
+        for words in openings:
+            table[model.encode(words[0])] = k
+    return table
+
+
+class Decisions(NamedTuple):
+    """Which tokens decide what comes next, where one model decides and another executes.
+
+    told: steps begin with openings of a closed set, which stand nowhere else. decision (V,) bool:
+    tokens that are decisions wherever they stand, the openings' and those that end an answer.
+    owned (V,) bool: tokens after which the next one is a decision: inside an opening, or, where
+    openings are not told, at the end of a sentence or line. (Whether a point ends a sentence or
+    begins decimals shows one token later.)
+    """
+    told: bool
+    decision: torch.Tensor
+    owned: torch.Tensor
+
+    def owns(self, moment) -> torch.Tensor:
+        """(R,) bool: the next token is a decision whatever it is; see `engine.Moment`."""
+        owned = self.owned.to(moment.tokens.device)[moment.tokens[:, -1]]
+        first = moment.positions[:, -1] + 1 == moment.prompt_lengths
+        return owned | first if not self.told else owned
+
+
+def decisions(model: Model, task: ModuleType) -> Decisions:
+    """The `Decisions` of a task in a model's tokens: here alone is it asked whether openings tell."""
+    told, size = bool(task.OPENINGS), model.net.config.get_text_config().vocab_size
+    decision, owned = torch.zeros(2, size, dtype=torch.bool)
+    decision[sorted(model.stop)] = True
+    for opening in (model.encode(" ".join(words)) for kind in task.OPENINGS.values() for words in kind):
+        decision[opening] = True
+        owned[opening[:-1]] = True
+    if not told:
+        owned[:] = torch.tensor([prose.ends(model.tokenizer.decode([i])) for i in range(size)])
+    return Decisions(told, decision, owned)
+
+
+class Openings(NamedTuple):
+    """Categories told by the token that begins a step: table (V,) int64, -1 for one that begins
+    none (`by_opening`, `by_kind`)."""
+    table: torch.Tensor
+    layer = None  # no residual stream is read
+
+    def category(self, token, hidden):
+        """(R,) of tokens (R,): their step's category, -1 where they begin none."""
+        return self.table.to(token.device)[token]
+
+    def opens(self, token, moment):
+        """(R,) bool: the token begins a step."""
+        return self.category(token, None) >= 0
+
+    def differ(self, own, theirs, category):
+        """(R,) bool: the token `own` is of another category, or of none."""
+        return self.category(own, None) != category
+
+
+class Latents(nn.Module):
+    """Categories told by the thinking model's residual stream after `layer`, centred and scaled as
+    the step averages were: the strongest latent. decisions: of the task, see `Decisions`."""
+
+    def __init__(self, mean, autoencoder, layer, decisions):
+        super().__init__()
+        self.mean, self.autoencoder = mean, autoencoder.requires_grad_(False)
+        self.layer, self.decisions = layer, decisions
+
+    def category(self, token, hidden):
+        """(R,) of residual streams (R, D)."""
+        hidden = hidden.float().to(self.mean.device)
+        return self.autoencoder.assign(normalise(hidden, self.mean)).to(token.device)
+
+    def opens(self, token, moment):
+        """(R,) bool: the token begins a sentence, a line, or the answer."""
+        return self.decisions.owns(moment)
+
+    def differ(self, own, theirs, category):
+        """(R,) bool: the tokens are not the same."""
+        return own != theirs
+
+
+Categoriser = Openings | Latents

@@ -13,7 +13,8 @@ whose next token opens a step (the decision position).
 
 Where this departs from the paper: it adds the vector all over the step, here only the decision
 position gets it, so that few tokens are steered; and all steps of a trace are trained in one pass,
-each under the vectors of the earlier ones, which is how they act at run time.
+each under the vectors of the earlier ones, which is how they act at run time. The traces are read
+behind the prompt that the base is given, also by a thinking model that wrote them in a chat.
 
 It is quick because the residual stream below the vectors never changes: it is read once and only
 the blocks above are run again (`upper`).
@@ -21,6 +22,7 @@ the blocks above are run again (`upper`).
 
 import copy
 import random
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -29,10 +31,13 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from locksmith import activations, corpus, engine, lab, vocabulary
+from locksmith import activations, rollouts
+from locksmith.errors import BadInput
 from locksmith.experiments import taxonomy
+from locksmith.loading import Pair
 
 BATCH_TOKENS = 1024
+TRACE_TOKENS = 1000  # of a trace at most, as in the authors' code
 
 
 class Traces(NamedTuple):
@@ -49,15 +54,23 @@ class Traces(NamedTuple):
         return Traces(self.texts[first:last], self.starts[first:last], chosen, self.successful)
 
 
-def traces(model, task, problems, max_new_tokens, seed=0):
-    """One trace a problem, the correct ones; all of them where none is correct."""
-    prompts = [vocabulary.encode(p.prompt) for p in problems]
-    drawn = engine.sample(model, prompts, max_new_tokens=max_new_tokens, stop=vocabulary.STOP,
-                          seed=seed).ids()
-    right = [i for i, p in enumerate(problems) if task.grade(p, vocabulary.decode(drawn[i])).correct]
-    kept = right or range(len(problems))
-    texts, starts = [prompts[i] + drawn[i] for i in kept], [len(prompts[i]) for i in kept]
-    return Traces(texts, starts, taxonomy.steps(texts, starts), bool(right))
+def traces(pair: Pair, n: int, max_new_tokens: int) -> Traces:
+    """One trace of the thinking model a training problem, the correct ones; all of them where none
+    is correct. BadInput where they hold no step."""
+    thinking, base = pair.load("thinking", exact=True), pair.load("base")
+    problems = pair.problems(n, "train")
+    drawn = rollouts.answer(thinking, pair.rules, problems, seed=pair.seed,
+                            max_new_tokens=min(max_new_tokens, TRACE_TOKENS))
+    right = drawn.correct[:, 0].nonzero()[0].tolist()
+    kept = right or range(n)
+    prompts = [base.ask(pair.rules, problems[i]) for i in kept]
+    texts = [prompt + drawn.ids[i][0] for prompt, i in zip(prompts, kept)]
+    starts = [len(prompt) for prompt in prompts]
+    steps = taxonomy.steps(thinking, pair.rules, texts, starts)
+    if not steps:
+        raise BadInput(f"n_traces is {n} and max_new_tokens {max_new_tokens}: in so few and short "
+                       f"traces {thinking.name} wrote no step of {pair.task}; allowed are more.")
+    return Traces(texts, starts, steps, bool(right))
 
 
 # --- the frozen body above a block ----------------------------------------------------------------
@@ -65,8 +78,13 @@ def traces(model, task, problems, max_new_tokens, seed=0):
 def upper(model, layer):
     """The model above block `layer`: called with inputs_embeds = the residual stream after it.
 
-    It shares the model's weights. For decoders whose blocks stand in `model.model.layers`.
+    It shares the model's weights. BadInput for decoders whose blocks do not stand in
+    `model.model.layers` (those of Llama, Qwen, Mistral and Gemma 3 do).
     """
+    if not hasattr(getattr(model, "model", None), "layers"):
+        raise BadInput(f"model is a {type(model).__name__}, which has no model.layers; allowed for "
+                       "fitting vectors are decoders that have, such as Llama, Qwen and Gemma 3.")
+
     def shallow(module):
         other = copy.copy(module)
         other._modules = dict(module._modules)
@@ -128,28 +146,38 @@ def _batches(texts, marks, stream, batch_tokens=BATCH_TOKENS):
 def _train(body, layer, batches, parameters, added, steps, seed):
     """Adam, cosine decay, on the cross-entropy; added(batch) -> (B, T, D) to put on the stream.
 
-    parameters: {tensor: learning rate}.
+    parameters: {tensor: learning rate}; no other tensor gets a gradient.
     """
     top, order = upper(body, layer), torch.Generator().manual_seed(seed)
     adam = torch.optim.Adam([{"params": [p], "lr": lr} for p, lr in parameters.items()])
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     losses, queue = [], []
-    for _ in range(steps):
-        queue = queue or torch.randperm(len(batches), generator=order).tolist()
-        batch = batches[queue.pop()]
-        logits = top(inputs_embeds=batch.hidden + added(batch), use_cache=False).logits
-        loss = F.cross_entropy(logits[batch.row, batch.column].float(), batch.target)
-        # Only what is fitted gets a gradient; the body stays as it is.
-        for p, gradient in zip(parameters, torch.autograd.grad(loss, [*parameters]), strict=True):
-            p.grad = gradient
-        adam.step()
-        decay.step()
-        losses.append(float(loss.detach()))
+    with _frozen(body):
+        for _ in range(steps):
+            queue = queue or torch.randperm(len(batches), generator=order).tolist()
+            batch = batches[queue.pop()]
+            stream = (batch.hidden + added(batch)).to(body.device)
+            logits = top(inputs_embeds=stream, use_cache=False).logits[batch.row, batch.column]
+            loss = F.cross_entropy(logits.float(), batch.target.to(body.device))
+            gradients = torch.autograd.grad(loss, [*parameters])
+            for p, gradient in zip(parameters, gradients, strict=True):
+                p.grad = gradient
+            adam.step()
+            decay.step()
+            losses.append(float(loss.detach()))
     return losses
 
 
+@contextmanager
 def _frozen(body):
-    return copy.deepcopy(body).float().requires_grad_(False).eval()
+    """Inside, no weight of the body wants a gradient, so that none is kept for it."""
+    wanted = [p for p in body.parameters() if p.requires_grad]
+    body.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in wanted:
+            p.requires_grad_(True)
 
 
 # --- three kinds of vectors -----------------------------------------------------------------------
@@ -180,7 +208,7 @@ def optimised(body, traces, marks, n, layer, *, stream, bias=None, steps=60, lr=
     dims = stream.shape[1]
     bias = torch.zeros(dims) if bias is None else bias
     vectors, zero = torch.zeros(n, dims, requires_grad=True), torch.zeros(1, dims)
-    losses = _train(_frozen(body), layer, _batches(traces.texts, marks, stream),
+    losses = _train(body, layer, _batches(traces.texts, marks, stream),
                     {vectors: lr * _unit(stream)},
                     lambda b: torch.cat([zero, vectors + bias])[b.at], steps, seed)
     return vectors.detach(), float(np.mean(losses[-(len(losses) // 3 + 1):]))
@@ -219,7 +247,7 @@ def network(body, traces, marks, n, layer, *, stream, hidden=64, steps=120, lr=0
     marks: the positions where the models disagree; their categories are ignored, and the loss is on
     the next token alone. The vectors learn at lr, the network at a tenth of it, as in the paper.
     """
-    body, dims, unit = _frozen(body), stream.shape[1], _unit(stream)
+    dims, unit = stream.shape[1], _unit(stream)
     coefficients = Coefficients(dims, n, hidden, unit, seed)
     start = torch.randn(n, dims, generator=torch.Generator().manual_seed(seed))
     vectors = (0.1 * unit * start).requires_grad_()
@@ -243,20 +271,25 @@ def random_like(vectors, seed):
 
 # --- where the models disagree, and a gate that needs only the base -------------------------------
 
-def disagreeing(body, traces, marks, table, seed=0):
-    """Those marks at which a token drawn from the body opens no step of the mark's category.
+def disagreeing(body, traces, marks, tell, seed=0, most=2**28):
+    """Those marks at which a token drawn from the body differs from the thinking model's.
 
-    The paper compares the two models' greedy tokens; the lab decodes by drawing, so draws are
-    compared. table: (V,) category of each word that opens a step, else -1 (`taxonomy.by_opening`).
+    The paper compares the two models' greedy tokens; here answers are drawn, so draws are compared.
+    tell: the `taxonomy.Categoriser`, which says what differs. most: logits that are read at once.
     """
     places = [[] for _ in traces.texts]
     for m in marks:
         places[m.text].append(m.position)
-    p = activations.logits(body, traces.texts, places).softmax(-1)
-    drawn = torch.multinomial(p, 1, generator=torch.Generator().manual_seed(seed))[:, 0]
-    kinds = iter(table[drawn].tolist())
-    opened = {(i, at): next(kinds) for i, some in enumerate(places) for at in some}
-    return [m for m in marks if opened[m.text, m.position] != m.category]
+    sizes = [body.config.get_text_config().vocab_size * len(some) for some in places]
+    draw, own = torch.Generator().manual_seed(seed), {}
+    for part in activations.chunks(sizes, most):
+        at = [(i, place) for i in part for place in places[i]]
+        if at:
+            p = activations.logits(body, [traces.texts[i] for i in part],
+                                   [places[i] for i in part]).softmax(-1)
+            own |= dict(zip(at, torch.multinomial(p, 1, generator=draw)[:, 0]))
+    return [m for m in marks if tell.differ(
+        own[m.text, m.position], torch.tensor(traces.texts[m.text][m.position + 1]), m.category)]
 
 
 def probe(stream, traces, marks, n):
@@ -293,10 +326,11 @@ def probe(stream, traces, marks, n):
 class Study(NamedTuple):
     """What is known of a thinking model before any vector is fitted: its traces and their taxonomy.
 
-    categories (list of int) of traces.steps, n of them; opening (V,), the category that a word
-    opens, else -1; candidates, rows of `taxonomy.choose`; layer, the chosen one; scores, name ->
-    (purity, normalised mutual information) on held-out steps; encode, a module from the thinking
-    model's residual stream (R, D) at `layer` to latents (R, n).
+    categories (list of int) of traces.steps, n of them; opening (V,), the category of most steps
+    that a token begins, else -1; candidates, rows of `taxonomy.choose`; layer, the chosen one;
+    scores, name -> (purity, normalised mutual information) on held-out steps, {} where the task
+    does not know their kinds; tell, how a category is known while a model writes; places, a `Mark`
+    wherever a gate may ask: at the steps' openings, or at every token where openings are not told.
     """
     traces: Traces
     categories: list
@@ -305,43 +339,70 @@ class Study(NamedTuple):
     candidates: list
     layer: int
     scores: dict
-    encode: nn.Module
+    tell: taxonomy.Categoriser
+    places: list
 
 
-class Latents(nn.Module):
-    """Latents (R, n) of residual streams (R, D), centred and scaled as the step averages were."""
+def study(pair: Pair, n_traces: int, max_new_tokens: int, sizes: list, layers: list,
+          autoencoder: str = "quick") -> Study:
+    """Draws traces on training problems, a third of them held out, and finds the categories.
 
-    def __init__(self, mean, autoencoder):
-        super().__init__()
-        self.mean, self.autoencoder = mean, autoencoder.requires_grad_(False)
-
-    def forward(self, x):
-        return self.autoencoder.encode(taxonomy.normalise(x, self.mean))
-
-
-def study(profile, family, seed, n_traces, max_new_tokens, sizes, thinking="thinking"):
-    """Draws traces on training problems, a third of them held out, and finds the categories."""
-    model = lab.load(profile, family, thinking, seed, exact=True)
-    problems = lab.problems(profile, family, n_traces, "train")
-    found = traces(model, corpus.FAMILIES[family], problems, max_new_tokens, seed)
+    sizes: numbers of latents, layers: blocks, among which `taxonomy.choose` chooses. autoencoder: a
+    name of `taxonomy.AUTOENCODERS`.
+    """
+    found = traces(pair, n_traces, max_new_tokens)
+    model, base = pair.load("thinking", exact=True), pair.load("base")
     cut = max(1, 2 * len(found.texts) // 3)
     fitted, held_out = found.part(0, cut), found.part(cut, len(found.texts))
-    held_out = held_out if held_out.steps else fitted  # a smoke run's single trace
-    layers = range(model.config.num_hidden_layers)
+    fitted = fitted if fitted.steps else found
+    held_out = held_out if len(held_out.steps) > 1 else fitted  # the few traces of a smoke run
     averages, others = (taxonomy.averages(model, t.texts, t.steps, layers)
                         for t in (fitted, held_out))
-    candidates, (layer, mean, net) = taxonomy.choose(averages, others, sizes)
+    candidates, (layer, mean, net) = taxonomy.choose(averages, others, sizes,
+                                                     taxonomy.AUTOENCODERS[autoencoder])
     n = len(net.inner)
     x, y = (taxonomy.normalise(a[layer], mean) for a in (averages, others))
-    truth, guessed = [s.behaviour for s in held_out.steps], net.assign(y)
-    shuffled = guessed[torch.randperm(len(guessed), generator=torch.Generator().manual_seed(seed))]
-    scores = {"autoencoder": taxonomy.scores(guessed, truth),
-              "k-means": taxonomy.scores(taxonomy.kmeans(x, y, n, seed), truth),
-              "random, same sizes": taxonomy.scores(shuffled, truth)}
     everything = taxonomy.averages(model, found.texts, found.steps, [layer])[layer]
     categories = net.assign(taxonomy.normalise(everything, mean)).tolist()
-    return Study(found, categories, n, taxonomy.by_opening(found.texts, found.steps, categories, n),
-                 candidates, layer, scores, Latents(mean, net))
+    size = model.net.config.get_text_config().vocab_size
+    opening = taxonomy.by_opening(found.texts, found.steps, categories, n, size)
+    where = taxonomy.decisions(base, pair.rules)
+    tell = (taxonomy.Openings(opening) if where.told else
+            taxonomy.Latents(mean, net, layer, where))
+    return Study(found, categories, n, opening, candidates, layer,
+                 _scores(held_out.steps, net, x, y, pair.seed), tell,
+                 _places(model, found, categories, tell))
+
+
+def _scores(steps, net, x, y, seed):
+    """Scores of the autoencoder's assignment of the held-out y and of two baselines, fitted on x."""
+    truth, guessed = [s.kind for s in steps], net.assign(y)
+    if None in truth:
+        return {}
+    shuffled = guessed[torch.randperm(len(guessed), generator=torch.Generator().manual_seed(seed))]
+    return {"autoencoder": taxonomy.scores(guessed, truth),
+            "k-means": taxonomy.scores(taxonomy.kmeans(x, y, len(net.inner), seed), truth),
+            "random, same sizes": taxonomy.scores(shuffled, truth)}
+
+
+def _places(model, found, categories, tell):
+    """The `Mark`s of a study, see there; the loss of one is on its next token."""
+    if tell.layer is None:
+        return marks(found.steps, categories)
+    inside = [range(start - 1, len(ids) - 1) for ids, start in zip(found.texts, found.starts)]
+    hidden = activations.residuals(model.net, found.texts, [tell.layer], inside)[tell.layer]
+    kinds = iter(tell.category(torch.zeros(()), hidden).tolist())
+    return [Mark(i, p, p + 2, next(kinds)) for i, some in enumerate(inside) for p in some]
+
+
+def with_true_kinds(pair: Pair, found: Study) -> Study:
+    """A study with the task's own kinds of steps in the place of its categories."""
+    kinds, table = list(pair.rules.OPENINGS), taxonomy.by_kind(pair.load("base"), pair.rules)
+    steps = [step for step in found.traces.steps if step.kind in kinds]
+    categories = [kinds.index(step.kind) for step in steps]
+    return found._replace(traces=found.traces._replace(steps=steps), n=len(kinds), opening=table,
+                          categories=categories, tell=taxonomy.Openings(table),
+                          places=marks(steps, categories))
 
 
 class Fitted(NamedTuple):
@@ -355,22 +416,28 @@ class Fitted(NamedTuple):
     losses: tuple
     norm: float
 
+    @property
+    def both(self) -> torch.Tensor:
+        """(n, D): what is added to the stream, bias and vectors."""
+        return self.vectors + self.bias
 
-def fit(profile, family, seed, body, found, layers, steps, body_seed=None):
-    """{layer: Fitted} in a lab model; found: the `Study` whose traces and categories are used.
 
-    body_seed: of the body's weights, where they are not those of `seed` (an untrained model of
-    `seed` shares its first weights with the base, its words' embeddings among them).
+def fit(pair: Pair, body: str, found: Study, layers: list, steps: int,
+        body_seed: int | None = None) -> dict:
+    """{layer: Fitted} in the model of a role; found: whose traces and categories are used.
+
+    body_seed: of the body's weights, where they are not those of the pair's seed (an untrained
+    model of that seed shares its first weights with a lab's base, its words' embeddings among them).
     """
-    model = lab.load(profile, family, body, seed if body_seed is None else body_seed, exact=True)
+    net = pair.load(body, exact=True, seed=body_seed).net
     at = marks(found.traces.steps, found.categories)
-    differ = disagreeing(model, found.traces, at, found.opening, seed)
-    streams = activations.residuals(model, found.traces.texts, layers)
+    differ = disagreeing(net, found.traces, found.places, found.tell, pair.seed)
+    streams = activations.residuals(net, found.traces.texts, layers)
     out = {}
     for layer in layers:
-        how = {"layer": layer, "stream": streams[layer], "steps": steps, "seed": seed}
-        bias, start = optimised(model, found.traces, random_spans(found.traces, seed), 1, **how)
-        vectors, end = optimised(model, found.traces, at, found.n, bias=bias[0], **how)
+        how = {"layer": layer, "stream": streams[layer], "steps": steps, "seed": pair.seed}
+        bias, start = optimised(net, found.traces, random_spans(found.traces, pair.seed), 1, **how)
+        vectors, end = optimised(net, found.traces, at, found.n, bias=bias[0], **how)
         out[layer] = Fitted(
             bias[0], vectors, means(streams[layer], found.traces, found.categories, found.n),
             probe(streams[layer], found.traces, differ, found.n), (start, end),
@@ -378,12 +445,12 @@ def fit(profile, family, seed, body, found, layers, steps, body_seed=None):
     return out
 
 
-def fit_others(profile, family, seed, found, layer, steps):
+def fit_others(pair: Pair, found: Study, layer: int, steps: int) -> tuple:
     """In the base: (`network`'s vectors (n, D) and Coefficients, one vector (D,) for all steps)."""
-    model = lab.load(profile, family, "base", seed, exact=True)
+    net = pair.load("base", exact=True).net
     at = marks(found.traces.steps, found.categories)
-    differ = disagreeing(model, found.traces, at, found.opening, seed) or at
-    how = {"layer": layer, "steps": steps, "seed": seed,
-           "stream": activations.residuals(model, found.traces.texts, [layer])[layer]}
-    one, _ = optimised(model, found.traces, [m._replace(category=0) for m in at], 1, **how)
-    return *network(model, found.traces, differ, found.n, **how), one[0]
+    differ = disagreeing(net, found.traces, found.places, found.tell, pair.seed) or at
+    how = {"layer": layer, "steps": steps, "seed": pair.seed,
+           "stream": activations.residuals(net, found.traces.texts, [layer])[layer]}
+    one, _ = optimised(net, found.traces, [m._replace(category=0) for m in at], 1, **how)
+    return *network(net, found.traces, differ, found.n, **how), one[0]

@@ -1,0 +1,404 @@
+"""What steering recovers: the experiment of chapter 1, from fitting over choosing to comparing.
+
+    study      traces, kinds of steps                          (`vectors.study`)
+    fit_base   vectors in the base, at each layer              (`vectors.fit`)
+    validate   layer, strength and threshold, by a rule        (`pick`)
+    fit_controls
+               the same in other bodies, and other ways
+    run        every arm of `steering_arms` on test problems
+    summary    intervals and shares of the gap recovered
+
+Outcomes are a tidy table, a row a problem: task, arm, setting (strength or threshold, NaN where
+there is one only), seed, start (the unsteered model that the arm is measured from, None for models
+themselves), bits, and the columns of `hybrid.Run.frame`.
+"""
+
+from collections.abc import Iterable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+
+from locksmith import arms as names
+from locksmith import parallel, stats
+from locksmith.experiments import hybrid, steering_arms, vectors
+from locksmith.experiments.steering_arms import Fits, Setting
+
+MOST = 0.12  # the largest share of tokens that may be steered, the published one
+PARTNERS = ("distilled", "taught")  # models that may take the thinking model's part
+
+
+def share(outcomes: pd.DataFrame) -> float:
+    """Share of tokens that were chosen at a steered position."""
+    return outcomes["steered"].sum() / outcomes["drawn"].sum()
+
+
+def pick(tried: pd.DataFrame, by: list) -> dict:
+    """The setting (a value of each column of `by`) with the highest accuracy among those that steer
+    at most MOST of the tokens, or among all where none does; the first of equal ones."""
+    grouped = tried.groupby(by, sort=False)
+    table = grouped.agg(accuracy=("correct", "mean"), steered=("steered", "sum"),
+                        drawn=("drawn", "sum")).reset_index()
+    few = table[table["steered"] / table["drawn"] <= MOST]
+    best = few if len(few) else table
+    return best.loc[best["accuracy"].idxmax(), by].to_dict()
+
+
+@dataclass
+class Experiment:
+    """The experiment on pairs ((task, seed) -> Pair), with its jobs in a pool.
+
+    layers, strengths, thresholds: what is tried. fit_steps: of Adam for a set of vectors.
+    n_problems, n_samples: test problems and answers to each. studies, bodies (body -> layer ->
+    Fitted), others: (task, seed) -> what was fitted. settings: task -> Setting. tried: outcomes on
+    validation problems. outcomes: on test problems. runs: (task, arm, setting, seed) -> hybrid.Run.
+    """
+    pool: Executor
+    pairs: dict
+    layers: list
+    strengths: list
+    thresholds: list
+    fit_steps: int
+    n_problems: int
+    n_samples: int
+    n_validation: int
+    max_new_tokens: int
+    studies: dict = field(default_factory=dict, init=False)
+    bodies: dict = field(default_factory=dict, init=False)
+    others: dict = field(default_factory=dict, init=False)
+    settings: dict = field(default_factory=dict, init=False)
+    seen: dict = field(default_factory=dict, init=False)
+    tried: pd.DataFrame = field(default=None, init=False)
+    outcomes: pd.DataFrame = field(default=None, init=False)
+    runs: dict = field(default_factory=dict, init=False)
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(task for task, _ in self.pairs))
+
+    def has(self, task: str, role: str) -> bool:
+        """Whether every seed of a task has a model in a role."""
+        return all(pair.has(role) for (other, _), pair in self.pairs.items() if other == task)
+
+    def answers(self, n_traces: int) -> int:
+        """About how many answers the whole experiment draws."""
+        tried = len(self.layers) * len(self.strengths) + len(self.thresholds)
+        arms = len(steering_arms.ARMS) * len(self.strengths)
+        return len(self.pairs) * (n_traces + tried * self.n_validation
+                                  + arms * self.n_problems * self.n_samples)
+
+    # --- what is fitted
+
+    def study(self, n_traces: int, latents: list, autoencoder: str) -> None:
+        """Finds the kinds of steps of each thinking model; latents: numbers that are tried."""
+        self._study(dict.fromkeys(self.pairs, latents), n_traces, autoencoder)
+
+    def _study(self, latents, n_traces, autoencoder):
+        jobs = {key: dict(pair=pair, n_traces=n_traces, max_new_tokens=self.max_new_tokens,
+                          sizes=latents[key], layers=self.layers, autoencoder=autoencoder)
+                for key, pair in self.pairs.items()}
+        done = parallel.run(self.pool, vectors.study, jobs)
+        self.studies = {key: done[key] for key in jobs}
+
+    def fit_base(self) -> None:
+        """Vectors in the base, at every layer."""
+        self._fit({(key, "base"): dict(layers=self.layers) for key in self.pairs})
+
+    def fit_controls(self) -> None:
+        """At the chosen layer: vectors in other bodies, with true kinds where the task knows them,
+        and other ways to fit."""
+        jobs = {}
+        for (task, seed), pair in self.pairs.items():
+            twin = ["twin"] * self.has(task, "twin")
+            bodies = [*twin, "untrained", "unrelated"]
+            if pair.rules.OPENINGS:
+                bodies += [f"{body}, true kinds" for body in ["base", *twin]]
+            layer = self.settings[task].layer
+            jobs |= {((task, seed), body): dict(layers=[layer]) for body in bodies}
+        self._fit(jobs)
+        self.others = parallel.run(self.pool, vectors.fit_others, {
+            key: dict(pair=pair, found=self.studies[key], layer=self.settings[key[0]].layer,
+                      steps=self.fit_steps) for key, pair in self.pairs.items()})
+
+    def _fit(self, jobs):
+        """Fits in bodies: (pair's key, body) -> {layers}."""
+        for (key, body), job in jobs.items():
+            role, _, kinds = body.partition(", ")
+            found = self.studies[key]
+            job |= dict(pair=self.pairs[key], body=role, steps=self.fit_steps,
+                        found=vectors.with_true_kinds(self.pairs[key], found) if kinds else found)
+            if role == "unrelated":
+                job |= dict(body="untrained", body_seed=1000 + self.pairs[key].seed)
+        for (key, body), fitted in parallel.run(self.pool, vectors.fit, jobs).items():
+            self.bodies.setdefault(key, {}).setdefault(body, {}).update(fitted)
+
+    # --- what is chosen
+
+    def validate(self) -> None:
+        """Chooses layer and strength of the hybrid, then the probe's threshold, by `pick`."""
+        arms = {(*key, (layer, strength)): self._steered(key, layer, strength)
+                for key in self.pairs for layer in self.layers for strength in self.strengths}
+        runs = self._answer(arms, n_problems=self.n_validation, n=1, split="validation")
+        self.tried = pd.concat([run.frame().assign(task=task, seed=seed, layer=at[0], strength=at[1])
+                                for (task, seed, at), run in runs.items()], ignore_index=True)
+        chosen = {task: pick(rows, ["layer", "strength"])
+                  for task, rows in self.tried.groupby("task", sort=False)}
+        probes = {}
+        for task, seed in self.pairs:
+            layer, strength = int(chosen[task]["layer"]), float(chosen[task]["strength"])
+            weight, intercept = self.bodies[task, seed]["base"][layer].probe
+            arm = self._steered((task, seed), layer, strength)
+            probes |= {(task, seed, x): replace(arm, gate=hybrid.Probe(weight, intercept, x))
+                       for x in self.thresholds}
+            self.seen[task, seed] = seen(runs[task, seed, (layer, strength)],
+                                          self.studies[task, seed].n)
+            self.settings[task] = Setting(layer, strength, None)
+        sensed = self._answer(probes, n_problems=self.n_validation, n=1, split="validation")
+        frame = pd.concat([run.frame().assign(task=task, seed=seed, threshold=x)
+                           for (task, seed, x), run in sensed.items()], ignore_index=True)
+        for task, rows in frame.groupby("task", sort=False):
+            threshold = float(pick(rows, ["threshold"])["threshold"])
+            self.settings[task] = self.settings[task]._replace(threshold=threshold)
+
+    def _steered(self, key, layer, strength):
+        return steering_arms.steered(self.pairs[key], self.studies[key], self.bodies[key]["base"],
+                                     layer, strength)
+
+    # --- what is run
+
+    def fits(self, key: tuple) -> Fits:
+        """All that is known of a pair, for its arms."""
+        network, coefficients, one = self.others.get(key, (None, None, None))
+        return Fits(self.pairs[key], self.studies[key], self.settings[key[0]], self.bodies[key],
+                    network, coefficients, one, *self.seen.get(key, (0.0, [])),
+                    self.strengths or [self.settings[key[0]].strength], self.thresholds)
+
+    def run(self, ids: Iterable[str] | None = None) -> pd.DataFrame:
+        """Lets every arm of `steering_arms`, or those of `ids`, answer the test problems."""
+        arms = {(*key, (name, setting)): arm for key in self.pairs
+                for name in ids or steering_arms.ARMS
+                for setting, arm in steering_arms.settings(name, self.fits(key)).items()}
+        runs = self._answer(arms, n_problems=self.n_problems, n=self.n_samples)
+        tables = []
+        for (task, seed, (name, setting)), run in runs.items():
+            arm = arms[task, seed, (name, setting)]
+            self.runs[task, name, setting, seed] = run
+            start = arm.runs if arm.gate else "base" if arm.decides else None
+            tables.append(run.frame().assign(task=task, arm=name, setting=setting, seed=seed,
+                                             start=start, bits=run.bits))
+        self.outcomes = pd.concat(tables, ignore_index=True).astype({"setting": float})
+        return self.outcomes
+
+    def _answer(self, arms, **how):
+        """(task, seed, anything) -> Run, in the order of `arms`."""
+        jobs = {key: dict(pair=self.pairs[key[:2]], arm=arm, max_new_tokens=self.max_new_tokens, **how)
+                for key, arm in arms.items()}
+        done = parallel.run(self.pool, hybrid.run, jobs)
+        return {key: done[key] for key in arms}
+
+    def with_partner(self, role: str, n_traces: int, autoencoder: str) -> "Experiment":
+        """The same experiment with another model in the thinking model's part, at the same setting:
+        with its own traces, categories and vectors, and with the arms that are compared run."""
+        pairs = {key: pair._replace(thinking=pair.name(role)) for key, pair in self.pairs.items()}
+        other = replace(self, pairs=pairs, strengths=[])
+        other.settings = self.settings
+        other._study({key: [study.n] for key, study in self.studies.items()}, n_traces, autoencoder)
+        other._fit({(key, "base"): dict(layers=[self.settings[key[0]].layer]) for key in pairs})
+        other.run(["base", *partner_ids(role)])
+        return other
+
+    # --- what is looked at
+
+    def first(self, task: str) -> tuple:
+        """(Pair, Study, {layer: Fitted} in the base) of a task's first seed."""
+        key = next(key for key in self.pairs if key[0] == task)
+        return self.pairs[key], self.studies[key], self.bodies.get(key, {}).get("base")
+
+    def categories(self) -> pd.DataFrame:
+        """Of each pair: traces, steps, chosen layer and latents, agreement of two seeds, share of
+        variance rebuilt, and whether the traces are successful ones."""
+        out = []
+        for (task, seed), s in self.studies.items():
+            best = max(s.candidates, key=lambda row: row["agreement"])
+            out.append(dict(task=task, seed=seed, traces=len(s.traces.texts),
+                            steps=len(s.traces.steps), layer=s.layer, latents=s.n,
+                            agreement=best["agreement"], rebuilt=best["rebuilt"],
+                            successful=s.traces.successful))
+        return pd.DataFrame(out)
+
+    def category_scores(self) -> pd.DataFrame:
+        """Of each task that knows its kinds of steps: method, seed, purity, normalised mutual
+        information on held-out steps."""
+        return pd.DataFrame([dict(task=task, method=method, seed=seed, purity=purity, information=nmi)
+                             for (task, seed), s in self.studies.items()
+                             for method, (purity, nmi) in s.scores.items()],
+                            columns=["task", "method", "seed", "purity", "information"])
+
+    def losses(self) -> pd.DataFrame:
+        """Of each task and layer, means over seeds: nats a token of the bias on random spans and of
+        the vectors on steps, and the vectors' norm as a share of the residual stream's."""
+        rows = [dict(task=task, layer=layer, bias=x.losses[0], vectors=x.losses[1],
+                     norm=float(x.both.norm(dim=1).mean()) / x.norm)
+                for (task, _), bodies in self.bodies.items() for layer, x in bodies["base"].items()]
+        return pd.DataFrame(rows).groupby(["task", "layer"], sort=False).mean().reset_index()
+
+    def sizes(self) -> pd.DataFrame:
+        """How much was fitted: task, arm, parameters, their share of the base's own."""
+        out = []
+        for task in self.tasks:
+            pair, study, fitted = self.first(task)
+            dims = len(fitted[self.settings[task].layer].bias)
+            net = sum(p.numel() for p in self.others[task, pair.seed][1].parameters())
+            vectors_, probe = (study.n + 1) * dims, (study.n + 1) * (dims + 1)
+            own = pair.load("base").net.num_parameters()
+            out += [dict(task=task, arm=arm, parameters=n, share=n / own) for arm, n in (
+                ("hybrid", vectors_), ("bias-only", dims), ("one-vector", dims),
+                ("network", study.n * dims + net), ("probe", vectors_ + probe))]
+        return pd.DataFrame(out)
+
+    def shown(self, task: str) -> tuple[str, list]:
+        """A test problem that the base fails and hybrid and thinking model solve, if there is one:
+        (its question, [(arm, whether right, its answer with steered tokens in brackets)])."""
+        seed = next(seed for other, seed in self.pairs if other == task)
+        pair, strength = self.pairs[task, seed], self.settings[task].strength
+        runs = {name: self.runs[task, name, strength if name == "hybrid" else None, seed]
+                for name in ("base", "hybrid", "thinking")}
+        right = {name: run.correct[:, 0] for name, run in runs.items()}
+        i = int((right["hybrid"] & right["thinking"] & ~right["base"]).argmax())
+        model = pair.load("base")
+        return pair.rules.question(pair.problems(self.n_problems)[i]), [
+            (name, bool(right[name][i]), bracketed(model, run.ids[i][0], run.which[i][0]))
+            for name, run in runs.items()]
+
+    def misplaced(self) -> list[str]:
+        """Runs that steered more or fewer positions than were meant: there should be none."""
+        out = []
+        for key, run in self.runs.items():
+            meant = sum(k >= 0 for row in run.which for one in row for k in one)
+            if run.n_steered != meant:
+                out.append(f"{key}: {run.n_steered} positions steered, {meant} meant")
+        return out
+
+
+def seen(run, n):
+    """(share of tokens at which it steered, how often which of n categories)."""
+    which = np.concatenate(sum(run.which, []))
+    counts = np.bincount(which[which >= 0], minlength=n) + 1e-9
+    return run.n_steered / run.tokens.sum(), (counts / counts.sum()).tolist()
+
+
+def partner_ids(role: str) -> dict:
+    """Arms of an experiment with a partner -> what they are called beside the others."""
+    return {"thinking": role, "thinking-decides-base-executes": f"{role}-decides-base-executes",
+            "hybrid": f"hybrid-with-{role}"}
+
+
+def bracketed(model, ids: list, which: list) -> str:
+    """The text of token ids, those with a category (>= 0) in brackets."""
+    text, out = model.decode(ids), ""
+    for (start, end), category in zip(model.spans(ids), which, strict=True):
+        piece = text[start:end]
+        space = piece[:len(piece) - len(piece.lstrip())]
+        out += f"{space}[{piece.strip()}]" if category >= 0 else piece
+    return out
+
+
+# --- what is compared -----------------------------------------------------------------------------
+
+def scores(rows: pd.DataFrame, column: str = "correct") -> np.ndarray:
+    """(seeds, problems) of the outcomes of one arm at one setting."""
+    return rows.pivot(index="seed", columns="problem", values=column).to_numpy(float)
+
+
+def measures(rows: pd.DataFrame) -> dict:
+    """Quantity -> stats.Interval of the outcomes of one arm at one setting."""
+    steered, drawn = scores(rows, "steered"), scores(rows, "drawn")
+    return {"pass_at_k": stats.mean_interval(scores(rows)),
+            "trace_pass_at_k": stats.mean_interval(scores(rows, "trace")),
+            "steered_share": stats.interval(lambda s, d: s / np.maximum(d, 1e-9), steered, drawn),
+            "truncated": stats.mean_interval(scores(rows, "truncated")),
+            "tokens_per_answer": stats.interval(lambda m: m, scores(rows, "tokens"))}
+
+
+def summary(outcomes: pd.DataFrame, settings: dict) -> pd.DataFrame:
+    """A row a task, arm, setting and quantity: value, low, high, and whether the setting `counts`.
+
+    Beside `measures` there is gap_recovered, (arm - start) / (thinking - start) in accuracy, every
+    term resampled together over problems and seeds; no row where there is no clear gap. settings:
+    task -> Setting. The hybrid and the probe count at what validation chose, every other arm at the
+    setting that serves it best here.
+    """
+    out = []
+    for task, here in outcomes.groupby("task", sort=False):
+        of = {arm: rows for arm, rows in here.groupby("arm", sort=False)}
+        for arm, all_settings in of.items():
+            best = _counting(arm, all_settings, settings[task])
+            for setting, rows in all_settings.groupby("setting", sort=False, dropna=False):
+                found, start = measures(rows), rows["start"].iloc[0]
+                if start is not None:
+                    found["gap_recovered"] = stats.gap_recovered(
+                        scores(rows), scores(of[start]), scores(of["thinking"]))
+                counts = setting == best or pd.isna(setting)
+                out += [dict(task=task, arm=arm, setting=setting, quantity=quantity, counts=counts,
+                             value=float(x.value), low=float(x.low), high=float(x.high))
+                        for quantity, x in found.items() if x is not None]
+    return pd.DataFrame(out)
+
+
+def _counting(arm, rows, setting):
+    """The setting of an arm that counts."""
+    if arm in ("hybrid", "probe"):
+        return setting.strength if arm == "hybrid" else setting.threshold
+    return rows.groupby("setting", sort=False)["correct"].mean().idxmax() if (
+        rows["setting"].notna().any()) else None
+
+
+def counted(outcomes: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """The outcomes at the settings that count; table: their `summary`."""
+    keys = table.loc[table["counts"], ["task", "arm", "setting"]].drop_duplicates()
+    return outcomes.merge(keys, on=["task", "arm", "setting"])
+
+
+def differences(outcomes: pd.DataFrame, arm: str = "hybrid") -> pd.DataFrame:
+    """Accuracy of an arm minus that of every control, on the same problems and seeds: task, against,
+    value, low, high. outcomes: at the settings that count. Models themselves are no controls here."""
+    out, changed = [], outcomes[outcomes["start"].notna()]
+    for task, here in changed.groupby("task", sort=False):
+        of = {name: scores(rows) for name, rows in here.groupby("arm", sort=False)}
+        for name in of:
+            if names.get(name).role == "control":
+                value, low, high = map(float, stats.difference(of[arm], of[name]))
+                out.append(dict(task=task, against=name, value=value, low=low, high=high))
+    return pd.DataFrame(out)
+
+
+def curve(table: pd.DataFrame, quantity: str) -> pd.DataFrame:
+    """A row an arm and setting of a `summary`: a quantity, and `share`, of the tokens steered."""
+    keys = ["task", "arm", "setting"]
+    share = table[table["quantity"] == "steered_share"][[*keys, "value"]]
+    return table[table["quantity"] == quantity].merge(share.rename(columns={"value": "share"}), on=keys)
+
+
+def steps_taken(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """Of each task and arm: bits handed over a steered token, share of attempts that are valid,
+    backtracks a problem and answer."""
+    out = []
+    for (task, arm), rows in outcomes.groupby(["task", "arm"], sort=False):
+        out.append(dict(
+            task=task, arm=arm, bits=rows.groupby("seed", sort=False)["bits"].first().mean(),
+            valid=rows["valid_attempts"].sum() / max(rows["attempts"].sum(), 1),
+            backtracks=rows["backtracks"].sum() / rows["answers"].sum()))
+    return pd.DataFrame(out)
+
+
+def staircase(outcomes: pd.DataFrame, ids: Iterable[str]) -> pd.DataFrame:
+    """Accuracy gained or lost from each arm of `ids` to the next: task, arm, value, low, high."""
+    out = []
+    for task, here in outcomes.groupby("task", sort=False):
+        of = {name: scores(rows) for name, rows in here.groupby("arm", sort=False)}
+        there = [name for name in ids if name in of]
+        for above, name in zip(there, there[1:]):
+            value, low, high = map(float, stats.difference(of[name], of[above]))
+            out.append(dict(task=task, arm=name, value=value, low=low, high=high))
+    return pd.DataFrame(out)

@@ -1,0 +1,228 @@
+"""The arms of chapter 1, what the experiment chooses, and how it compares, against counts by hand."""
+
+from dataclasses import fields
+from types import SimpleNamespace
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from locksmith import arms, params, stats
+from locksmith.book import claims
+from locksmith.experiments import hybrid, recovery, steering_arms, taxonomy, vectors
+from locksmith.experiments.steering_arms import Fits, Setting
+from repository import ROOT
+
+NB = nbformat.read(ROOT / "chapters/01_hybrid_steering.ipynb", as_version=4)
+
+
+def rows(correct, steered=4, drawn=40, **columns):
+    """Outcomes of one arm and seed, a row a problem with one answer each."""
+    correct = np.array(correct, float)
+    return pd.DataFrame({"problem": range(len(correct)), "answers": 1, "correct": correct,
+                         "trace": correct, "truncated": 1 - correct, "tokens": drawn, "drawn": drawn,
+                         "steered": steered, "attempts": 4, "valid_attempts": 3, "backtracks": 2,
+                         "bits": 1.5, "seed": 0, "task": "chain", "start": "base"} | columns)
+
+
+# --- the arms -------------------------------------------------------------------------------------
+
+class Lab:
+    """As much of a `loading.Pair` as arms ask for: a base with one direction a word."""
+    seed, rules = 0, SimpleNamespace(OPENINGS={"try": (("try",),), "wait": (("hmm", "so"),)})
+
+    def load(self, role):
+        net = SimpleNamespace(
+            config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=8)),
+            get_output_embeddings=lambda: SimpleNamespace(weight=torch.eye(8)))
+        return SimpleNamespace(net=net, depth=3, encode=lambda text: [{"try": 4, "hmm": 5}[text]])
+
+
+@pytest.fixture
+def fits():
+    """Made-up fits of three categories, in every body that a lab may have."""
+    one = vectors.Fitted(torch.randn(8), torch.randn(3, 8), torch.randn(3, 8),
+                         (torch.randn(4, 8), torch.randn(4)), (1.0, 0.5), 9.0)
+    opening = torch.tensor([-1, 0, 1, 2, -1, -1, -1, -1])
+    study = SimpleNamespace(n=3, opening=opening, tell=taxonomy.Openings(opening),
+                            categories=[0, 2, 2], _replace=lambda tell: SimpleNamespace(tell=tell))
+    bodies = {body: {1: one._replace(bias=torch.randn(8)), 2: one._replace(vectors=2 * one.vectors)}
+              for body in ("base", "twin", "untrained", "unrelated", "base, true kinds",
+                           "twin, true kinds")}
+    return Fits(Lab(), study, Setting(1, 2.0, 0.4), bodies, torch.randn(3, 8), torch.nn.Linear(8, 3),
+                torch.randn(8), 0.1, [0.25, 0.0, 0.75], [1.0, 2.0], [0.3, 0.4])
+
+
+def changed(fits, name):
+    """The fields in which an arm differs from the hybrid at the chosen strength."""
+    arm, on = (steering_arms.ARMS[x][0](fits) for x in (name, "hybrid"))
+
+    def same(a, b):
+        if torch.is_tensor(a) and torch.is_tensor(b):
+            return torch.equal(a, b)
+        if isinstance(a, tuple):
+            return type(a) is type(b) and all(map(same, a, b))
+        return a is b or (type(a) is type(b) and a == b)
+    return arm, {f.name for f in fields(arm) if not same(getattr(arm, f.name), getattr(on, f.name))}
+
+
+def test_every_control_changes_what_its_row_says_and_nothing_else(fits):
+    on, _ = changed(fits, "hybrid")
+    assert (on.layer, on.runs, on.strength) == (1, "base", 2.0)
+    assert isinstance(on.gate, hybrid.Disagreement) and torch.equal(on.vectors, fits.vectors)
+    for name, wanted in {
+            "bias-only": {"vectors"}, "one-vector": {"vectors"}, "random-vectors": {"vectors"},
+            "untrained-vectors": {"vectors"}, "unrelated-vectors": {"vectors"},
+            "difference-of-means": {"vectors"}, "network": {"vectors", "coefficients"},
+            "logit-push": {"vectors", "layer"}, "other-category": {"gate"}, "oracle": {"gate"},
+            "random-positions": {"gate"}, "always-on": {"gate"}, "probe": {"gate"},
+            "reranking": {"processor"}, "ceiling": {"vectors", "strength", "processor"},
+            "reranking-alone": {"vectors", "strength", "processor"},
+            "ceiling-oracle": {"gate", "vectors", "strength", "processor"},
+            "true-kinds": {"gate", "vectors"}, "twin-vectors": {"runs", "vectors"},
+            "twin-vectors-true-kinds": {"runs", "gate", "vectors"}}.items():
+        assert changed(fits, name)[1] == wanted, name
+    for name in ("ceiling", "reranking-alone"):  # nothing is added, at the hybrid's positions
+        assert not changed(fits, name)[0].vectors.any()
+
+
+def test_controls_have_the_norms_and_times_that_they_should(fits):
+    made = {name: function(fits) for name, (function, _) in steering_arms.ARMS.items()}
+    base = fits.bodies["base"]
+    for name in ("random-vectors", "untrained-vectors", "unrelated-vectors"):
+        assert torch.allclose(made[name].vectors.norm(dim=1), base[1].both.norm(dim=1))
+        assert not torch.allclose(made[name].vectors.mean(0), base[1].bias, atol=0.1)  # no bias kept
+    push = made["logit-push"]
+    assert torch.allclose(push.vectors.norm(dim=1), base[2].both.norm(dim=1)) and push.layer == 2
+    assert push.vectors.argmax(1).tolist() == [1, 2, 3]  # along its own words' rows, after the last
+    assert (made["bias-only"].vectors == base[1].bias).all()
+    assert made["random-positions"].gate == hybrid.RandomPositions(0.1, [0.25, 0.0, 0.75])
+    assert made["always-on"].gate.category == 2  # the commonest
+    assert made["true-kinds"].gate.tell.table.tolist() == [-1, -1, -1, -1, 0, 1, -1, -1]
+    assert made["thinking-decides-twin-executes"] == hybrid.Arm(runs="twin", decides="thinking")
+
+
+def test_an_arm_runs_over_strengths_or_thresholds_or_once(fits):
+    curve = steering_arms.settings("hybrid", fits)
+    assert {x: arm.strength for x, arm in curve.items()} == {1.0: 1.0, 2.0: 2.0}
+    curve = steering_arms.settings("probe", fits)
+    assert {x: arm.gate.threshold for x, arm in curve.items()} == {0.3: 0.3, 0.4: 0.4}
+    assert [*steering_arms.settings("ceiling", fits)] == [None]
+    bare = fits._replace(bodies={k: v for k, v in fits.bodies.items() if k in ("base", "untrained",
+                                                                              "unrelated")})
+    lacking = {name for name in steering_arms.ARMS if not steering_arms.settings(name, bare)}
+    assert lacking == {"twin", "twin-vectors", "true-kinds", "twin-vectors-true-kinds",
+                       "thinking-decides-twin-executes"}
+
+
+def test_every_arm_is_in_arms_yml_and_every_control_says_what_it_would_mean(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    roles = {name: arms.get(name).role for name in steering_arms.ARMS}
+    steering = {name for name in roles if "-decides-" not in name and name not in ("base", "twin")}
+    meant = steering_arms.meanings()
+    assert {name for name in steering if roles[name] == "control"} <= set(meant)
+    assert {*meant} <= set(roles) and len(meant) > 12
+    for role in recovery.PARTNERS:
+        assert all(arms.get(name) for name in recovery.partner_ids(role).values())
+
+
+def test_the_claim_finds_its_facts_here(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    book = claims.load()
+    claim = next(claim for claim in book["claims"] if claim["id"] == "hybrid-steering")
+    read = {(term["model"], term["quantity"]) for part in claim["parts"]
+            for term in part["parsed"] if isinstance(term, dict)}
+    assert read and {model for model, _ in read} <= set(steering_arms.ARMS)
+    measured = {*recovery.measures(rows([1, 0])), "gap_recovered"}
+    assert {quantity for _, quantity in read} <= measured
+    chapter = params.load("lab")["chapters"]["ch01"]
+    assert chapter["n_problems"] >= book["needs"]["default"]["problems"]
+    assert chapter["tasks"] == claim["families"]
+
+
+# --- what is chosen and compared ------------------------------------------------------------------
+
+def test_the_rule_takes_the_best_setting_that_steers_few_enough():
+    good, fair, bad = [1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]
+    tried = pd.concat([rows(good, 20, strength=0.5), rows(fair, 4, strength=1.0),
+                       rows(bad, 0, strength=2.0)])
+    assert recovery.pick(tried, ["strength"]) == {"strength": 1.0}
+    assert recovery.pick(tried[tried["strength"] == 0.5], ["strength"]) == {"strength": 0.5}
+    assert recovery.share(pd.concat([rows(good, 20), rows(good, 4)])) == pytest.approx(0.3)
+
+
+@pytest.fixture
+def outcomes():
+    """Three seeds, 200 problems: a base at 0.2, a thinking model at 0.8, a hybrid in the middle at
+    strength 1 and at the base's level at 2, and a control that is better at 2 than at 1."""
+    rng, parts = np.random.default_rng(0), []
+    for seed in range(3):
+        low, high = rng.random(200) < 0.2, rng.random(200) < 0.8
+        half = np.where(np.arange(200) % 2, low, high)
+        for arm, setting, start, correct in (
+                ("base", np.nan, None, low), ("thinking", np.nan, None, high),
+                ("hybrid", 1.0, "base", half), ("hybrid", 2.0, "base", low),
+                ("bias-only", 1.0, "base", low), ("bias-only", 2.0, "base", half)):
+            parts.append(rows(correct, arm=arm, setting=setting, start=start, seed=seed))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_recovery_by_hand(outcomes):
+    table = recovery.summary(outcomes, {"chain": Setting(1, 2.0, None)})
+    mean = outcomes.groupby(["arm", "setting"], dropna=False)["correct"].mean()
+    gap = table[table["quantity"] == "gap_recovered"].set_index(["arm", "setting"])
+    wanted = (mean["hybrid", 1.0] - mean["base"].iloc[0]) / (
+        mean["thinking"].iloc[0] - mean["base"].iloc[0])
+    assert gap.loc[("hybrid", 1.0), "value"] == pytest.approx(wanted)
+    assert gap.loc[("hybrid", 1.0), "low"] < 0.5 < gap.loc[("hybrid", 1.0), "high"]
+    assert not {"base", "thinking"} & set(gap.index.get_level_values("arm"))
+    # The hybrid counts where validation said, though 1 is better; a control where it is best.
+    counts = table[table["counts"]].drop_duplicates(["arm", "setting"]).set_index("arm")["setting"]
+    assert counts["hybrid"] == 2.0 and counts["bias-only"] == 2.0 and pd.isna(counts["base"])
+    chosen = recovery.counted(outcomes, table)
+    assert set(chosen["arm"]) == {"base", "thinking", "hybrid", "bias-only"} and len(chosen) == 4 * 600
+    same = outcomes[outcomes["arm"].isin(["base", "hybrid"])]
+    flat = pd.concat([same, same[same["arm"] == "base"].assign(arm="thinking")])
+    flat = recovery.summary(flat, {"chain": Setting(1, 1.0, None)})
+    assert "gap_recovered" not in set(flat["quantity"])  # no gap, no share of it
+
+
+def test_a_control_is_compared_on_the_same_problems_and_seeds(outcomes, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    table = recovery.summary(outcomes, {"chain": Setting(1, 1.0, None)})
+    found = recovery.differences(recovery.counted(outcomes, table))
+    assert found["against"].tolist() == ["bias-only"]  # models themselves are no controls
+    assert found.loc[0, ["value", "low", "high"]].tolist() == [0, 0, 0]  # paired: the same answers
+    table = recovery.summary(outcomes, {"chain": Setting(1, 2.0, None)})
+    found = recovery.differences(recovery.counted(outcomes, table))
+    want = stats.difference(*(recovery.scores(outcomes[(outcomes["arm"] == arm) & (
+        outcomes["setting"] == 2.0)]) for arm in ("hybrid", "bias-only")))
+    assert found.loc[0, ["value", "low", "high"]].tolist() == pytest.approx([*map(float, want)])
+    stairs = recovery.staircase(recovery.counted(outcomes, table), ["thinking", "nobody", "hybrid"])
+    mean = outcomes.groupby(["arm", "setting"], dropna=False)["correct"].mean()
+    assert stairs["arm"].tolist() == ["hybrid"] and stairs["value"][0] == pytest.approx(
+        mean["hybrid", 2.0] - mean["thinking"].iloc[0])
+
+
+def test_a_long_answer_counts_for_its_tokens(outcomes):
+    table = rows([1, 1], steered=[10, 0], drawn=[40, 120], arm="hybrid", setting=1.0)
+    assert float(recovery.measures(table)["steered_share"].value) == pytest.approx(10 / 160)
+    taken = recovery.steps_taken(table)
+    assert taken[["bits", "valid", "backtracks"]].iloc[0].tolist() == [1.5, 0.75, 2.0]
+
+
+def test_how_often_the_hybrid_was_seen_to_steer():
+    run = SimpleNamespace(which=[[[-1, 2, 0, 2]], [[-1, -1, -1, 2]]], n_steered=4,
+                          tokens=np.array([[4], [4]]))
+    rate, frequencies = recovery.seen(run, 3)
+    assert rate == 0.5 and np.allclose(frequencies, [0.25, 0, 0.75], atol=1e-6)
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+def test_the_page_names_no_arm_that_does_not_exist():
+    code = "\n".join(cell.source for cell in NB.cells if cell.cell_type == "code")
+    steps = code.split("STEPS = {")[1].split("}")[0]
+    named = [part.split('"')[1] for part in steps.split(",") if ":" in part]
+    assert len(named) == 6 and set(named) <= set(steering_arms.ARMS)
