@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ class Book:
 
     def status(self):
         """What `dvc status` reports as changed: {stage: ...}."""
-        with Repo(self.folder) as repo:
+        with chdir(self.folder), Repo() as repo:
             return repo.status(["dvc.yaml", "data.dvc"])
 
     def restore(self):
