@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from locksmith import errors, grammar, params, vocabulary
+from locksmith import errors, grammar, params, results, vocabulary
 from locksmith.tasks import chain, countdown
 
 FAMILIES = {"countdown": countdown, "chain": chain}
@@ -78,7 +78,11 @@ def write(task, generator, n_tokens, seed):
 
 
 def run(profile):
-    """Writes the problem sets of a profile to data/<profile>/<family>_<split>.jsonl."""
+    """Writes the problem sets of a profile to data/<profile>/<family>_<split>.jsonl.
+
+    results/<profile>/data.sha256 says which, as `sha256sum -c` reads it: `data` as a whole belongs to
+    data.dvc, so the stage that writes it needs something else to show for it.
+    """
     config = params.load(profile)
     folder = Path("data") / profile
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,6 +95,8 @@ def run(profile):
                 assert seen.setdefault(problem.key, split) == split, f"{problem.key} is in two splits"
             lines = (json.dumps({"key": p.key, "prompt": " ".join(p.prompt)}) for p in found)
             (folder / f"{family}_{split}.jsonl").write_text("\n".join(lines) + "\n")
+    sums = [f"{results.sha256(path)}  {path.as_posix()}\n" for path in sorted(folder.iterdir())]
+    results.save(Path("results") / profile / "data.sha256", "".join(sums))
 
 
 def main():

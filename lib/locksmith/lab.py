@@ -34,9 +34,11 @@ def folder(profile, family, which, seed):
 def steps(profile, family, which, seed):
     """Checkpoints on the way to `which` ("base" or "thinking"): folders, in order of training.
 
-    Only the first seed keeps them: an empty list for every other.
+    Only the first seed keeps them, and only where they were made, for DVC does not push them: an
+    empty list anywhere else.
     """
-    way = folder(profile, family, which, seed).with_name(f"seed{seed}_steps")
+    final = folder(profile, family, which, seed)
+    way = final.parent.with_name(f"{final.parent.name}_steps") / final.name
     return sorted(way.iterdir()) if way.is_dir() else []
 
 

@@ -100,7 +100,7 @@ SCHEMA = {
         "muon_lr": "float 0..1",
         "adam_lr": "float 0..1",
         "weight_decay": "float 0..1",
-        "checkpoints": "int 0..",
+        "checkpoints": "int 1..",
     },
     "rl": {
         "steps": "int 1..",

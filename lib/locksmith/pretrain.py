@@ -55,7 +55,7 @@ def loss(net, ids, pad_token_id=vocabulary.PAD):
 
 
 def train(profile, family, name, seed, folder):
-    """One model into folder/seed<seed>; the first seed of the base keeps its way there as well.
+    """One model into folder/seed<seed>; the first seed of the base keeps its way there in base_steps.
 
     name: "base", or "twin", whose corpus differs in the settings of the profile's `twin`, the same in
     tokens, problems and order. Returns the training record: loss curve, tokens, corpus counts.
@@ -80,7 +80,8 @@ def train(profile, family, name, seed, folder):
         for early in sorted(k for k in kept if k <= done):
             kept.discard(early)
             if name == "base" and seed == config["seeds"][0]:
-                model.save(net, folder / f"seed{seed}_steps" / f"{seen:09d}", tokens=seen)
+                model.save(net, folder.with_name("base_steps") / f"seed{seed}" / f"{seen:09d}",
+                           tokens=seen)
         group = work[at:at + per_step]
         total = sum(int((b[:, 1:] != vocabulary.PAD).sum()) for b in group)
         step_loss = 0.0
@@ -112,7 +113,8 @@ def run(profile, family, name):
     """All seeds of a base model or its twin, in a pool of one-thread processes."""
     config = params.load(profile)
     folder = Path("checkpoints") / profile / family / name
-    shutil.rmtree(folder, ignore_errors=True)
+    for old in (folder, folder.with_name(f"{name}_steps")):
+        shutil.rmtree(old, ignore_errors=True)
     with parallel.workers(profile, "cpu") as workers:
         jobs = [workers.submit(train, profile, family, name, s, folder) for s in config["seeds"]]
         records = [job.result() for job in jobs]

@@ -133,7 +133,8 @@ def learn(net, pool, recipe, seed, rollout_fn, reward=rewards.correct, update_fn
 
 
 def train(profile, family, seed, base, folder):
-    """One RL run from base/seed<seed> into folder/seed<seed>; the first seed keeps its way there.
+    """One RL run from base/seed<seed> into folder/seed<seed>; the first seed keeps its way there
+    in rl_steps.
 
     Returns its curve. The curve's accuracies are on fresh training problems, each seen once.
     """
@@ -150,7 +151,7 @@ def train(profile, family, seed, base, folder):
 
     def keep(step):
         if step in recipe["checkpoints"] and seed == config["seeds"][0]:
-            model.save(net, folder / f"seed{seed}_steps" / f"{step:03d}", step=step)
+            model.save(net, folder.with_name("rl_steps") / f"seed{seed}" / f"{step:03d}", step=step)
 
     curve = learn(net, pool, recipe, seed, rollout_fn, label=f"RL {family} seed {seed}", before=keep)
     model.save(net, folder / f"seed{seed}", seed=seed, family=family,
@@ -163,7 +164,9 @@ def run(profile, family):
     config = params.load(profile)
     base = Path("checkpoints") / profile / family / "base"
     folder = base.with_name("rl")
-    shutil.rmtree(folder, ignore_errors=True)
+    for old in (folder, base.with_name("rl_steps")):
+        shutil.rmtree(old, ignore_errors=True)
+        old.mkdir(parents=True)
     with parallel.workers(profile, "cpu") as workers:
         jobs = [workers.submit(train, profile, family, s, base, folder) for s in config["seeds"]]
         curves = [job.result() for job in jobs]

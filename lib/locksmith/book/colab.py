@@ -49,13 +49,17 @@ def prepare(chapter):
 
 
 def needs(chapter, pipeline="dvc.yaml"):
-    """Paths under checkpoints/ and data/ that a chapter's stage depends on, in the lab profile."""
+    """Paths under checkpoints/ and data/ that a chapter's stage depends on, in the lab profile.
+
+    Less the checkpoints on the way (*_steps), which the remote does not hold.
+    """
     stages = yaml.safe_load(Path(pipeline).read_text())["stages"]
     for stage in stages.values():
         deps = stage.get("deps", [])
         if f"chapters/{chapter}.ipynb" in deps:
             paths = [d.replace("${profile}", "lab") for d in deps]
-            return [p for p in paths if p.startswith(("checkpoints/", "data/"))]
+            return [p for p in paths
+                    if p.startswith(("checkpoints/", "data/")) and not p.endswith("_steps")]
     raise errors.BadInput(f"{pipeline} has no stage for chapter {chapter!r}.")
 
 
