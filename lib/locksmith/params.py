@@ -351,7 +351,7 @@ def build_command(module, build):
 
 @functools.cache
 def _parsed(text):
-    """YAML read once a text, as `_checked` checks it once: the jobs of a chapter ask for their parameters a thousand times."""
+    """YAML read once a text, as `_checked` checks it: a chapter's jobs ask a thousand times."""
     return yaml.safe_load(text)
 
 
