@@ -287,6 +287,7 @@ class Bigram(torch.nn.Module):
         super().__init__()
         self.table = torch.nn.Parameter(torch.tensor(table, dtype=torch.float32).log())
         self.device = torch.device("cpu")
+        self.config = LlamaConfig(vocab_size=len(table))
 
     def forward(self, input_ids, **_):
         return type("Output", (), {"logits": self.table[input_ids]})

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from locksmith import model, parallel, params
+from locksmith import loading, model, parallel, params
 from locksmith.experiments import sampling, skills
 from repository import smoke_lab
 
@@ -23,7 +23,7 @@ def threads():
 def test_processes_and_the_serial_pool_give_the_same_in_the_order_of_the_jobs(tmp_path):
     """Jobs of two kinds: one of numbers alone, one that loads a model and draws from it."""
     model.save(model.build(params.load("smoke")["model"], 0), tmp_path / "model")
-    guesses = {seed: {"profile": "smoke", "family": "chain", "seed": seed, "n_problems": 2, "n": 5}
+    guesses = {seed: {"pair": loading.Pair("smoke", "chain", seed), "n_problems": 2, "n": 5}
                for seed in (3, 1, 2)}
     measure = {0: {"checkpoint": tmp_path / "model", "family": "chain", "problems": 3, "samples": 2,
                    "generator": params.load("smoke")["families"]["chain"], "max_new_tokens": 8,

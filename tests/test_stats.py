@@ -142,8 +142,9 @@ def test_crossing_with_interval():
 def test_four_cells():
     base = np.array([1, 1, 0, 0, 0, 1], bool)
     thinking = np.array([1, 0, 1, 0, 0, 1], bool)
-    assert stats.four_cells(base, thinking) == {
-        "both": 2, "base_only": 1, "thinking_only": 1, "neither": 2,
+    assert {cell: np.flatnonzero(where).tolist()
+            for cell, where in stats.four_cells(base, thinking).items()} == {
+        "both": [0, 5], "base_only": [1], "thinking_only": [2], "neither": [3, 4],
     }
     with pytest.raises(ValueError, match="thinking_solved"):
         stats.four_cells(base, thinking[:3])

@@ -141,7 +141,10 @@ def _top(model, sequences, positions, k, batch_size):
     one that comes next. Returns for each sequence (probabilities, tokens), both (positions, k).
     Padding on the right needs no mask: a causal model does not look there.
     """
-    found = []
+    found, vocabulary = [], model.config.get_text_config().vocab_size
+    # A large vocabulary allows only few rows: at most 512 MiB for one float32 copy of the logits.
+    most = max(2**27 // (vocabulary * max(map(len, sequences), default=1)), 1)
+    batch_size = min(batch_size, most)
     for at in range(0, len(sequences), batch_size):
         chunk = sequences[at : at + batch_size]
         ids = torch.zeros(len(chunk), max(map(len, chunk)), dtype=torch.long)

@@ -30,7 +30,7 @@ class Serial(Executor):
 def workers(profile: str, where: str = "auto") -> Executor:
     """A pool of one-thread processes, one a core, or a single one if `where` is or picks a GPU.
 
-    A job of profiles smoke and toy takes less time than a process takes to import torch: it runs right here.
+    A job of these profiles takes less time than a process takes to import torch: it runs right here.
     """
     if profile in ("smoke", "toy"):
         return Serial()

@@ -38,14 +38,8 @@ _GENERATOR = {
     "backtrack": "float 0..1",
     "largest_number": "int 2..99",
 }
-_WEIGHTS = {  # a pair of open models, for `openweights.load`
-    "base_model": "text",
-    "base_revision": "text",
-    "thinking_model": "text",
-    "thinking_revision": "text",
-    "accept_terms": "bool",
-}
-_PAIR = {  # two models by name, for `loading.Pair`
+_PAIR = {  # a base and a thinking model on some tasks, for `loading.pairs`
+    "tasks": "list of " + "|".join(tasks.names()),
     "base_model": "text",
     "thinking_model": "text",
     "thinking_chat": "bool",
@@ -127,7 +121,6 @@ SCHEMA = {
             "depths": "list of int 1..9",
         },
         "ch01": {
-            "tasks": "list of " + "|".join(tasks.names()),
             "n_problems": "int 2..",
             "n_samples": "int 1..",
             "n_validation": "int 2..",
@@ -142,7 +135,8 @@ SCHEMA = {
             **_PAIR,
         },
         "ch02": {
-            "families": "list of countdown|chain|basic_arithmetic|chain_sum|gsm_symbolic",
+            **_PAIR,
+            "temperature": "float 0.01..",
             "n_problems": "int 2..",
             "n_samples": "int 2..",
             "max_new_tokens": "int 1..",
@@ -155,10 +149,6 @@ SCHEMA = {
             "power_block": "int 1..",
             "power_steps": "int 1..",
             "power_chains": "int 1..",
-            "word_temperature": "float 0..",
-            **_WEIGHTS,
-            "word_terms": "int 2..",
-            "word_digits": "int 1..",
         },
         "ch03": {
             "families": "list of countdown|chain",
@@ -171,7 +161,6 @@ SCHEMA = {
             "max_new_tokens": "int 1..",
         },
         "ch04": {
-            "tasks": "list of " + "|".join(tasks.names()),
             "n_problems": "int 2..",
             "read_problems": "int 5..",
             "documents": "int 1..",

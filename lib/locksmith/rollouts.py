@@ -124,6 +124,15 @@ def graded(model: Model, task: ModuleType, problems: list, prompts: list, drawn:
                    drawn.stopped.cpu().numpy().reshape(len(problems), n), drawn)
 
 
+def compact(drawn: engine.Rollouts) -> engine.Rollouts:
+    """The same rollouts on the CPU with the smallest integers that hold their tokens, and nothing
+    of what was read beside: for other processes."""
+    largest = int(drawn.tokens.max())
+    small = next(t for t in (torch.uint8, torch.int16, torch.int32) if largest <= torch.iinfo(t).max)
+    kept = {name: getattr(drawn, name).cpu() for name in (*_FIELDS, "prompt", "sample")}
+    return engine.Rollouts(**kept | {"tokens": kept["tokens"].to(small)})
+
+
 def estimate(model: Model, task: ModuleType, problems: list, answers: int, max_new_tokens: int,
              workers: int = 1) -> str:
     """One line: how long `answers` answers take at most, by a short warm-up with some problems, and

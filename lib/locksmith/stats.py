@@ -194,16 +194,13 @@ def crossing(ks, a, b, resamples=2000, seed=0):
     return Crossing(k, low, high, float((np.isfinite(drawn) & (drawn > ks[0])).mean()))
 
 
-def four_cells(base_solved, thinking_solved):
-    """How many problems are solved by both models, one or neither (two bool arrays, one shape)."""
+def four_cells(base_solved: np.ndarray, thinking_solved: np.ndarray) -> dict[str, np.ndarray]:
+    """Which problems both models, one or neither solved: bool arrays, of the shape of the two given.
+    """
     base, thinking = np.asarray(base_solved, bool), np.asarray(thinking_solved, bool)
     if base.shape != thinking.shape:
         raise ValueError(
             f"base_solved has shape {base.shape} and thinking_solved {thinking.shape}: they differ"
         )
-    return {
-        "both": int((base & thinking).sum()),
-        "base_only": int((base & ~thinking).sum()),
-        "thinking_only": int((~base & thinking).sum()),
-        "neither": int((~base & ~thinking).sum()),
-    }
+    return {"both": base & thinking, "base_only": base & ~thinking,
+            "thinking_only": ~base & thinking, "neither": ~base & ~thinking}

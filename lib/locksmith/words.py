@@ -30,7 +30,6 @@ import re
 import subprocess
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -354,22 +353,6 @@ def verdict(text):
     """"right", "wrong" or None: the last word of a critique's first line, strictly."""
     found = re.search(r"is (right|wrong)\.$", prose.first_line(text))
     return found[1] if found else None
-
-
-# --- the guess control ----------------------------------------------------------------------------
-
-def guess(problem, rng, train):
-    """The control that never reads the question: the answer of a random train problem of the same
-    task (rng: random.Random), as the text that `grade` reads."""
-    return f" The answer is {rng.choice([p.answer for p in train if p.task == problem.task])}."
-
-
-def guess_pass_at_k(problems, train, ks):
-    """Exact expectation of pass@k of `guess`: float64 (len(problems), len(ks))."""
-    counts = {task: Counter(p.answer for p in train if p.task == task)
-              for task in {p.task for p in problems}}
-    share = np.array([counts[p.task][p.answer] / counts[p.task].total() for p in problems])
-    return 1 - (1 - share[:, None]) ** np.asarray(ks)
 
 
 # --- sampling -------------------------------------------------------------------------------------

@@ -1,42 +1,39 @@
-"""Chapter 2's plumbing: drawing and grading every sample, in one process a core.
+"""Chapter 2: what a base model reaches by sampling alone, and how likely it finds given traces.
 
-What is done with the samples stands in the chapter. Here is what would make its cells long: the
-work of one process, and an interval for a median.
+Every draw has a `stream` of random numbers of its own. Two models that shared theirs would write
+the same trace more often than chance, and the chapter counts matching traces.
 
-Every draw has a `stream` of its own. Two models that shared their random numbers would write the
-same trace more often than chance, and the chapter counts matching traces.
+A trace is an answer's text. Its tokens are those of the model that reads it.
 """
 
+import itertools
 import math
 import random
-from dataclasses import dataclass, replace
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from locksmith import corpus, decoding, engine, grammar, stats, vocabulary
-from locksmith.lab import load, problems
+from locksmith import decoding, engine, prose, rollouts, stats, tasks, vocabulary
+from locksmith.loading import Model, Pair
+from locksmith.rollouts import Answers
 
 STREAMS = {"base": 0, "thinking": 1, "again": 2, "matched": 3, "methods": 4, "entropy": 5}
+TRAIN = 10  # training problems, for each problem, whose answers a guess in words may give
+# What the selectors of `decoding.cot_decoding` are called in arms.yml.
+PATHS = {"delta": "cot-decoding", "delta_sum": "cot-decoding-summed",
+         "longest": "cot-longest-path", "random": "cot-random-path"}
 
 
-@dataclass
-class Samples:
-    """P problems, n samples of each: correct, trace (P, n) bool; answers and behaviours, lists of
-    P lists of n (hashable or None; a letter a step, such as "tcwcs"); rollouts, the engine's, on
-    the CPU with uint8 tokens."""
+class Guesses(NamedTuple):
+    """correct, trace (P, n) bool of n guesses a problem."""
     correct: np.ndarray
     trace: np.ndarray
-    answers: list
-    behaviours: list
-    rollouts: engine.Rollouts
-
-    def texts(self):
-        """The samples as bytes, one a token: P lists of n."""
-        rows = [bytes(ids) for ids in self.rollouts.ids()]
-        n = self.correct.shape[1]
-        return [rows[i:i + n] for i in range(0, len(rows), n)]
 
 
 class Outcome(NamedTuple):
@@ -48,104 +45,246 @@ class Outcome(NamedTuple):
     log: dict
 
 
-def stream_seed(seed, stream):
+class Likelihood(NamedTuple):
+    """Of traces under the base, each (P, traces a problem) with NaN where there is none: per_token
+    and total log-probability in nats, likeliest: share of tokens that the base held likeliest.
+    tokens: (label, log-probability, held likeliest) of every token of every trace."""
+    per_token: np.ndarray
+    total: np.ndarray
+    likeliest: np.ndarray
+    tokens: list
+
+
+def stream_seed(seed: int, stream: str) -> int:
+    """The engine's seed for one of STREAMS: no two draws of a chapter share random numbers."""
     return 1000 * STREAMS[stream] + seed
-
-
-def _grades(family, problems, continuations):
-    task = corpus.FAMILIES[family]
-    n = len(continuations) // len(problems)
-    return [task.grade(problems[i // n], vocabulary.decode(ids)) for i, ids in enumerate(continuations)]
-
-
-def _table(values, n):
-    return [values[i:i + n] for i in range(0, len(values), n)]
 
 
 # --- the work of one process ----------------------------------------------------------------------
 
-def draw(profile, family, which, seed, n_problems, n, max_new_tokens, temperature=1.0,
-         stream=None, only=None):
-    """`Samples` of a lab model. only: indices of the problems to draw, all if None."""
-    chosen = problems(profile, family, n_problems)
-    only = list(range(n_problems)) if only is None else list(only)
-    chosen = [chosen[i] for i in only]
-    rollouts = engine.sample(
-        load(profile, family, which, seed), [vocabulary.encode(p.prompt) for p in chosen], n,
-        max_new_tokens=max_new_tokens, stop=vocabulary.STOP, temperature=temperature,
-        seed=stream_seed(seed, stream or which), keys=only)
-    rollouts = replace(rollouts, tokens=rollouts.tokens.cpu().to(torch.uint8),
-                       lengths=rollouts.lengths.cpu(), logprobs=rollouts.logprobs.cpu(),
-                       stopped=rollouts.stopped.cpu())
-    grades = _grades(family, chosen, rollouts.ids())
-    letters = ["".join((b or "?")[0] for b in g.behaviours) for g in grades]
-    return Samples(np.array(_table([g.correct for g in grades], n)),
-                   np.array(_table([g.trace for g in grades], n)),
-                   _table([g.answer for g in grades], n), _table(letters, n), rollouts)
+
+def draw(pair: Pair, role: str, n_problems: int, n: int, max_new_tokens: int,
+         temperature: float = 1.0, stream: str | None = None, only: Sequence | None = None) -> Answers:
+    """n answers of a model to each test problem, or to those whose indices are `only`; their
+    rollouts are as small as they can be, because they travel between processes."""
+    model, problems = pair.load(role), pair.problems(n_problems)
+    only = list(range(n_problems)) if only is None else [int(i) for i in only]
+    found = rollouts.answer(
+        model, pair.rules, [problems[i] for i in only], n, max_new_tokens=max_new_tokens,
+        temperature=temperature, seed=stream_seed(pair.seed, stream or role), keys=only)
+    return replace(found, rollouts=rollouts.compact(found.rollouts))
 
 
-def guesses(profile, family, seed, n_problems, n, only=None):
-    """The strategy-free control: correct and trace, (P, n) bool."""
-    task, chosen = corpus.FAMILIES[family], problems(profile, family, n_problems)
+def guesses(pair: Pair, n_problems: int, n: int, only: Sequence | None = None) -> Guesses:
+    """The control without a strategy, on all test problems or those whose indices are `only`."""
+    task, problems = pair.rules, pair.problems(n_problems)
+    train = pair.problems(TRAIN * n_problems, "train")
     found = []
     for i in range(n_problems) if only is None else only:
-        rng = random.Random(f"guess {seed} {chosen[i].key}")
-        found.append([task.grade(chosen[i], task.guess(chosen[i], rng)) for _ in range(n)])
-    return (np.array([[g.correct for g in row] for row in found]),
-            np.array([[g.trace for g in row] for row in found]))
+        rng = random.Random(f"guess {pair.seed} {problems[i].key}")
+        found.append([task.grade(problems[i], task.guess(problems[i], rng, train))
+                      for _ in range(n)])
+    return Guesses(*(np.array([[getattr(g, level) for g in row] for row in found])
+                     for level in Guesses._fields))
 
 
-def matched_temperature(profile, family, seed, n_problems, max_new_tokens):
+def matched_temperature(pair: Pair, n_problems: int, max_new_tokens: int,
+                        temperature: float = 1.0) -> tuple[float, float, float]:
     """(temperature, entropy reached, the base's entropy): the temperature at which the thinking
-    model is as undecided as the base at temperature 1, in nats a token."""
-    prompts = [vocabulary.encode(p.prompt) for p in problems(profile, family, n_problems)]
-    options = {"max_new_tokens": max_new_tokens, "stop": vocabulary.STOP,
-               "seed": stream_seed(seed, "entropy")}
-    base = decoding.mean_entropy(
-        engine.sample(load(profile, family, "base", seed), prompts, 16, **options))
-    thinking = load(profile, family, "thinking", seed)
-    return *decoding.entropy_matched_temperature(thinking, prompts, base, high=3.0, **options), base
+    model is as undecided as the base at `temperature`, in nats a token."""
+    problems, seed = pair.problems(n_problems), stream_seed(pair.seed, "entropy")
+    base, thinking = pair.load("base"), pair.load("thinking")
+    target = decoding.mean_entropy(engine.sample(
+        base.net, [base.ask(pair.rules, p) for p in problems], 16, stop=base.stop, seed=seed,
+        max_new_tokens=max_new_tokens, temperature=temperature))
+    return *decoding.entropy_matched_temperature(
+        thinking.net, [thinking.ask(pair.rules, p) for p in problems], target, high=3.0,
+        stop=thinking.stop, seed=seed, max_new_tokens=max_new_tokens), target
 
 
-def apply(profile, family, seed, method, n_problems, max_new_tokens, chains=1, **options):
-    """`Outcome` of a method of `decoding` on the base, for each of its selectors: name -> Outcome.
+def likelihoods(pair: Pair, n_problems: int, traces: dict, width: int) -> dict:
+    """kind -> `Likelihood` under the base of traces, kind -> [(index of the problem, text)], with
+    at most `width` of a kind and problem."""
+    model, task, problems = pair.load("base", exact=True), pair.rules, pair.problems(n_problems)
+    out = {}
+    for kind, found in traces.items():
+        ids, shape = [model.encode(text) for _, text in found], (n_problems, width)
+        prompts = [model.ask(task, problems[i]) for i, _ in found]
+        logprobs, ranks = engine.score(model.net, prompts, ids, ranks=True) if found else ([], [])
+        first = [(rank == 0).double() for rank in ranks]
+        tokens = [token for (_, text), *trace in zip(found, ids, logprobs, first)
+                  for token in zip(labels(model, task, text, trace[0]),
+                                   *(values.tolist() for values in trace[1:]))]
+        out[kind] = Likelihood(
+            table(found, [float(x.mean()) for x in logprobs], shape),
+            table(found, [float(x.double().sum()) for x in logprobs], shape),
+            table(found, [float(x.mean()) for x in first], shape), tokens)
+    return out
+
+
+def apply(pair: Pair, method: str, n_problems: int, max_new_tokens: int, chains: int = 1,
+          **options) -> dict:
+    """Arm -> `Outcome` of a method of `decoding` on the base, for each of its selectors.
 
     chains: independent answers a problem, over which accuracy and tokens are averaged.
     """
-    chosen = [p for p in problems(profile, family, n_problems) for _ in range(chains)]
-    prompts = [vocabulary.encode(p.prompt) for p in chosen]
-    net = load(profile, family, "base", seed, exact=True)
+    model, task = pair.load("base", exact=True), pair.rules
+    chosen = [p for p in pair.problems(n_problems) for _ in range(chains)]
     if method == "cot_decoding":
-        options["read_answer"] = lambda i, ids: read_answer(family, chosen[i], ids)
+        options["read_answer"] = lambda i, ids: read_answer(model, task, chosen[i], ids)
     elif method != "greedy":
-        options["seed"] = stream_seed(seed, "methods")
-    found = getattr(decoding, method)(net, prompts, max_new_tokens=max_new_tokens,
-                                      stop=vocabulary.STOP, **options)
+        options["seed"] = stream_seed(pair.seed, "methods")
+    found = getattr(decoding, method)(model.net, [model.ask(task, p) for p in chosen],
+                                      max_new_tokens=max_new_tokens, stop=model.stop, **options)
     found = {method: found} if isinstance(found, decoding.Chosen) else found
-    return {name: outcome(family, chosen, one, chains) for name, one in found.items()}
+    return {PATHS.get(name, name.replace("_", "-")): outcome(
+        [task.grade(p, model.decode(ids)) for p, ids in zip(chosen, one.continuations)], one, chains)
+        for name, one in found.items()}
 
 
-def outcome(family, problems, chosen, chains=1):
-    """`Outcome` of a `decoding.Chosen`, whose continuations are chain by chain of each problem."""
-    grades = _grades(family, problems, chosen.continuations)
+def outcome(grades: list, chosen: decoding.Chosen, chains: int = 1) -> Outcome:
+    """`Outcome` of a `decoding.Chosen` and its grades, both chain by chain of each problem."""
     return Outcome(*(np.mean(np.reshape(x, (-1, chains)), 1, dtype=float)
                      for x in ([g.correct for g in grades], [g.trace for g in grades],
                                chosen.tokens)), chosen.log)
 
 
-def read_answer(family, problem, ids):
-    """(canonical answer or None, indices in `ids` of the words that state it)."""
-    words = [vocabulary.VOCABULARY[i] for i in ids]
-    labels, places, concluding = grammar.labels(words), [], False
-    for i, (word, label) in enumerate(zip(words, labels)):
-        if label != "execute":
-            concluding = label == "conclude"
-        elif concluding and word not in ("<eos>", "next"):
-            places.append(i)
-    return corpus.FAMILIES[family].grade(problem, words).answer, places
+def read_answer(model: Model, task: ModuleType, problem, ids: list) -> tuple[object, list]:
+    """(canonical answer or None, indices in `ids` of the tokens that state it)."""
+    text = model.decode(ids)
+    answer = task.grade(problem, text).answer
+    return (None, []) if answer is None else (answer, [
+        i for i, places in enumerate(touched(model, ids, task.stated(text))) if places])
 
 
-def median_interval(values, resamples=2000, seed=0):
+# --- choosing among samples -----------------------------------------------------------------------
+
+
+def select(answers: Answers, rows: list) -> dict:
+    """Arm -> `Outcome` of the selectors that need no grader, among the rollouts `rows`."""
+    votes = [grade.answer for row in answers.grades for grade in row]
+    picks = {"majority": decoding.majority(answers.rollouts, votes, rows),
+             "best-of-n": decoding.best_by_likelihood(answers.rollouts, rows=rows),
+             "best-of-n-per-token": decoding.best_by_likelihood(answers.rollouts, True, rows)}
+    return {arm: outcome([grades[ids.index(one)] for grades, ids, one in
+                          zip(answers.grades, answers.ids, pick.continuations)], pick)
+            for arm, pick in picks.items()}
+
+
+def first(answers: Answers, n: int) -> list:
+    """The rows of the first n samples of each problem."""
+    return np.flatnonzero(answers.rollouts.sample.numpy() < n).tolist()
+
+
+# --- traces -----------------------------------------------------------------------------------------
+
+
+def shuffled(task: ModuleType, text: str, rng: random.Random) -> str | None:
+    """The same steps in another order, what stands between them in its place; None where there is
+    no other."""
+    found = task.steps(text)
+    steps = [text[step.start:step.end] for step in found]
+    if len(set(steps)) < 2:
+        return None
+    new = steps
+    while new == steps:
+        new = rng.sample(steps, len(steps))
+    edges = [0, *(edge for step in found for edge in (step.start, step.end)), len(text)]
+    between = [text[a:b] for a, b in zip(edges[::2], edges[1::2])]
+    return "".join(gap + step for gap, step in zip(between, [*new, ""]))
+
+
+def corrupted(text: str, rng: random.Random) -> str | None:
+    """One result, behind a "=", changed to another number of the lab's; None where there is none."""
+    places = list(re.finditer(rf"(?<==)( ?)({prose.NUMBER})", text))
+    if not places:
+        return None
+    place = rng.choice(places)
+    wrong = rng.choice([number for number in vocabulary.NUMBERS if number != place[2]])
+    return text[:place.start(2)] + wrong + text[place.end(2):]
+
+
+def successes(answers: Answers, n: int) -> list:
+    """(index of the problem, right trace), the first n a problem that can be shuffled and
+    corrupted."""
+    task, found = tasks.load(answers.task), []
+    for i, (texts, right) in enumerate(zip(answers.texts, answers.correct)):
+        usable = (text for text, good in zip(texts, right) if good
+                  and shuffled(task, text, random.Random(0)) and corrupted(text, random.Random(0)))
+        found += [(i, text) for text in itertools.islice(usable, n)]
+    return found
+
+
+def variants(thinking: Answers, base: Answers, n: int, seed: int) -> dict:
+    """Arm -> [(index of the problem, text)]: n right traces a problem of either model, and the
+    thinking model's with their steps shuffled and with one result made wrong."""
+    task, traces, rng = tasks.load(thinking.task), successes(thinking, n), random.Random(seed)
+    return {"thinking-traces": traces, "base-traces": successes(base, n),
+            "shuffled-traces": [(i, shuffled(task, text, rng)) for i, text in traces],
+            "corrupted-traces": [(i, corrupted(text, rng)) for i, text in traces]}
+
+
+def touched(model: Model, ids: list, spans: list) -> list:
+    """For each token the indices of those spans [start, end) of the text that it writes part of."""
+    return [[j for j, (start, end) in enumerate(spans) if a < end and start < b]
+            for a, b in model.spans(ids)]
+
+
+def labels(model: Model, task: ModuleType, text: str, ids: list) -> list[str]:
+    """Per token of a text: the kind of step that it opens ("step opening" where kinds are not
+    known), otherwise "execute"."""
+    opened = tasks.openings(task, text)
+    places = touched(model, ids, [(step.start, step.end) for step in opened])
+    return [opened[some[0]].kind or "step opening" if some else "execute" for some in places]
+
+
+def behaviours(answers: Answers) -> list:
+    """P lists of n sequences of kinds of steps, a letter a step, such as "tcwcs"."""
+    return [["".join((kind or "?")[0] for kind in grade.behaviours) for grade in row]
+            for row in answers.grades]
+
+
+def matches(thinking: list, base: list, ks: np.ndarray) -> dict:
+    """(arm, against) -> (P, ks): the chance that one of the samples of `thinking`, P lists, is
+    among k of `base`; that one of the base's own is among k others; and that one of `thinking` is
+    among k of the base's for another problem."""
+    return {("base", "thinking"): found_among(thinking, base, ks),
+            ("base", "base"): found_among(base, base, ks, itself=True),
+            ("other-problem", "thinking"): found_among(thinking, base[1:] + base[:1], ks)}
+
+
+def found_among(mine: list, theirs: list, ks: np.ndarray, itself: bool = False) -> np.ndarray:
+    """Chance that a sample of `mine` is among k of `theirs`: lists (P) of lists -> (P, ks).
+
+    itself: `mine` is `theirs`, and a sample does not count as its own match.
+    """
+    shares = []
+    for a, b in zip(mine, theirs):
+        counts, n = Counter(b), len(b) - itself
+        c = np.array([counts[x] - itself for x in a])
+        shares.append(stats.pass_at_k(n, c[:, None], np.minimum(ks, n)).mean(0))
+    return np.array(shares)
+
+
+# --- means of what is not everywhere ----------------------------------------------------------------
+
+
+def table(found: list, values: list, shape: tuple[int, int]) -> np.ndarray:
+    """One value a trace of `found`, [(index of the problem, ...)], as (P, traces), NaN for none."""
+    out = np.full(shape, np.nan)
+    for (i, _), value in zip(found, values, strict=True):
+        out[i, np.isnan(out[i]).argmax()] = value
+    return out
+
+
+def mean_of_some(values: np.ndarray) -> stats.Interval:
+    """Mean over the traces there are, with interval: (seeds, problems, traces), NaN for none."""
+    there = ~np.isnan(values)
+    return stats.interval(lambda s, n: s / np.maximum(n, 1e-9),
+                          np.where(there, values, 0).sum(-1), there.sum(-1))
+
+
+def median_interval(values, resamples: int = 2000, seed: int = 0) -> stats.Interval:
     """Median with its 95 % interval: values (seeds, problems, m), NaN where there is none.
 
     The same crossed bootstrap as in `stats`, which resamples means.

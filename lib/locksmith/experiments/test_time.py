@@ -165,6 +165,8 @@ def test_time(profile, family, seed, method, n_problems, max_new_tokens, split="
     job = Job(family, lab.config(profile)["families"][family],
               lab.load(profile, family, "base", seed), problems, n, max_new_tokens,
               sampling.stream_seed(seed, "methods"))
-    found = sampling.outcome(family, problems, METHODS[method](job, **options), n)
+    found = METHODS[method](job, **options)
+    found = sampling.outcome([job.task.grade(p, vocabulary.decode(ids)) for p, ids in
+                              zip(problems, found.continuations)], found, n)
     return found._replace(log={name: np.reshape(values, (-1, n)).mean(1)
                                for name, values in found.log.items()})

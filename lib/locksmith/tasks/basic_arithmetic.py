@@ -2,7 +2,8 @@
 
 from locksmith import words
 
-GENERATOR = {"max_terms": 2, "max_digits": 2}
+GENERATOR = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2,
+             "operators": ["+", "-", "*"], "allow_parentheses": False, "allow_negation": False}
 OPENINGS = {}
 
 
