@@ -123,7 +123,7 @@ def test_a_logits_processor_sees_tokens_and_the_numbers_behind_them(base, thinki
 
 
 def test_without_guides_a_logits_processor_works_too(base):
-    """Prefill shared, q = width at the first step: the logits processor still gets one row a rollout."""
+    """Prefill shared, q = width at the first step: the processor still gets one row a rollout."""
     def only_even(logits, moment):
         assert len(logits) == len(moment.rows) == len(moment.tokens) == len(moment.positions)
         return logits.masked_fill(torch.arange(V) % 2 == 1, -torch.inf)
@@ -298,13 +298,15 @@ def by_definition(decides, executes, last):
 
 def test_the_swap_of_a_model_with_itself_is_its_own_distribution(base):
     """All 40 + 40 x 40 continuations of two tokens."""
-    process, tails = hybrid.swap(taxonomy.Decisions(True, DECISION, INSIDE)), [[], *([t] for t in range(V))]
+    process = hybrid.swap(taxonomy.Decisions(True, DECISION, INSIDE))
+    tails = [[], *([t] for t in range(V))]
     logits = torch.stack([plain_logits(base, PROMPTS[0] + tail)[-1] for tail in tails])
     past = torch.tensor([(PROMPTS[0] + tail)[-1:] for tail in tails])
     mixed = process(logits, moment_of([logits], tokens=past))
     assert torch.allclose(mixed.softmax(-1), logits.softmax(-1), atol=1e-7)
     own, how = sample(base, PROMPTS, 8, max_new_tokens=14, stop=STOP), dict(stop=STOP)
-    both = sample(base, PROMPTS, 8, max_new_tokens=14, **how, guides=[base], logits_processor=process)
+    both = sample(base, PROMPTS, 8, max_new_tokens=14, **how, guides=[base],
+                  logits_processor=process)
     assert own.ids() == both.ids() and torch.allclose(own.logprobs, both.logprobs, atol=1e-5)
 
 
@@ -488,7 +490,7 @@ def test_logit_push_is_the_direction_that_raises_a_categorys_words_most(base):
 # --- one arm --------------------------------------------------------------------------------------
 
 class Built:
-    """A pair of tiny random models of the lab's vocabulary and chain problems, as `loading.Pair`."""
+    """Tiny random models of the lab's vocabulary and chain problems, as a `loading.Pair`."""
     seed, rules = 0, tasks.load("chain")
 
     def __init__(self):
@@ -496,7 +498,8 @@ class Built:
             vocab_size=len(vocabulary.VOCABULARY), hidden_size=16, intermediate_size=24,
             num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64,
             initializer_range=0.4, pad_token_id=0)), i), vocabulary.tokenizer(),
-            frozenset(vocabulary.STOP), special=True) for i, name in enumerate(("base", "thinking"))}
+            frozenset(vocabulary.STOP), special=True)
+            for i, name in enumerate(("base", "thinking"))}
 
     def load(self, role):
         return self.models[role]
@@ -580,7 +583,7 @@ def test_in_words_the_hybrid_is_a_plain_forward_with_the_vectors_added(monkeypat
 
 
 @pytest.mark.parametrize("how, sentence", [
-    (dict(gate=ORACLE["gate"], vectors=ZERO), "layer None; allowed is a gate with vectors and a layer"),
+    (dict(gate=ORACLE["gate"], vectors=ZERO), "layer None; allowed is a gate with vectors and"),
     (dict(vectors=ZERO), "gate is None and layer None; allowed is a gate with vectors"),
     (dict(processor=hybrid.ceiling), "gate is None, decides None and processor"),
     (dict(ORACLE, vectors=ZERO, decides="thinking"), "decides 'thinking' and processor None")])

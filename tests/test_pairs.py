@@ -13,7 +13,9 @@ from locksmith import packaged
 from repository import ROOT, environment
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-CHAPTERS = {"02_base_model_sampling": [
+CHAPTERS = {"01_hybrid_steering": [
+    "n_problems=2", "n_validation=2", "n_traces=16", "latents=[3]", "layers=[0,1]", "strengths=[1.0]",
+    "thresholds=[0.3]", "fit_steps=2", "max_new_tokens=48"], "02_base_model_sampling": [
     "n_problems=4", "n_samples=4", "max_new_tokens=16", "resample_samples=4", "matched_samples=4",
     "entropy_problems=2", "power_block=8", "power_steps=1", "power_chains=1"]}
 ONE = "02_base_model_sampling"

@@ -1,6 +1,7 @@
-"""The arms of chapter 1, what the experiment chooses, and how it compares, against counts by hand."""
+"""The arms of chapter 1, what its experiment chooses and how it compares, by hand."""
 
-from dataclasses import fields
+import shutil
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import nbformat
@@ -8,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from locksmith import arms, params, stats
+from locksmith import arms, errors, loading, parallel, params, stats
 from locksmith.book import claims
 from locksmith.experiments import hybrid, recovery, steering_arms, taxonomy, vectors
 from locksmith.experiments.steering_arms import Fits, Setting
-from repository import ROOT
+from repository import ROOT, smoke_lab
 
 NB = nbformat.read(ROOT / "chapters/01_hybrid_steering.ipynb", as_version=4)
 
@@ -21,7 +22,8 @@ def rows(correct, steered=4, drawn=40, **columns):
     """Outcomes of one arm and seed, a row a problem with one answer each."""
     correct = np.array(correct, float)
     return pd.DataFrame({"problem": range(len(correct)), "answers": 1, "correct": correct,
-                         "trace": correct, "truncated": 1 - correct, "tokens": drawn, "drawn": drawn,
+                         "trace": correct, "truncated": 1 - correct, "tokens": drawn,
+                         "drawn": drawn,
                          "steered": steered, "attempts": 4, "valid_attempts": 3, "backtracks": 2,
                          "bits": 1.5, "seed": 0, "task": "chain", "start": "base"} | columns)
 
@@ -50,8 +52,9 @@ def fits():
     bodies = {body: {1: one._replace(bias=torch.randn(8)), 2: one._replace(vectors=2 * one.vectors)}
               for body in ("base", "twin", "untrained", "unrelated", "base, true kinds",
                            "twin, true kinds")}
-    return Fits(Lab(), study, Setting(1, 2.0, 0.4), bodies, torch.randn(3, 8), torch.nn.Linear(8, 3),
-                torch.randn(8), 0.1, [0.25, 0.0, 0.75], [1.0, 2.0], [0.3, 0.4])
+    return Fits(Lab(), study, Setting(1, 2.0, 0.4), bodies, torch.randn(3, 8),
+                torch.nn.Linear(8, 3), torch.randn(8), 0.1, [0.25, 0.0, 0.75], [1.0, 2.0],
+                [0.3, 0.4])
 
 
 def changed(fits, name):
@@ -92,7 +95,7 @@ def test_controls_have_the_norms_and_times_that_they_should(fits):
     base = fits.bodies["base"]
     for name in ("random-vectors", "untrained-vectors", "unrelated-vectors"):
         assert torch.allclose(made[name].vectors.norm(dim=1), base[1].both.norm(dim=1))
-        assert not torch.allclose(made[name].vectors.mean(0), base[1].bias, atol=0.1)  # no bias kept
+        assert not torch.allclose(made[name].vectors.mean(0), base[1].bias, atol=0.1)  # no bias
     push = made["logit-push"]
     assert torch.allclose(push.vectors.norm(dim=1), base[2].both.norm(dim=1)) and push.layer == 2
     assert push.vectors.argmax(1).tolist() == [1, 2, 3]  # along its own words' rows, after the last
@@ -181,7 +184,8 @@ def test_recovery_by_hand(outcomes):
     counts = table[table["counts"]].drop_duplicates(["arm", "setting"]).set_index("arm")["setting"]
     assert counts["hybrid"] == 2.0 and counts["bias-only"] == 2.0 and pd.isna(counts["base"])
     chosen = recovery.counted(outcomes, table)
-    assert set(chosen["arm"]) == {"base", "thinking", "hybrid", "bias-only"} and len(chosen) == 4 * 600
+    assert chosen.groupby("arm").size().to_dict() == dict.fromkeys(
+        ["base", "bias-only", "hybrid", "thinking"], 600)
     same = outcomes[outcomes["arm"].isin(["base", "hybrid"])]
     flat = pd.concat([same, same[same["arm"] == "base"].assign(arm="thinking")])
     flat = recovery.summary(flat, {"chain": Setting(1, 1.0, None)})
@@ -217,6 +221,74 @@ def test_how_often_the_hybrid_was_seen_to_steer():
                           tokens=np.array([[4], [4]]))
     rate, frequencies = recovery.seen(run, 3)
     assert rate == 0.5 and np.allclose(frequencies, [0.25, 0, 0.75], atol=1e-6)
+
+
+# --- the whole experiment, small -----------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    """The experiment on a lab of random models, whose thinking model differs from its base."""
+    with smoke_lab(tmp_path_factory.mktemp("lab"), ["chain"], ["base", "thinking", "twin"]) as root:
+        shutil.copy(ROOT / "arms.yml", root)
+        found = recovery.Experiment(
+            parallel.workers("smoke"), loading.pairs("smoke", ["chain"], [0]), [0, 1], [1.0, 3.0],
+            [0.2], fit_steps=2, n_problems=3, n_samples=2, n_validation=2, max_new_tokens=24)
+        found.check()
+        found.study(8, [3], "quick")
+        found.fit_base()
+        found.validate()
+        found.fit_controls()
+        found.run()
+        yield found
+
+
+def test_every_arm_of_a_lab_answers_the_same_problems(experiment):
+    here = experiment.outcomes
+    assert set(here["arm"]) == set(steering_arms.ARMS) and not experiment.misplaced()
+    sizes = here.groupby("arm")["setting"].nunique()
+    assert sizes["hybrid"] == 2 and sizes["probe"] == 1 and sizes["base"] == 0
+    assert (here.groupby(["arm", "setting"], dropna=False)["problem"].count() == 3).all()
+    start = here.groupby("arm")["start"].first()
+    assert start["twin-vectors"] == "twin" and start["hybrid"] == "base"
+    assert start["thinking-decides-twin-executes"] == "base" and start["thinking"] is None
+    rate, frequencies = experiment.seen["chain", 0]
+    assert 0 <= rate < 1 and len(frequencies) == 3
+    table = recovery.summary(here, experiment.settings)
+    assert table[table["counts"]].groupby(["arm", "quantity"]).size().eq(1).all()
+    assert (here[here["arm"].isin(["base", "thinking"])]["steered"] == 0).all()
+
+
+def test_a_trace_is_shown_with_its_steered_tokens_in_brackets(experiment):
+    question, answers = experiment.shown("chain")
+    assert question and [name for name, _, _ in answers] == ["base", "hybrid", "thinking"]
+    for _, _, text in answers:
+        plain = text.replace("[", "").replace("]", "")
+        assert len(plain.split()) <= 24
+    model = loading.load("toy")
+    ids = model.encode("A bad cab.")
+    which = [-1, 0, 0, -1, -1, -1, 2, -1, -1, -1]
+    assert recovery.bracketed(model, ids, which) == "A [][b]ad [c]ab."
+    assert recovery.bracketed(model, ids, [-1] * len(ids)) == "A bad cab."
+
+
+def test_a_partner_takes_the_thinking_models_part(experiment):
+    other = experiment.with_partner("twin", 8, "quick")
+    plain = {arm: rows["tokens"].tolist() for arm, rows in other.outcomes.groupby("arm")}
+    twin = experiment.outcomes[experiment.outcomes["arm"] == "twin"]["tokens"].tolist()
+    assert plain["thinking"] == twin and plain["base"] != twin
+    assert other.settings == experiment.settings and set(plain) == {
+        "base", "thinking", "hybrid", "thinking-decides-base-executes"}
+    assert not experiment.studies["chain", 0].traces.texts == other.studies["chain", 0].traces.texts
+
+
+@pytest.mark.parametrize("change, sentence", [
+    (dict(layers=[0, 5]), r"layers is \[0, 5\]; allowed here are 0 to 1."),
+    (dict(max_new_tokens=4000), "max_new_tokens is 4000; allowed is at most"),
+    (dict(pairs={("chain", 0): loading.Pair("smoke", "chain", 0, thinking="toy")}),
+     "thinking_model is toy, which knows 258 tokens; allowed beside lab/base is")])
+def test_a_pair_that_cannot_take_part_is_told_before_anything_runs(experiment, change, sentence):
+    with pytest.raises(errors.BadInput, match=sentence):
+        replace(experiment, **change).check()
 
 
 # --- the page -------------------------------------------------------------------------------------

@@ -41,9 +41,10 @@ def test_steps_are_those_of_the_grammar():
     assert [s.kind for s in found if s.text == 1] == ["try", "check", "try"]
 
     def kinds(text, start):
-        return [s.kind for s in taxonomy.steps(lab, CHAIN, [vocabulary.encode(text.split())], [start])]
+        ids = vocabulary.encode(text.split())
+        return [s.kind for s in taxonomy.steps(lab, CHAIN, [ids], [start])]
     assert kinds("<bos> : 3 <eos> so 1", 2) == []
-    assert kinds("<bos> find 3 : try 3 from 3 so 3", 4) == ["try", grammar.TAUGHT["from"], "conclude"]
+    assert kinds("<bos> find 3 : try 3 from 3 so 3", 4) == ["try", "measure", "conclude"]
 
 
 def test_padding_inside_a_text_belongs_to_the_step_before_it():
@@ -53,7 +54,8 @@ def test_padding_inside_a_text_belongs_to_the_step_before_it():
 
 
 @pytest.mark.parametrize("text", [
-    " 5 + 7 = 12. 12 - 3 = 9. The answer is 9.", " It costs £1.50 each, so 3 * 1.5 = 4.5! Done, I am sure.\n",
+    " 5 + 7 = 12. 12 - 3 = 9. The answer is 9.",
+    " It costs £1.50 each, so 3 * 1.5 = 4.5! Done, I am sure.\n",
     " First we add them: 2 + 2 = 4, 4 + 1 = 5. Well."])
 def test_steps_in_words_are_the_tasks_own_stretches_of_text(text):
     """Bytes are tokens here, so that the tokens of a step spell it, but for the space before it."""
@@ -159,7 +161,7 @@ def words_of(table):
 def test_the_labs_decision_tokens():
     found = taxonomy.decisions(lab_model(), CHAIN)
     openings = sum(grammar.OPENINGS.values(), ())
-    assert words_of(found.decision) == {"<eos>", "next", *(w for opening in openings for w in opening)}
+    assert words_of(found.decision) == {"<eos>", "next", *sum(openings, ())}
     assert {"let", "us", "what", "i", "would"} <= words_of(found.owned)
     assert not {"see", "about", "say", "try", "<eos>", "27"} & words_of(found.owned)
     assert found.told
@@ -186,4 +188,5 @@ def test_latents_tell_by_direction_alone():
     wanted = net.assign(taxonomy.normalise(x, mean))
     assert torch.equal(tell.category(kinds, x), wanted)
     assert torch.equal(tell.category(kinds, mean + 7 * (x - mean)), wanted)
-    assert tell.differ(torch.tensor([1, 2]), torch.tensor([1, 3]), wanted[:2]).tolist() == [False, True]
+    own, theirs = torch.tensor([1, 2]), torch.tensor([1, 3])
+    assert tell.differ(own, theirs, wanted[:2]).tolist() == [False, True]

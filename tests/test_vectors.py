@@ -209,7 +209,8 @@ def test_a_study_in_words_asks_the_thinking_models_stream_at_every_token(in_word
 
 def test_no_step_in_any_trace_is_one_sentence():
     pair = loading.Pair("toy", "sums", 0, base="toy", thinking="toy/thinking")
-    with pytest.raises(errors.BadInput, match="n_traces is 2 and max_new_tokens 1: .* no step of sums"):
+    said = "n_traces is 2 and max_new_tokens 1: .* no step of sums"
+    with pytest.raises(errors.BadInput, match=said):
         vectors.study(pair, 2, 1, [3], [0])
 
 

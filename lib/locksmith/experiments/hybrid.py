@@ -39,11 +39,11 @@ def draw(logits, u):
 
 
 def logit_push(net, table, categories):
-    """(K, D) unit vectors: for each category of `table` (V,) the mean unembedding row of its tokens,
-    zeros for one that no token opens. categories: their number K.
+    """(K, D) unit vectors: for each category of `table` (V,) the mean unembedding row of its
+    tokens, zeros for one that no token opens. categories: their number K.
 
-    Added after the last block they raise the logits of these tokens and do nothing else: the control
-    for a steering vector that is no more than its token.
+    Added after the last block they raise the logits of these tokens and do nothing else: the
+    control for a steering vector that is no more than its token.
     """
     rows = net.get_output_embeddings().weight.detach().float().cpu()
     sums = [rows[table == k].sum(0) for k in range(categories)]
@@ -223,9 +223,9 @@ def ceiling(gate: Gate):
 
 
 def rerank(gate: Gate, candidates: int = 4):
-    """A logits processor: reranking. Where the gate fires, several tokens are drawn from the steered
-    distribution, and the one that the thinking model holds likeliest is taken (the selection of the
-    paper's first version, which lets its logits into the hybrid beside the vector)."""
+    """A logits processor: reranking. Where the gate fires, several tokens are drawn from the
+    steered distribution, and the one that the thinking model holds likeliest is taken (the
+    selection of the paper's first version: its logits enter the hybrid beside the vector)."""
     def process(logits, moment):
         on = (gate.which >= 0).nonzero()[:, 0]
         if not len(on):
@@ -260,12 +260,12 @@ class Arm:
 
     def __post_init__(self):
         if (self.gate is None) != (self.vectors is None) or (self.gate and self.layer is None):
-            raise BadInput(f"gate is {self.gate!r} and layer {self.layer!r}; allowed is a gate with "
-                           "vectors and a layer, or none of the three.")
+            raise BadInput(f"gate is {self.gate!r} and layer {self.layer!r}; allowed is a gate "
+                           "with vectors and a layer, or none of the three.")
         if self.processor and not self.gate or self.gate and self.decides:
             raise BadInput(f"gate is {self.gate!r}, decides {self.decides!r} and processor "
-                           f"{self.processor!r}; allowed is a gate, with or without a processor, or "
-                           "a model that decides, or none of them.")
+                           f"{self.processor!r}; allowed is a gate, with or without a processor, "
+                           "or a model that decides, or none of them.")
 
     @property
     def asks(self) -> bool:
@@ -331,7 +331,8 @@ def run(pair: Pair, arm: Arm, n_problems: int, n: int, max_new_tokens: int,
                "logits_processor": arm.processor and arm.processor(gate)}
     answers = rollouts.answer(model, pair.rules, pair.problems(n_problems, split), n,
                               max_new_tokens=max_new_tokens, seed=pair.seed, **how)
-    which, steered = [[-1] * len(ids) for row in answers.ids for ids in row], np.zeros(len(answers.ids))
+    which = [[-1] * len(ids) for row in answers.ids for ids in row]
+    steered = np.zeros(len(answers.ids))
     if gate:
         fired = gate.table(answers.rollouts.tokens).tolist()
         which = [row[:len(one)] for row, one in zip(fired, which, strict=True)]

@@ -13,7 +13,6 @@ there is one only), seed, start (the unsteered model that the arm is measured fr
 themselves), bits, and the columns of `hybrid.Run.frame`.
 """
 
-from collections.abc import Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 
@@ -22,6 +21,7 @@ import pandas as pd
 
 from locksmith import arms as names
 from locksmith import parallel, stats
+from locksmith.errors import BadInput
 from locksmith.experiments import hybrid, steering_arms, vectors
 from locksmith.experiments.steering_arms import Fits, Setting
 
@@ -88,6 +88,27 @@ class Experiment:
         return len(self.pairs) * (n_traces + tried * self.n_validation
                                   + arms * self.n_problems * self.n_samples)
 
+    def check(self) -> None:
+        """BadInput, before anything long runs, for a pair that cannot take part: two vocabularies,
+        layers that are not there, blocks that cannot be run apart, prompts that leave no room."""
+        for task in self.tasks:
+            pair = next(pair for (other, _), pair in self.pairs.items() if other == task)
+            base, thinking = pair.load("base"), pair.load("thinking")
+            sizes = [m.net.config.get_text_config().vocab_size for m in (base, thinking)]
+            depth, context = (min(getattr(m, name) for m in (base, thinking))
+                              for name in ("depth", "context"))
+            longest = max(len(base.ask(pair.rules, x)) for x in pair.problems(self.n_problems))
+            if sizes[0] != sizes[1]:
+                raise BadInput(f"thinking_model is {thinking.name}, which knows {sizes[1]} tokens; "
+                               f"allowed beside {base.name} is a model that knows its {sizes[0]}.")
+            if max(self.layers) >= depth:
+                raise BadInput(f"layers is {self.layers}; allowed here are 0 to {depth - 1}.")
+            if longest + self.max_new_tokens > context:
+                raise BadInput(f"max_new_tokens is {self.max_new_tokens}; allowed is at most "
+                               f"{context - longest}, since prompts of {task} take {longest} "
+                               f"tokens and these models have room for {context}.")
+            vectors.upper(base.net, 0)
+
     # --- what is fitted
 
     def study(self, n_traces: int, latents: list, autoencoder: str) -> None:
@@ -140,8 +161,9 @@ class Experiment:
         arms = {(*key, (layer, strength)): self._steered(key, layer, strength)
                 for key in self.pairs for layer in self.layers for strength in self.strengths}
         runs = self._answer(arms, n_problems=self.n_validation, n=1, split="validation")
-        self.tried = pd.concat([run.frame().assign(task=task, seed=seed, layer=at[0], strength=at[1])
-                                for (task, seed, at), run in runs.items()], ignore_index=True)
+        self.tried = pd.concat([
+            run.frame().assign(task=task, seed=seed, layer=layer, strength=strength)
+            for (task, seed, (layer, strength)), run in runs.items()], ignore_index=True)
         chosen = {task: pick(rows, ["layer", "strength"])
                   for task, rows in self.tried.groupby("task", sort=False)}
         probes = {}
@@ -174,7 +196,7 @@ class Experiment:
                     network, coefficients, one, *self.seen.get(key, (0.0, [])),
                     self.strengths or [self.settings[key[0]].strength], self.thresholds)
 
-    def run(self, ids: Iterable[str] | None = None) -> pd.DataFrame:
+    def run(self, ids: list[str] | None = None) -> pd.DataFrame:
         """Lets every arm of `steering_arms`, or those of `ids`, answer the test problems."""
         arms = {(*key, (name, setting)): arm for key in self.pairs
                 for name in ids or steering_arms.ARMS
@@ -192,8 +214,8 @@ class Experiment:
 
     def _answer(self, arms, **how):
         """(task, seed, anything) -> Run, in the order of `arms`."""
-        jobs = {key: dict(pair=self.pairs[key[:2]], arm=arm, max_new_tokens=self.max_new_tokens, **how)
-                for key, arm in arms.items()}
+        how |= {"max_new_tokens": self.max_new_tokens}
+        jobs = {key: dict(pair=self.pairs[key[:2]], arm=arm, **how) for key, arm in arms.items()}
         done = parallel.run(self.pool, hybrid.run, jobs)
         return {key: done[key] for key in arms}
 
@@ -230,9 +252,9 @@ class Experiment:
     def category_scores(self) -> pd.DataFrame:
         """Of each task that knows its kinds of steps: method, seed, purity, normalised mutual
         information on held-out steps."""
-        return pd.DataFrame([dict(task=task, method=method, seed=seed, purity=purity, information=nmi)
+        return pd.DataFrame([(task, method, seed, purity, information)
                              for (task, seed), s in self.studies.items()
-                             for method, (purity, nmi) in s.scores.items()],
+                             for method, (purity, information) in s.scores.items()],
                             columns=["task", "method", "seed", "purity", "information"])
 
     def losses(self) -> pd.DataFrame:
@@ -361,8 +383,9 @@ def counted(outcomes: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def differences(outcomes: pd.DataFrame, arm: str = "hybrid") -> pd.DataFrame:
-    """Accuracy of an arm minus that of every control, on the same problems and seeds: task, against,
-    value, low, high. outcomes: at the settings that count. Models themselves are no controls here."""
+    """Accuracy of an arm minus that of every control, on the same problems and seeds: task,
+    against, value, low, high. outcomes: at the settings that count. Models themselves are no
+    controls here."""
     out, changed = [], outcomes[outcomes["start"].notna()]
     for task, here in changed.groupby("task", sort=False):
         of = {name: scores(rows) for name, rows in here.groupby("arm", sort=False)}
@@ -377,7 +400,8 @@ def curve(table: pd.DataFrame, quantity: str) -> pd.DataFrame:
     """A row an arm and setting of a `summary`: a quantity, and `share`, of the tokens steered."""
     keys = ["task", "arm", "setting"]
     share = table[table["quantity"] == "steered_share"][[*keys, "value"]]
-    return table[table["quantity"] == quantity].merge(share.rename(columns={"value": "share"}), on=keys)
+    share = share.rename(columns={"value": "share"})
+    return table[table["quantity"] == quantity].merge(share, on=keys)
 
 
 def steps_taken(outcomes: pd.DataFrame) -> pd.DataFrame:
@@ -392,7 +416,7 @@ def steps_taken(outcomes: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
-def staircase(outcomes: pd.DataFrame, ids: Iterable[str]) -> pd.DataFrame:
+def staircase(outcomes: pd.DataFrame, ids: list[str]) -> pd.DataFrame:
     """Accuracy gained or lost from each arm of `ids` to the next: task, arm, value, low, high."""
     out = []
     for task, here in outcomes.groupby("task", sort=False):

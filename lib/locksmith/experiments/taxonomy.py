@@ -140,8 +140,8 @@ def fit(x, latents, k=3, steps=300, lr=0.02, batch=128, seed=0):
 
 
 def fit_published(x, latents, k=3, epochs=300, patience=10, batch=512, seed=0):
-    """An `Autoencoder` of x (N, D), trained as in the authors' code: Adam at 2e-4 / sqrt(K / 16384),
-    the loss in shares of a batch's variance, until `patience` epochs have not lowered it."""
+    """An `Autoencoder` of x (N, D), trained as in the authors' code: Adam at 2e-4 / sqrt(K /
+    16384), the loss in shares of a batch's variance, until `patience` epochs did not lower it."""
     net = Autoencoder(x.shape[1], latents, k, seed)
     draw = torch.Generator().manual_seed(seed)
     adam = torch.optim.Adam(net.parameters(), 2e-4 / (latents / 16384) ** 0.5)
@@ -205,7 +205,7 @@ def kmeans(x, test, latents, seed=0):
     return KMeans(latents, n_init=4, random_state=seed).fit(x.numpy()).predict(test.numpy())
 
 
-# --- while a model writes --------------------------------------------------------------------------
+# --- while a model writes -------------------------------------------------------------------------
 
 def by_opening(texts, steps, categories, latents, size):
     """(V,) int64: of each token that begins a step, the category most of its steps have; else -1.
@@ -249,11 +249,12 @@ class Decisions(NamedTuple):
 
 
 def decisions(model: Model, task: ModuleType) -> Decisions:
-    """The `Decisions` of a task in a model's tokens: here alone is it asked whether openings tell."""
+    """The `Decisions` of a task in a model's tokens; only here it is asked whether openings tell."""
     told, size = bool(task.OPENINGS), model.net.config.get_text_config().vocab_size
     decision, owned = torch.zeros(2, size, dtype=torch.bool)
     decision[sorted(model.stop)] = True
-    for opening in (model.encode(" ".join(words)) for kind in task.OPENINGS.values() for words in kind):
+    for words in sum(task.OPENINGS.values(), ()):
+        opening = model.encode(" ".join(words))
         decision[opening] = True
         owned[opening[:-1]] = True
     if not told:

@@ -375,7 +375,7 @@ def study(pair: Pair, n_traces: int, max_new_tokens: int, sizes: list, layers: l
 
 
 def _scores(steps, net, x, y, seed):
-    """Scores of the autoencoder's assignment of the held-out y and of two baselines, fitted on x."""
+    """Scores of the autoencoder's assignment of held-out y, and of two baselines fitted on x."""
     truth, guessed = [s.kind for s in steps], net.assign(y)
     if None in truth:
         return {}
@@ -427,7 +427,7 @@ def fit(pair: Pair, body: str, found: Study, layers: list, steps: int,
     """{layer: Fitted} in the model of a role; found: whose traces and categories are used.
 
     body_seed: of the body's weights, where they are not those of the pair's seed (an untrained
-    model of that seed shares its first weights with a lab's base, its words' embeddings among them).
+    model of that seed shares its first weights with a lab's base, its words' embeddings included).
     """
     net = pair.load(body, exact=True, seed=body_seed).net
     at = marks(found.traces.steps, found.categories)
