@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from locksmith import loading, parallel, quantities, results, stats
-from locksmith.experiments import directions, latents, probes, word_traces
+from locksmith.experiments import categories, directions, latents, places, probes, word_traces
 from locksmith.experiments.latents import Dosed, Study
 from locksmith.experiments.places import Sizes
 from locksmith.experiments.reading import Form, Probe, Reading
@@ -57,6 +57,10 @@ def test_a_base_without_a_successor_is_steered_by_its_own_vector_alone():
     made.readings = [Reading(means={Form("base", "error", "error"): means((1, 0, 0))},
                              norms={("base", "error"): 1.0})]
     assert set(made.arms("error", "base", "all", 0)) == {"base-vector", "noise"}
+    made.layers = {"error": 0}
+    made.steer_early(parallel.workers("smoke"))  # would steer the thinking model
+    made.categorise(parallel.workers("smoke"), 1)  # would read its steps
+    assert made.early == {} and made.found == []
 
 
 def test_the_most_alike_of_other_behaviours_counts():
@@ -171,3 +175,35 @@ def test_errors_that_a_direction_marks_are_read_and_shuffled_ones_are_not():
     assert word_traces.auroc(held, 1, "error").low > 0.9
     assert isinstance(word_traces.auroc(held, 1, "carry"), stats.Interval)
     assert abs(word_traces.auroc(held, 1, "error", shuffle=True).value - 0.5) < 0.2
+
+
+# --- categories found without labels --------------------------------------------------------------
+
+def test_categories_found_without_labels_are_read_before_their_steps(monkeypatch, record):
+    """Steps of two kinds, each after a sign of its own: the categories are the kinds."""
+    rng, made = np.random.default_rng(0), study()
+    model = made.pairs[0].load("thinking", exact=True)
+    asked = model.encode("Q: 1?\nA:")
+    texts, kinds = [], []
+    for i in range(24):
+        kind = rng.random(6) < 0.4
+        said = "".join(" zzzz zzzz zzzz zzzz zzzz." if k else " AAAA AAAA AAAA AAAA AAAA!" for k in kind)
+        kinds += kind.tolist()
+        texts.append(places.Text([*asked, *model.encode(said)], len(asked), i))
+    monkeypatch.setattr(categories, "traces", lambda *args, **how: (texts, None))
+    found = categories.find(made.pairs[0], ["base", "thinking"], 0, made.sizes)
+    mine = found.scores["base"].labels
+    assert len(set(np.array(kinds)[mine])) == 1  # a category holds steps of one kind
+    assert found.share == mine.mean() and found.agreement > 0.5
+    assert set(found.scores) == {"base", "thinking", "embeddings", "shuffled"}
+    made.found = [found]
+    (row,) = latents.record_categories(record, made, 1)
+    assert row[-1] in (" AAAA AAAA AAAA AAAA AAAA!".strip(), "zzzz zzzz zzzz zzzz zzzz.")
+    assert {("base", "probe_auroc[behaviour=category]"),
+            ("base", "cosine[behaviour=category, against=thinking]")} <= names(record)
+
+
+def test_no_categories_where_there_are_too_few_steps(monkeypatch, record):
+    made = study()
+    made.categorise(parallel.workers("smoke"), 1)
+    assert made.found == [None] and latents.record_categories(record, made, 1) == []

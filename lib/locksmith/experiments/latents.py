@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from locksmith import parallel, params, results, stats
-from locksmith.experiments import directions, probes, reading, uncertainty
+from locksmith.experiments import categories, directions, probes, reading, uncertainty
 from locksmith.experiments.directions import COUNTS, Target, noise, slope
 from locksmith.experiments.places import ANOTHER, Sizes, behaviours, documents, headline, places
 from locksmith.experiments.reading import AGAIN, STABLE, Form, Probe
@@ -48,6 +48,7 @@ class Study:
     layers: dict[str, int] = field(default_factory=dict)
     layer_scores: dict = field(default_factory=dict)
     readings: list[reading.Reading] = field(default_factory=list)
+    found: list[categories.Found | None] = field(default_factory=list)
     knowing: list[dict] = field(default_factory=list)
     doses: dict[Dosed, np.ndarray] = field(default_factory=dict)
     early: dict = field(default_factory=dict)
@@ -113,6 +114,15 @@ class Study:
                             "sizes": self.sizes, "windows": windows} for pair in self.pairs}
         self.readings = list(parallel.run(pool, reading.read, jobs).values())
 
+    def categorise(self, pool, samples: int) -> None:
+        """Categories of the thinking model's steps, where the task knows no kinds of them."""
+        if self.rules.OPENINGS or "thinking" not in self.roles:
+            return
+        jobs = {pair.seed: {"pair": pair, "roles": self.roles, "layer": self.layer,
+                            "sizes": self.sizes._replace(documents=samples)}
+                for pair in self.pairs}
+        self.found = list(parallel.run(pool, categories.find, jobs).values())
+
     def steer(self, pool) -> None:
         """Dose-response of the headline in all models and both ways, of the other behaviour in the
         pair at choices."""
@@ -135,7 +145,8 @@ class Study:
         place and from stable places."""
         b, jobs = self.headline, {}
         for i, (pair, read) in enumerate(zip(self.pairs, self.readings)):
-            if b not in self.layers or not self.arms(b, "thinking", "choice", i):
+            if not {b, "thinking"} <= {*self.layers, *self.roles} or not self.arms(
+                    b, "thinking", "choice", i):
                 return
             vectors = {form: read.scaled(m.vector(), "thinking", b) for form, m in read.means.items()
                        if (form.reader, form.at) == ("base", b)
@@ -304,6 +315,23 @@ def record_probes(rec: Recorder, study: Study) -> None:
             keep(role, Probe(b, role, at, kind="point"), variant="point")
             keep(role, Probe(b, role, at, source="traces"), variant="traces")
         keep("embeddings", Probe(b, "base", -1, kind="point"), on="base", variant="point")
+
+
+def record_categories(rec: Recorder, study: Study, samples: int) -> list[list]:
+    """Probes for the commonest category and the cosine of the base's direction with the thinking
+    model's. Returns rows (task, seed, share of the steps, agreement of two fits, an example)."""
+    if not study.found or None in study.found:
+        return []
+    of = {"behaviour": "category", "n_problems": study.sizes.n_problems, "n_samples": samples}
+    arms = {"embeddings": "embeddings", "shuffled": "shuffled-labels"}
+    for reader in study.found[0].scores:
+        rec.fact(study.task, arms.get(reader, reader), "probe_auroc",
+                 probes.auroc_interval([found.scores[reader] for found in study.found]), **of,
+                 **({"on": "base"} if reader in arms else {}))
+    pairs = [[(found.means["base"], found.means["thinking"])] for found in study.found]
+    rec.fact(study.task, "base", "cosine", directions.cosine_interval(pairs), against="thinking", **of)
+    return [[study.task, pair.seed, f"{found.share:.2f}", f"{found.agreement:.2f}", found.example]
+            for pair, found in zip(study.pairs, study.found)]
 
 
 def record_cosines(rec: Recorder, study: Study) -> None:
