@@ -432,16 +432,16 @@ def fit(pair: Pair, body: str, found: Study, layers: list, steps: int,
     net = pair.load(body, exact=True, seed=body_seed).net
     at = marks(found.traces.steps, found.categories)
     differ = disagreeing(net, found.traces, found.places, found.tell, pair.seed)
-    streams = activations.residuals(net, found.traces.texts, layers)
     out = {}
-    for layer in layers:
-        how = {"layer": layer, "stream": streams[layer], "steps": steps, "seed": pair.seed}
+    for layer in layers:  # one at a time: all streams of long traces would not fit the memory
+        stream = activations.residuals(net, found.traces.texts, [layer])[layer]
+        how = {"layer": layer, "stream": stream, "steps": steps, "seed": pair.seed}
         bias, start = optimised(net, found.traces, random_spans(found.traces, pair.seed), 1, **how)
         vectors, end = optimised(net, found.traces, at, found.n, bias=bias[0], **how)
         out[layer] = Fitted(
-            bias[0], vectors, means(streams[layer], found.traces, found.categories, found.n),
-            probe(streams[layer], found.traces, differ, found.n), (start, end),
-            float(streams[layer].norm(dim=1).mean()))
+            bias[0], vectors, means(stream, found.traces, found.categories, found.n),
+            probe(stream, found.traces, differ, found.n), (start, end),
+            float(stream.norm(dim=1).mean()))
     return out
 
 
