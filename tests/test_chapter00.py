@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from locksmith import corpus, model, params, stats
+from locksmith import corpus, model, params
 from locksmith.experiments import skills
 from locksmith.tasks import countdown
 
@@ -41,25 +41,6 @@ def test_attempts_are_counted_where_they_stand():
     found = skills.by_position(skills.stack([tally]))
     assert {name: i.value for name, i in found.items()} == dict(
         zip(skills.POSITION_NAMES, (1, 1, 0.5, 0, 0, 0.25), strict=True))
-
-
-def test_a_share_is_pooled_and_of_nothing_there_is_none():
-    part, whole = np.array([[1.0, 0, 3]]), np.array([[2.0, 0, 8]])
-    found = skills.share(part, whole)
-    assert found.value == 0.4 and found.low == pytest.approx(3 / 8) and found.high == 0.5
-    assert skills.share(np.zeros((2, 3)), np.zeros((2, 3))) is None
-    always = skills.share(np.ones((2, 30)), np.ones((2, 30)))
-    assert always == stats.wilson(30, 30)
-
-
-def test_a_shares_interval_covers_the_truth_as_often_as_it_says():
-    """Problems of unequal size with a share of 0.7: about 95 of 100 intervals hold it."""
-    rng, held = np.random.default_rng(0), 0
-    for _ in range(100):
-        whole = rng.integers(1, 9, (1, 60))
-        found = skills.share(rng.binomial(whole, 0.7).astype(float), whole.astype(float), 400)
-        held += found.low <= 0.7 <= found.high
-    assert 86 <= held <= 100
 
 
 @both

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from locksmith import decoding, engine, errors, grammar, lab, loading, stats, tasks, vocabulary
+from locksmith import decoding, engine, errors, grammar, lab, loading, tasks, vocabulary
 from locksmith.experiments import sampling
 from repository import ROOT, smoke_lab
 
@@ -269,17 +269,6 @@ def test_another_problems_samples_match_by_form_alone():
 
 
 # --- means of what is not everywhere --------------------------------------------------------------
-
-
-def test_median_interval_covers_the_median_and_skips_what_is_missing():
-    rng = np.random.default_rng(0)
-    values = rng.normal(3, 1, (3, 60, 2))
-    values[rng.random(values.shape) < 0.3] = np.nan
-    found = sampling.median_interval(values, resamples=400)
-    assert found.value == np.median(values[~np.isnan(values)])
-    assert found.low < found.value < found.high and found.low < 3 < found.high
-    same = sampling.median_interval(np.full((2, 5, 1), 7.0), resamples=20)
-    assert same == stats.Interval(7, 7, 7)
 
 
 def test_means_over_missing_traces_leave_them_out():

@@ -103,6 +103,76 @@ def test_interval_covers_the_truth():
     assert 0.90 < inside / 300 < 0.99
 
 
+# --- any statistic ----------------------------------------------------------------------------------
+
+def times(values, counts):
+    """(B, n) of values repeated: the resamples themselves."""
+    return np.stack([np.repeat(values, row) for row in counts])
+
+
+@pytest.mark.parametrize("statistic", [np.std, np.median, scipy_stats.skew])
+def test_any_statistic_of_one_axis_agrees_with_scipy(statistic):
+    values = np.random.default_rng(4).gamma(2, 1, 50)
+    ours = stats.bootstrap(lambda counts: statistic(times(values, counts), axis=1), 50,
+                           resamples=20000)
+    theirs = scipy_stats.bootstrap((values,), statistic, method="percentile", n_resamples=20000,
+                                   rng=1).confidence_interval
+    width = theirs.high - theirs.low
+    assert ours.value == statistic(values)
+    assert abs(ours.low - theirs.low) < 0.06 * width and abs(ours.high - theirs.high) < 0.06 * width
+
+
+def test_crossed_axes_have_the_variance_of_the_closed_form():
+    """Of a sum of an effect of each of three axes: the sum of their variances over their sizes."""
+    rng, sizes = np.random.default_rng(5), (30, 40, 50)
+    effects = [rng.normal(size=n) for n in sizes]
+
+    def mean(*counts):
+        return sum(c @ x / len(x) for c, x in zip(counts, effects, strict=True))
+    found = stats.bootstrap(mean, *sizes, resamples=20000)
+    half = scipy_stats.norm.ppf(0.975) * np.sqrt(sum(x.var() / len(x) for x in effects))
+    assert found.value == pytest.approx(sum(x.mean() for x in effects))
+    assert found.high - found.value == pytest.approx(half, rel=0.05)
+    assert found.value - found.low == pytest.approx(half, rel=0.05)
+
+
+def test_what_has_no_value_in_a_resample_is_left_out():
+    found = stats.bootstrap(lambda counts: np.where(counts[:, 0] == 1, 1.0, np.nan), 5)
+    assert found == stats.Interval(1, 1, 1)
+
+
+def test_a_median_covers_the_truth_as_often_as_it_says():
+    """Normal values, some of them missing: about 95 of 100 intervals hold their median."""
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(100):
+        values = rng.normal(3, 1, (1, 80, 1))
+        values[rng.random(values.shape) < 0.3] = np.nan
+        found = stats.median(values, resamples=200)
+        assert found.value == np.median(values[~np.isnan(values)])
+        held += found.low <= 3 <= found.high
+    assert 86 <= held <= 100
+    assert stats.median(np.full((2, 5, 1), 7.0), resamples=20) == stats.Interval(7, 7, 7)
+
+
+def test_a_share_is_pooled_and_of_nothing_there_is_none():
+    part, whole = np.array([[1.0, 0, 3]]), np.array([[2.0, 0, 8]])
+    found = stats.share(part, whole)
+    assert found.value == 0.4 and found.low == pytest.approx(3 / 8) and found.high == 0.5
+    assert stats.share(np.zeros((2, 3)), np.zeros((2, 3))) is None
+    always = stats.share(np.ones((2, 30)), np.ones((2, 30)))
+    assert always == stats.wilson(30, 30)
+
+
+def test_a_shares_interval_covers_the_truth_as_often_as_it_says():
+    """Problems of unequal size with a share of 0.7: about 95 of 100 intervals hold it."""
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(100):
+        whole = rng.integers(1, 9, (1, 60))
+        found = stats.share(rng.binomial(whole, 0.7).astype(float), whole.astype(float), 400)
+        held += found.low <= 0.7 <= found.high
+    assert 86 <= held <= 100
+
+
 def test_gap_recovered_is_a_paired_ratio():
     base, thinking = table(seed=1).mean(-1), table(seed=1, lift=0.4).mean(-1)
     halfway = (base + thinking) / 2

@@ -1,14 +1,15 @@
 """pass@k, intervals over problems and seeds, and where two curves cross.
 
 pass@k is the unbiased estimator 1 - C(n-c, k) / C(n, k) of Chen et al. (arXiv 2107.03374, section
-2.1). Intervals come from a crossed bootstrap: every resample draws seeds and, independently,
-problems, with replacement, and keeps their whole table of scores. All quantities that are
-compared (base and thinking model, a method and its baseline) are resampled with the same draws,
+2.1). Intervals come from one crossed bootstrap, `drawn`: every resample draws seeds and,
+independently, problems, with replacement, and keeps their whole table of scores. `bootstrap` takes
+any statistic, `interval` functions of means. All quantities that are compared (base and thinking model, a method and its baseline) are resampled with the same draws,
 so differences and ratios are paired. Percentile intervals, no bias correction: with all scores
 equal BCa is undefined, and there the Wilson interval takes over. Three seeds are few: the
 bootstrap over seeds understates their spread, which is why the seeds are also shown one by one.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -71,6 +72,31 @@ def per_problem(correct, ks):
     return pass_at_k(correct.shape[-1], solved[..., None], np.asarray(ks))
 
 
+def drawn(*sizes: int, resamples: int = 2000, seed: int = 0) -> list[np.ndarray]:
+    """How often every resample holds each member of an axis, such as the seeds or the problems.
+
+    sizes: of the axes, each of which is drawn by itself, with replacement, as often as it has members.
+    Returns for each an int64 array (resamples, size) whose rows sum to size.
+    """
+    rng = np.random.default_rng(seed)
+    return [rng.multinomial(n, np.full(n, 1 / n), resamples) for n in sizes]
+
+
+def ends(values: np.ndarray) -> np.ndarray:
+    """(2, ...): the middle 95 % of values (B, ...); NaN, a value that there is not, is left out."""
+    return np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+
+
+def bootstrap(statistic: Callable, *sizes: int, resamples: int = 2000, seed: int = 0) -> Interval:
+    """Interval of any statistic over axes of these sizes.
+
+    statistic: called with one int64 array (B, size) an axis, how often each member counts, returns
+    (B, ...), NaN where it has no value. Its value is where each counts once.
+    """
+    value = statistic(*(np.ones((1, n), np.int64) for n in sizes))[0]
+    return Interval(value, *ends(statistic(*drawn(*sizes, resamples=resamples, seed=seed))))
+
+
 def resampled_means(*scores, resamples=2000, seed=0):
     """Bootstrap means of paired score tables.
 
@@ -82,10 +108,8 @@ def resampled_means(*scores, resamples=2000, seed=0):
     if len(shapes) > 1:
         raise ValueError(f"paired scores must share (seeds, problems), but have {sorted(shapes)}")
     n_seeds, n_problems = shapes.pop()
-    rng = np.random.default_rng(seed)
-    by_seed = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), resamples) / n_seeds
-    by_problem = rng.multinomial(n_problems, np.full(n_problems, 1 / n_problems), resamples)
-    by_problem = by_problem / n_problems
+    by_seed, by_problem = drawn(n_seeds, n_problems, resamples=resamples, seed=seed)
+    by_seed, by_problem = by_seed / n_seeds, by_problem / n_problems
     means = []
     for table in scores:
         flat = table.reshape(n_seeds, n_problems, -1)
@@ -100,13 +124,11 @@ def interval(f, *scores, resamples=2000, seed=0):
     """Interval of f(mean of scores[0], mean of scores[1], ...).
 
     scores: arrays (seeds, problems, ...), paired. f works elementwise on the means, so that it can
-    be given all resamples at once, e.g. `lambda x, base: x - base`.
+    be given all resamples at once, e.g. `lambda x, base: x - base`; NaN where it has no value.
     """
     means = resampled_means(*scores, resamples=resamples, seed=seed)
     value = f(*[np.asarray(s, dtype=np.float64).mean((0, 1)) for s in scores])
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(f(*means), [tail, 1 - tail], axis=0)
-    return Interval(value, low, high)
+    return Interval(value, *ends(f(*means)))
 
 
 def wilson(successes, n):
@@ -133,6 +155,33 @@ def mean_interval(scores, resamples=2000, seed=0):
 def pass_curve(correct, ks, resamples=2000, seed=0):
     """pass@k with intervals: correct (seeds, problems, samples) bool -> Interval of (len(ks),)."""
     return mean_interval(per_problem(correct, ks), resamples=resamples, seed=seed)
+
+
+def share(part: np.ndarray, whole: np.ndarray, resamples: int = 2000) -> Interval | None:
+    """Interval of sum(part) / sum(whole), counts of one shape (seeds, problems), or None if 0 / 0.
+
+    Where the share is 0 or 1 throughout, Wilson's interval stands in, with the problems that have
+    anything to count as n.
+    """
+    if not whole.sum():
+        return None
+    value, n = float(part.sum() / whole.sum()), int((whole > 0).any(0).sum())
+    if value in (0, 1):
+        return Interval(value, *map(float, wilson(n * int(value), n)[1:]))
+    with np.errstate(invalid="ignore"):  # a resample may hold nothing to count
+        _, low, high = interval(np.divide, part, whole, resamples=resamples)
+    return Interval(value, float(low), float(high))
+
+
+def median(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> Interval:
+    """Median with its interval: values (seeds, problems, m), NaN where there is none."""
+    values = np.asarray(values, dtype=np.float64)
+
+    def of(seeds, problems):
+        some = (values.repeat(s, 0).repeat(p, 1) for s, p in zip(seeds, problems, strict=True))
+        kept = (x[~np.isnan(x)] for x in some)
+        return np.array([np.median(x) if len(x) else np.nan for x in kept])
+    return Interval(*map(float, bootstrap(of, *values.shape[:2], resamples=resamples, seed=seed)))
 
 
 def difference(x, base, resamples=2000, seed=0):

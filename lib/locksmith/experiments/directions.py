@@ -75,16 +75,12 @@ def cosine_interval(pairs, resamples=1000, seed=0):
 
     pairs: one list a seed of (Means, Means); of several the largest cosine counts, each time.
     """
-    n = len(pairs[0][0][0].up)
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(n, np.full(n, 1 / n), resamples)
-    each = np.stack([np.max([cosine(a.vector(drawn), b.vector(drawn)) for a, b in few], 0)
-                     for few in pairs], 1)
-    share = rng.multinomial(len(pairs), np.full(len(pairs), 1 / len(pairs)), resamples)
-    value = np.mean([max(cosine(a.vector(), b.vector()) for a, b in few) for few in pairs])
-    tail = (1 - stats.LEVEL) / 2
-    found = np.nanquantile((share * each).sum(1) / len(pairs), [tail, 1 - tail])
-    return stats.Interval(float(value), *map(float, found))
+    def mean(problems, seeds):
+        each = np.stack([np.max([cosine(a.vector(problems), b.vector(problems)) for a, b in few], 0)
+                         for few in pairs], 1)  # (B, seeds)
+        return (seeds * each).sum(1) / len(pairs)
+    return stats.Interval(*map(float, stats.bootstrap(
+        mean, len(pairs[0][0][0].up), len(pairs), resamples=resamples, seed=seed)))
 
 
 def halves(m, seed=0):

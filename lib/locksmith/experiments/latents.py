@@ -355,7 +355,7 @@ def record_cosines(rec: Recorder, study: Study) -> None:
         if all(vector is not None for vector in vectors):
             drawn = [abs(directions.cosine(vectors[0], noise(vectors[0], i))) for i in range(1000)]
             rec.fact(study.task, "random-directions", "cosine",
-                     (np.mean(drawn), *np.quantile(drawn, [0.025, 0.975])), **study.of(b),
+                     (np.mean(drawn), *stats.ends(drawn)), **study.of(b),
                      n_problems=None)
             rec.extra[f"length {study.task} {b}"] = [
                 np.linalg.norm(vector) / read.norms["base", b]

@@ -83,15 +83,13 @@ def auroc(scores, y, weights=None):
 def auroc_interval(by_seed, resamples=1000, seed=0):
     """Mean AUROC over seeds with its interval over seeds and problems.
 
-    by_seed: one (scores, y, problems) a seed, arrays of one length each. The crossed bootstrap of
-    `stats`: a resample draws seeds and, for all of them alike, problems.
+    by_seed: one (scores, y, problems) a seed, arrays of one length each. Where a resample leaves a seed
+    no positive or no negative, its AUROC counts as 0.5.
     """
+    def mean(problems, seeds):
+        each = np.stack([auroc(s, y, problems[:, p]) for s, y, p in by_seed], 1)  # (B, seeds)
+        return (seeds * np.nan_to_num(each, nan=0.5)).sum(1) / len(by_seed)
     n = 1 + max(int(p.max()) for _, _, p in by_seed)
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(n, np.full(n, 1 / n), resamples)
-    each = np.stack([auroc(s, y, drawn[:, p]) for s, y, p in by_seed], 1)  # (B, seeds)
-    share = rng.multinomial(len(by_seed), np.full(len(by_seed), 1 / len(by_seed)), resamples)
-    means = (share * np.nan_to_num(each, nan=0.5)).sum(1) / len(by_seed)
-    value = float(np.mean([auroc(s, y) for s, y, _ in by_seed]))
-    tail = (1 - stats.LEVEL) / 2
-    return stats.Interval(value, *map(float, np.quantile(means, [tail, 1 - tail])))
+    _, low, high = stats.bootstrap(mean, n, len(by_seed), resamples=resamples, seed=seed)
+    value = np.mean([auroc(s, y) for s, y, _ in by_seed])
+    return stats.Interval(float(value), float(low), float(high))

@@ -7,7 +7,6 @@ A trace is an answer's text. Its tokens are those of the model that reads it.
 """
 
 import itertools
-import math
 import random
 import re
 from collections import Counter
@@ -17,7 +16,6 @@ from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from locksmith import decoding, engine, prose, rollouts, stats, tasks, vocabulary
 from locksmith.loading import Model, Pair
@@ -282,21 +280,3 @@ def mean_of_some(values: np.ndarray) -> stats.Interval:
     there = ~np.isnan(values)
     return stats.interval(lambda s, n: s / np.maximum(n, 1e-9),
                           np.where(there, values, 0).sum(-1), there.sum(-1))
-
-
-def median_interval(values, resamples: int = 2000, seed: int = 0) -> stats.Interval:
-    """Median with its 95 % interval: values (seeds, problems, m), NaN where there is none.
-
-    The same crossed bootstrap as in `stats`, which resamples means.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    rng = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(resamples):
-        seeds = rng.integers(len(values), size=len(values))
-        chosen = rng.integers(values.shape[1], size=values.shape[1])
-        some = values[seeds][:, chosen]
-        drawn.append(np.median(some[~np.isnan(some)]) if not np.isnan(some).all() else math.nan)
-    tail = (1 - stats.LEVEL) / 2
-    return stats.Interval(float(np.nanmedian(values)),
-                          *map(float, np.nanquantile(drawn, [tail, 1 - tail])))

@@ -81,30 +81,12 @@ def stack(tallies):
     return {name: np.stack([t[name] for t in tallies]) for name in tallies[0]}
 
 
-def share(part, whole, resamples=2000):
-    """Interval of sum(part) / sum(whole), counts of one shape (seeds, problems), or None if 0 / 0.
-
-    Crossed bootstrap over seeds and problems as in `stats`. Where the share is 0 or 1 throughout,
-    Wilson's interval stands in, with the problems that have anything to count as n.
-    """
-    if not whole.sum():
-        return None
-    means = stats.resampled_means(part, whole, resamples=resamples)
-    drawn = means[0][means[1] > 0] / means[1][means[1] > 0]
-    value = part.sum() / whole.sum()
-    low, high = np.quantile(drawn, [(1 - stats.LEVEL) / 2, (1 + stats.LEVEL) / 2])
-    n = int((whole > 0).any(0).sum())
-    if value in (0, 1):
-        _, low, high = stats.wilson(n * int(value), n)
-    return stats.Interval(float(value), float(low), float(high))
-
-
 def summary(tally):
     """{name of the fact: Interval} of a stacked tally; a share of nothing is left out."""
     out = {"pass_at_k[k=1]": stats.mean_interval(tally["correct"]),
            "trace_pass_at_k[k=1]": stats.mean_interval(tally["trace"]),
-           "valid_attempts": share(tally["valid_attempts"], tally["attempts"]),
-           "correct_checks": share(tally["correct_checks"], tally["checks"])}
+           "valid_attempts": stats.share(tally["valid_attempts"], tally["attempts"]),
+           "correct_checks": stats.share(tally["correct_checks"], tally["checks"])}
     for name in ("attempts", "checks", "backtracks", "tokens"):
         quantity = "tokens_per_answer" if name == "tokens" else name
         out[quantity] = stats.interval(lambda mean: mean, tally[name])
@@ -113,7 +95,7 @@ def summary(tally):
 
 def by_position(tally):
     """{name of the position: Interval of the share of valid attempts there}."""
-    shares = {name: share(tally["valid_at"][..., i], tally["attempts_at"][..., i])
+    shares = {name: stats.share(tally["valid_at"][..., i], tally["attempts_at"][..., i])
               for i, name in enumerate(POSITION_NAMES)}
     return {name: found for name, found in shares.items() if found is not None}
 
