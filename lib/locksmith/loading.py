@@ -224,8 +224,9 @@ def check(names, accept_terms: bool = False) -> list[str]:
             device.check_memory(size, f"loading {plain}", device.pick()[0])
         if adapter:
             _check_adapter(adapter)
-        lines.append(f"{name}: " + (f"{size / 2**30:.1f} GiB of weights" if size else
-                                    "its size is known when it has been fetched"))
+        known = {"lab": "a checkpoint of this repository", "toy": "random weights"}
+        unknown = known.get(plain.partition("/")[0], "its size is known when it has been fetched")
+        lines.append(f"{name}: " + (f"{size / 2**30:.1f} GiB of weights" if size else unknown))
     return lines
 
 

@@ -174,7 +174,7 @@ class Experiment:
             probes |= {(task, seed, x): replace(arm, gate=hybrid.Probe(weight, intercept, x))
                        for x in self.thresholds}
             self.seen[task, seed] = seen(runs[task, seed, (layer, strength)],
-                                          self.studies[task, seed].n)
+                                         self.studies[task, seed].n)
             self.settings[task] = Setting(layer, strength, None)
         sensed = self._answer(probes, n_problems=self.n_validation, n=1, split="validation")
         frame = pd.concat([run.frame().assign(task=task, seed=seed, threshold=x)
