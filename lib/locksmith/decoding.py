@@ -141,7 +141,7 @@ def _top(model, sequences, positions, k, batch_size):
     one that comes next. Returns for each sequence (probabilities, tokens), both (positions, k).
     Padding on the right needs no mask: a causal model does not look there.
     """
-    found, vocabulary = [], model.config.get_text_config().vocab_size
+    tops, vocabulary = [], model.config.get_text_config().vocab_size
     # A large vocabulary allows only few rows: at most 512 MiB for one float32 copy of the logits.
     most = max(2**27 // (vocabulary * max(map(len, sequences), default=1)), 1)
     batch_size = min(batch_size, most)
@@ -153,8 +153,8 @@ def _top(model, sequences, positions, k, batch_size):
         logits = model(input_ids=ids.to(model.device), use_cache=False).logits
         for i, places in enumerate(positions[at : at + batch_size]):
             top = logits[i, [p - 1 for p in places]].float().softmax(-1).topk(k, dim=-1)
-            found.append((top.values.cpu(), top.indices.cpu()))
-    return found
+            tops.append((top.values.cpu(), top.indices.cpu()))
+    return tops
 
 
 def first_uncertain(model, prompts, continuations, below=0.9, batch_size=384):
@@ -188,6 +188,28 @@ def cot_decoding(
     "longest", "random", "oracle". log: "delta" of the chosen path, -inf without an answer.
     """
     forced = [[] for _ in prompts] if forced is None else forced
+    problem = [i for i in range(len(prompts)) for _ in range(k)]
+    paths = _branched(model, prompts, forced, k, max_new_tokens, stop, batch_size)
+    read = [read_answer(i, ids) for i, ids in zip(problem, paths, strict=True)]
+    delta = _delta(model, [prompts[i] for i in problem], paths, read, batch_size)
+    groups = [range(i * k, (i + 1) * k) for i in range(len(prompts))]
+    best = {"delta": [max(group, key=delta.__getitem__) for group in groups],
+            "delta_sum": [_best_by_sum(group, [answer for answer, _ in read], delta)
+                          for group in groups],
+            "longest": [max(group, key=lambda j: len(paths[j])) for group in groups],
+            "random": [group[int(np.random.default_rng([seed, i]).integers(k))]
+                       for i, group in enumerate(groups)]}
+    if correct is not None:
+        best["oracle"] = [next((j for j in group if correct(i, paths[j])), group[0])
+                          for i, group in enumerate(groups)]
+    tokens = np.array([len(before) + sum(len(paths[j]) - len(before) for j in group)
+                       for before, group in zip(forced, groups, strict=True)])
+    return {name: Chosen([paths[j] for j in rows], tokens, {"delta": delta[rows]})
+            for name, rows in best.items()}
+
+
+def _branched(model, prompts, forced, k, max_new_tokens, stop, batch_size):
+    """The paths of CoT-decoding, k a prompt, in its order: lists of ids, `forced` first."""
     stops = {stop} if isinstance(stop, int) else set(stop)
     starts = [list(p) + list(f) for p, f in zip(prompts, forced, strict=True)]
     branches = _top(model, starts, [[len(s)] for s in starts], k, batch_size)
@@ -203,42 +225,29 @@ def cot_decoding(
         )
         for row, j in enumerate(open_paths):
             paths[j] += _ids(rest, row)[: room[j]]
+    return paths
 
-    read = [read_answer(i, ids) for i, ids in zip(problem, paths, strict=True)]
-    answered = [j for j, (answer, places) in enumerate(read) if answer is not None and places]
+
+def _delta(model, prompts, paths, read, batch_size):
+    """(N,) float64: mean of p(top 1) - p(top 2) over the tokens of each path's answer, -inf without
+    one. read: (answer, positions) of each path."""
     delta = np.full(len(paths), -np.inf)
-    tops = _top(
-        model, [list(prompts[problem[j]]) + paths[j] for j in answered],
-        [[len(prompts[problem[j]]) + p for p in read[j][1]] for j in answered], 2, batch_size,
-    )
+    answered = [j for j, (answer, places) in enumerate(read) if answer is not None and places]
+    tops = _top(model, [list(prompts[j]) + paths[j] for j in answered],
+                [[len(prompts[j]) + p for p in read[j][1]] for j in answered], 2, batch_size)
     for j, (top, _) in zip(answered, tops, strict=True):
         delta[j] = float((top[:, 0] - top[:, 1]).mean())
+    return delta
 
-    best = {name: [] for name in ("delta", "delta_sum", "longest", "random")}
-    if correct is not None:
-        best["oracle"] = []
-    tokens = []
-    for i in range(len(prompts)):
-        group = range(i * k, (i + 1) * k)
-        tokens.append(len(forced[i]) + sum(len(paths[j]) - len(forced[i]) for j in group))
-        totals = Counter()
-        for j in group:
-            if np.isfinite(delta[j]):
-                totals[read[j][0]] += delta[j]
-        winner = totals.most_common(1)[0][0] if totals else None
-        best["delta"].append(max(group, key=lambda j: delta[j]))
-        best["delta_sum"].append(
-            max(group, key=lambda j: (read[j][0] == winner and np.isfinite(delta[j]), delta[j]))
-        )
-        best["longest"].append(max(group, key=lambda j: len(paths[j])))
-        best["random"].append(group[int(np.random.default_rng([seed, i]).integers(k))])
-        if correct is not None:
-            best["oracle"].append(next((j for j in group if correct(i, paths[j])), group[0]))
-    tokens = np.array(tokens)
-    return {
-        name: Chosen([paths[j] for j in rows], tokens, {"delta": delta[rows]})
-        for name, rows in best.items()
-    }
+
+def _best_by_sum(group, answers, delta):
+    """Of a problem's paths the best with the answer whose Deltas have the largest sum."""
+    totals = Counter()
+    for j in group:
+        if np.isfinite(delta[j]):
+            totals[answers[j]] += delta[j]
+    winner = totals.most_common(1)[0][0] if totals else None
+    return max(group, key=lambda j: (answers[j] == winner and np.isfinite(delta[j]), delta[j]))
 
 
 # ---- power sampling ----
@@ -248,6 +257,27 @@ def log_acceptance(log_z, new_log_z, cut):
     """Log Metropolis-Hastings ratio for replacing the tokens from `cut` on (not yet capped at 0).
 
     log_z, new_log_z: per-token alpha log p - log q of the old and the new sequence, whole, 1-D.
+
+    Why it is exact. At horizon H (the end of the block) the states are the sequences that end in a
+    stop token after at most H tokens and those of exactly H tokens without one. Their p, the
+    product of their token probabilities, the stop token's included, sums to 1; the target is
+    pi(x) = p(x)^alpha / Z. From x of length L a cut t is uniform on 0..L-1, so has probability 1/L,
+    and the suffix is drawn from q, the model at temperature 1/alpha, until it stops or reaches H:
+    always a state again, of a length L' > t, so that the same cut leads back, with probability
+    1/L'. Moves with different t are balanced one by one (the cut is part of the move, so different
+    cuts that could lead to the same x' need not be summed):
+
+        pi(x) 1/L q(x'[t:] | x[:t]) A(x, x') = pi(x') 1/L' q(x[t:] | x[:t]) A(x', x)
+
+    holds for A = min(1, r), with
+
+        r = L/L' * prod_{i>=t} [p(x'_i)^alpha / q(x'_i)] / prod_{i>=t} [p(x_i)^alpha / q(x_i)],
+
+    products over each sequence's own length; the common prefix cancels. Any state is reached from
+    any other through t = 0. So pi at the last horizon is left invariant and is the limit for many
+    steps; earlier blocks only supply a good start. Chains that have stopped keep moving in later
+    blocks, since a longer rival may be the better one; stopping them, comparing over the shorter
+    length only, or leaving out L/L' would each change the target.
     """
     change = float(np.sum(new_log_z[cut:]) - np.sum(log_z[cut:]))
     return change + np.log(len(log_z)) - np.log(len(new_log_z))
@@ -276,28 +306,7 @@ def power_sampling(
     have not stopped are extended by up to `block` tokens at temperature 1/alpha, then every chain
     makes `steps` moves: draw a cut t, resample everything from t on at temperature 1/alpha, accept
     or keep. steps=0 is sampling at temperature 1/alpha. All chains move in one batch, and a chain's
-    course depends on its own key only.
-
-    Why it is exact. At horizon H (the end of the block) the states are the sequences that end in a
-    stop token after at most H tokens and those of exactly H tokens without one. Their p, the
-    product of their token probabilities, the stop token's included, sums to 1; the target is
-    pi(x) = p(x)^alpha / Z. From x of length L a cut t is uniform on 0..L-1, so has probability 1/L,
-    and the suffix is drawn from q, the model at temperature 1/alpha, until it stops or reaches H:
-    always a state again, of a length L' > t, so that the same cut leads back, with probability
-    1/L'. Moves with different t are balanced one by one (the cut is part of the move, so different
-    cuts that could lead to the same x' need not be summed):
-
-        pi(x) 1/L q(x'[t:] | x[:t]) A(x, x') = pi(x') 1/L' q(x[t:] | x[:t]) A(x', x)
-
-    holds for A = min(1, r), with
-
-        r = L/L' * prod_{i>=t} [p(x'_i)^alpha / q(x'_i)] / prod_{i>=t} [p(x_i)^alpha / q(x_i)],
-
-    products over each sequence's own length; the common prefix cancels. Any state is reached from
-    any other through t = 0. So pi at the last horizon is left invariant and is the limit for many
-    steps; earlier blocks only supply a good start. Chains that have stopped keep moving in later
-    blocks, since a longer rival may be the better one; stopping them, comparing over the shorter
-    length only, or leaving out L/L' would each change the target.
+    course depends on its own key only. `log_acceptance` says why it is exact.
 
     Sampling overshoots the horizon where another chain in the batch has more room; the surplus is
     cut off, which leaves the distribution of what stays as it is, and not counted.
@@ -318,55 +327,65 @@ def power_sampling(
     uniform = np.stack(
         [np.random.default_rng([seed, key]).random((len(horizons) * steps, 2)) for key in keys]
     )
-    states = [[] for _ in prompts]
-    log_z = [np.zeros(0) for _ in prompts]
-    tokens = np.zeros(len(prompts), dtype=np.int64)
+    chains = _Chains(model, prompts, alpha, seed, keys, {"stop": stops, "batch_size": batch_size})
     accepted, moved = np.zeros(len(prompts)), np.zeros(len(prompts))
-    context = model.config.get_text_config().max_position_embeddings
-    calls = 0
-
-    def propose(chains, cuts, horizon):
-        """New states and their log_z: the first cuts[j] tokens kept, the rest drawn anew."""
-        nonlocal calls
-        calls += 1  # every call draws from a stream of its own
-        fresh = int(np.random.SeedSequence([seed, calls]).generate_state(1)[0])
-        starts = [
-            list(prompts[c]) + states[c][:cut] for c, cut in zip(chains, cuts, strict=True)
-        ]
-        found = [None] * len(chains)
-        for group in fitting_groups(list(map(len, starts)), cuts, horizon, context):
-            mine = [starts[j] for j in group]
-            drawn = sample(
-                model, mine, max_new_tokens=horizon - min(cuts[j] for j in group), stop=stop,
-                temperature=1 / alpha, seed=fresh, keys=[keys[chains[j]] for j in group],
-                batch_size=batch_size,
-            )
-            suffixes = [ids[: horizon - cuts[j]] for j, ids in zip(group, drawn.ids(), strict=True)]
-            log_p = score(model, mine, suffixes, batch_size=batch_size)
-            log_q = drawn.logprobs.cpu().numpy().astype(np.float64)
-            for row, (j, suffix) in enumerate(zip(group, suffixes, strict=True)):
-                c, cut = chains[j], cuts[j]
-                tokens[c] += len(suffix)
-                new = alpha * log_p[row].double().cpu().numpy() - log_q[row, : len(suffix)]
-                found[j] = states[c][:cut] + suffix, np.concatenate([log_z[c][:cut], new])
-        return found
-
     everyone = list(range(len(prompts)))
     for n_block, horizon in enumerate(horizons):
-        growing = [c for c in everyone if not states[c] or states[c][-1] not in stops]
+        growing = [c for c in everyone if not chains.ids[c] or chains.ids[c][-1] not in stops]
         if growing:
-            extended = propose(growing, [len(states[c]) for c in growing], horizon)
-            for c, (state, z) in zip(growing, extended, strict=True):
-                states[c], log_z[c] = state, z
+            cuts = [len(chains.ids[c]) for c in growing]
+            chains.take(growing, chains.propose(growing, cuts, horizon))
         for step in range(n_block * steps, (n_block + 1) * steps):
-            cuts = [int(uniform[c, step, 0] * len(states[c])) for c in everyone]
-            for c, (state, z) in zip(everyone, propose(everyone, cuts, horizon), strict=True):
-                if np.log(uniform[c, step, 1]) < log_acceptance(log_z[c], z, cuts[c]):
-                    accepted[c] += 1
-                    moved[c] += state != states[c]
-                    states[c], log_z[c] = state, z
+            cuts = [int(uniform[c, step, 0] * len(chains.ids[c])) for c in everyone]
+            proposals = chains.propose(everyone, cuts, horizon)
+            taken = [c for c, (_, log_z) in enumerate(proposals) if np.log(uniform[c, step, 1])
+                     < log_acceptance(chains.log_z[c], log_z, cuts[c])]
+            accepted[taken] += 1
+            moved[taken] += [proposals[c][0] != chains.ids[c] for c in taken]
+            chains.take(taken, [proposals[c] for c in taken])
     n_moves = len(horizons) * steps or np.nan
-    return Chosen(states, tokens, {"acceptance": accepted / n_moves, "moved": moved / n_moves})
+    return Chosen(chains.ids, chains.tokens,
+                  {"acceptance": accepted / n_moves, "moved": moved / n_moves})
+
+
+class _Chains:
+    """The chains of `power_sampling`, one a prompt: ids, the sequence where each stands; log_z, alpha
+    log p - log q of its tokens; tokens (P,), how many were generated for it so far."""
+
+    def __init__(self, model, prompts, alpha, seed, keys, how):
+        self.model, self.prompts, self.alpha, self.how = model, prompts, alpha, how
+        self.seed, self.keys, self.calls = seed, keys, 0
+        self.ids, self.log_z = [[] for _ in prompts], [np.zeros(0) for _ in prompts]
+        self.tokens = np.zeros(len(prompts), dtype=np.int64)
+
+    def propose(self, chains, cuts, horizon):
+        """(ids, log_z) for each of some chains: its first cuts[j] tokens kept, the rest drawn anew."""
+        self.calls += 1  # every call draws from a stream of its own
+        seed = int(np.random.SeedSequence([self.seed, self.calls]).generate_state(1)[0])
+        starts = [[*self.prompts[c], *self.ids[c][:cut]] for c, cut in zip(chains, cuts, strict=True)]
+        context = self.model.config.get_text_config().max_position_embeddings
+        proposals = [None] * len(chains)
+        for group in fitting_groups(list(map(len, starts)), cuts, horizon, context):
+            mine = [starts[j] for j in group]
+            rollouts = sample(
+                self.model, mine, max_new_tokens=horizon - min(cuts[j] for j in group),
+                temperature=1 / self.alpha, seed=seed, keys=[self.keys[chains[j]] for j in group],
+                **self.how)
+            suffixes = [ids[:horizon - cuts[j]] for j, ids in zip(group, rollouts.ids(), strict=True)]
+            log_p = score(self.model, mine, suffixes, batch_size=self.how["batch_size"])
+            log_q = rollouts.logprobs.cpu().numpy().astype(np.float64)
+            for row, (j, suffix) in enumerate(zip(group, suffixes, strict=True)):
+                c, cut = chains[j], cuts[j]
+                self.tokens[c] += len(suffix)
+                new = self.alpha * log_p[row].double().cpu().numpy() - log_q[row, :len(suffix)]
+                proposals[j] = (self.ids[c][:cut] + suffix,
+                                np.concatenate([self.log_z[c][:cut], new]))
+        return proposals
+
+    def take(self, chains, proposals):
+        """Move some chains to what was proposed for them."""
+        for c, (ids, log_z) in zip(chains, proposals, strict=True):
+            self.ids[c], self.log_z[c] = ids, log_z
 
 
 # ---- entropy ----
@@ -384,21 +403,18 @@ def mean_entropy(rollouts):
 
 
 def entropy_matched_temperature(
-    model, prompts, target_entropy, *, max_new_tokens, stop, low=0.5, high=4.0, n=4, iterations=8,
-    tolerance=0.005, seed=0, keys=None, batch_size=384,
+    model, prompts, target_entropy, *, low=0.5, high=4.0, n=4, iterations=8, tolerance=0.005, **how
 ):
     """Temperature at which the model's own rollouts have a given mean entropy, by bisection.
 
     target_entropy: nats a token, such as `mean_entropy` of the base's rollouts at temperature 1.
-    Every temperature is tried with the same seed, so that noise hardly hides the trend.
+    n: rollouts a prompt; how: what `engine.sample` takes beside. Every temperature is tried with the
+    same seed, so that noise hardly hides the trend.
     Returns (temperature, entropy reached). Raises ValueError where [low, high] does not hold it.
     """
 
     def entropy(temperature):
-        return mean_entropy(
-            sample(model, prompts, n, max_new_tokens=max_new_tokens, stop=stop, seed=seed,
-                   temperature=temperature, keys=keys, batch_size=batch_size)
-        )
+        return mean_entropy(sample(model, prompts, n, temperature=temperature, **how))
 
     bounds = entropy(low), entropy(high)
     if not bounds[0] <= target_entropy <= bounds[1]:
@@ -408,8 +424,8 @@ def entropy_matched_temperature(
         )
     for _ in range(iterations):
         middle = (low + high) / 2
-        found = entropy(middle)
-        if abs(found - target_entropy) < tolerance:
+        reached = entropy(middle)
+        if abs(reached - target_entropy) < tolerance:
             break
-        low, high = (middle, high) if found < target_entropy else (low, middle)
-    return middle, found
+        low, high = (middle, high) if reached < target_entropy else (low, middle)
+    return middle, reached
