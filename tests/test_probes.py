@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from locksmith import corpus, grammar, loading, model, params, vocabulary
+from locksmith import corpus, errors, grammar, loading, model, params, vocabulary
 from locksmith.experiments import directions, places, probes, reading, uncertainty
 from locksmith.experiments.directions import COUNTS, Target
 from locksmith.experiments.places import Sizes
@@ -180,12 +180,15 @@ def test_kinds_and_attempts_in_words_are_read_from_the_text():
     assert places.attempts(sums, said) == ["5 + 7 = 13"] * 2
 
 
-def test_models_must_share_a_vocabulary(toys):
+def test_models_must_share_a_vocabulary_and_a_shape(toys):
     _, base = toys
     lab = lab_model(plain_model())
-    places.check_vocabulary(base, base)
-    with pytest.raises(ValueError, match="different vocabularies"):
-        places.check_vocabulary(base, lab)
+    places.check_alike(base, base)
+    with pytest.raises(errors.BadInput, match="different vocabularies"):
+        places.check_alike(base, lab)
+    with pytest.raises(errors.BadInput, match="1 blocks of 16 dimensions and tiny has 1 of 32"):
+        places.check_alike(lab, lab_model(model.build(
+            {"hidden": 32, "layers": 1, "heads": 2, "mlp": 16, "context": 64}, 0)))
 
 
 # --- vectors --------------------------------------------------------------------------------------
@@ -359,6 +362,26 @@ def test_moments_in_words_stand_before_the_answer_and_at_the_ends_of_equations(t
     assert at["last attempt"].endswith("= 4.") and at["answer"].endswith("answer is ")
     assert found.right[found.moment == "answer"].tolist() == [True]
     assert found.right[found.moment == "step"].tolist() == [False, True]
+
+
+def test_right_answers_are_one_direction_in_two_models_that_are_one(inside, monkeypatch):
+    """Answers that are made up, read by a pair whose models have the same weights."""
+    pair = loading.Pair("toy", "sums", 0, "toy", "toy")
+    problems, base = pair.problems(24, "validation"), pair.load("base", exact=True)
+    rng, texts, grades = random.Random(0), [], []
+    for i, problem in enumerate(problems):
+        for right in (True, False):
+            work = " Surely." if right else " Hmm, hmm?"
+            said = f"{work} The answer is {problem.answer if right else rng.randint(100, 200)}."
+            asked = base.ask(sums, problem)
+            texts.append(places.Text([*asked, *base.encode(said)], len(asked), i))
+            grades.append(sums.grade(problem, said))
+    monkeypatch.setattr(uncertainty, "traces",
+                        lambda *args, **how: (texts, SimpleNamespace(grades=[grades])))
+    found = uncertainty.uncertainty(pair, "thinking", 0, Sizes(24, 2, 4), 2, [-1, 0, 1])
+    assert found.scores["answer", "own", 0].labels.tolist() == [True, False] * 24
+    assert found.means["base"].vector() == pytest.approx(found.means["thinking"].vector())
+    assert set(found.dose) == set(uncertainty.ARMS)
 
 
 # --- whole jobs on tiny models --------------------------------------------------------------------

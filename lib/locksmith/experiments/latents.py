@@ -466,6 +466,11 @@ def record_uncertainty(rec: Recorder, study: Study, samples: int) -> None:
                 control = knows(study, role, moment, reader, layer)
                 rec.fact(study.task, arm, "correctness_auroc", control and
                          probes.auroc_interval(control), position=moment, on=role, **size)
+        forms = [know[role].means for know in study.knowing]
+        if all(forms):
+            rec.fact(study.task, "base", "cosine", directions.cosine_interval(
+                [[(form["base"], form["thinking"])] for form in forms]), against="thinking",
+                behaviour="right answer", **size)
         doses = [know[role].dose for know in study.knowing]
         for name in uncertainty.ARMS if None not in doses else ():
             right = np.stack([dose[name][..., COLUMN["correct"]] for dose in doses])

@@ -137,11 +137,17 @@ def traces(model: Model, task: ModuleType, problems: list, each: int, **how):
             for i, (prompt, row) in enumerate(zip(found.prompts, found.ids)) for ids in row], found
 
 
-def check_vocabulary(first: Model, second: Model) -> None:
-    """BadInput unless both models read the same texts token by token."""
+def check_alike(first: Model, second: Model) -> None:
+    """BadInput unless both models read the same tokens into residual streams of one shape."""
     if first.tokenizer.get_vocab() != second.tokenizer.get_vocab():
-        raise BadInput(f"{first.name} and {second.name} have different vocabularies; allowed in "
-                       "this chapter is a pair that shares one, as its models read the same tokens.")
+        raise BadInput(f"{first.name} and {second.name} have different vocabularies; allowed in this "
+                       "chapter is a pair that shares one, whose models read the same tokens.")
+    shapes = [(model.depth, model.net.config.get_text_config().hidden_size)
+              for model in (first, second)]
+    if shapes[0] != shapes[1]:
+        raise BadInput("{} has {} blocks of {} dimensions and {} has {} of {}; allowed in this chapter "
+                       "are models of one shape, whose directions can be compared.".format(
+                           first.name, *shapes[0], second.name, *shapes[1]))
 
 
 # --- places ---------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ from locksmith.experiments.places import (
     Sizes,
     Text,
     behaviours,
-    check_vocabulary,
     contrasts,
     documents,
     opening_ids,
@@ -92,7 +91,6 @@ def read(pair: Pair, roles: list[str], layers: dict[str, int], sizes: Sizes,
     task, out = pair.rules, Reading()
     models = {role: pair.load(role, exact=True) for role in roles}
     writer = models.get("thinking", models["base"])
-    check_vocabulary(models["base"], writer)
     problems = pair.problems(sizes.n_problems, "validation")
     sources = {"documents": documents(pair, models["base"], sizes.n_problems, sizes.documents),
                "traces": traces(writer, task, problems, 1, max_new_tokens=sizes.max_new_tokens,

@@ -15,7 +15,7 @@ import torch
 
 from locksmith import grammar, vocabulary
 from locksmith.experiments import skills
-from locksmith.experiments.directions import Target, noise, steer
+from locksmith.experiments.directions import Target, means, noise, steer
 from locksmith.experiments.places import Sizes, Text, finished, headline, steps_in_words, traces
 from locksmith.experiments.probes import enough, score, score_shuffled
 from locksmith.experiments.reading import stream
@@ -132,8 +132,10 @@ def _right(task, problem, words, number):
 
 class Knowing(NamedTuple):
     """Whether a model knows that it is wrong: scores, (moment, "own", "untrained" or "shuffled",
-    layer) -> Scored; dose: `directions.steer` along right minus wrong and along noise, or None."""
+    layer) -> Scored; means: role -> Means of right and wrong at the answer, of the pair's models where
+    the thinking one answered; dose: `directions.steer` along right minus wrong and along noise, or None."""
     scores: dict
+    means: dict
     dose: dict | None
 
 
@@ -147,15 +149,19 @@ def uncertainty(pair: Pair, role: str, layer: int, sizes: Sizes, n_test: int, st
     grades = [grade for row in found.grades for grade in row]
     at = moments(pair.rules, model, problems, texts, grades)
     if at is None:
-        return Knowing({}, None)
+        return Knowing({}, {}, None)
     own, streams = _scores(model, texts, at, "own", layer)
     other, _ = _scores(pair.load("untrained", exact=True), texts, at, "untrained", layer)
-    vectors = _directions(streams[layer], at, pair.seed)
+    vectors, forms = _directions(streams[layer], at, pair.seed), {}
     if vectors is None:
-        return Knowing(own | other, None)
+        return Knowing(own | other, forms, None)
+    if role == "thinking":
+        base = stream(pair.load("base", exact=True), texts, at, [layer])
+        forms = {"thinking": _means(streams[layer], at, sizes.n_problems),
+                 "base": _means(base[layer], at, sizes.n_problems)}
     target = Target(headline(pair.rules), layer, "all")
-    return Knowing(own | other, steer(pair, role, target, vectors, strengths, n_test,
-                                      sizes.max_new_tokens))
+    return Knowing(own | other, forms, steer(pair, role, target, vectors, strengths, n_test,
+                                             sizes.max_new_tokens))
 
 
 def _scores(reader, texts, at, name, layer):
@@ -171,6 +177,13 @@ def _scores(reader, texts, at, name, layer):
         if name == "own":
             out[moment, "shuffled", layer] = score_shuffled(streams[layer][rows], y, groups)
     return out, streams
+
+
+def _means(x, at, n_problems):
+    """`Means` of right against wrong at the answer in x (N, D)."""
+    rows = at.moment == "answer"
+    right = at.right.astype(bool)
+    return means(x, rows & right, rows & ~right, at.problem, n_problems)
 
 
 def _directions(x, at, seed):
