@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from locksmith import corpus, errors, grammar, loading, model, params, vocabulary
+from locksmith import corpus, errors, grammar, loading, model, params, vocabulary, words
 from locksmith.experiments import directions, places, probes, reading, uncertainty
 from locksmith.experiments.directions import COUNTS, Target
 from locksmith.experiments.places import Sizes
@@ -160,6 +160,15 @@ def test_minimal_pairs_differ_in_one_number_and_end_alike(toys):
     assert found.choice["conclude"].tolist() == [t.last != "error" for t in texts]
     up, down = found.sides("error")
     assert up.sum() == down.sum() == 15
+
+
+def test_what_is_read_as_wrong_in_a_right_working_is_not_called_right(toys):
+    _, base = toys
+    problem = words.Problem("sums", "What is it?", "17", "5 + 7 = 12. 10 * 20% = 2. 12 + 5 = 17.")
+    pair = SimpleNamespace(rules=sums, task="sums", generator={}, problems=lambda n, split: [problem])
+    texts = places.documents(pair, base, 1, 6)
+    assert [t.last for t in texts] == ["step", "error", "conclude", "error"]
+    assert base.decode(texts[2].ids).endswith("10 * 20% = 2. 12 + 5 = 17.")
 
 
 def test_steps_of_an_answer_in_words_are_found_at_their_last_token(toys):

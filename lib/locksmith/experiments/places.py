@@ -114,11 +114,12 @@ def _minimal_pairs(pair, model, problem, i, each):
     asked = model.ask(pair.rules, problem)
     ends = [step.end for step in pair.rules.steps(problem.working)]
     written = prose.equations(problem.working)
-    for number, equation in enumerate(written[:each // 2]):
+    right = [equation for equation in written if equation.holds]  # some are not as simple as read
+    for equation in right[:each // 2]:
         end = next(end for end in ends if end >= equation.end)
-        opens = "conclude" if number == len(written) - 1 else "step"
-        right = problem.working[:end]
-        for text, last in ((right, opens), (_slip(rng, right, equation), "error")):
+        opens = "conclude" if equation == written[-1] else "step"
+        upto = problem.working[:end]
+        for text, last in ((upto, opens), (_slip(rng, upto, equation), "error")):
             yield Text([*asked, *model.encode(f" {text}")], len(asked), i, last=last)
 
 
