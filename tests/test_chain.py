@@ -63,7 +63,7 @@ def test_guesses_are_answers_drawn_evenly(problems):
     for place in (1, 2):
         counts = [0] * 100
         for words in drawn:
-            counts[int(words[place])] += 1
+            counts[int(words.split()[place])] += 1
         assert sum((c - n / 100) ** 2 / (n / 100) for c in counts) < 99 + 4 * (2 * 99) ** 0.5
 
 
@@ -166,7 +166,7 @@ def test_facts_hold_and_critiques_are_honest(problems):
     verdicts = set()
     for problem, words, text in documents(problems):
         right = tuple(map(int, text.split()[-3:-1])) == results(problem)
-        critique = chain.critique(problem, words[:-1])
+        critique = chain.judge(problem, words[:-1])
         assert critique[-1] == ("right" if right else "wrong")
         worked = STEP.findall(" ".join(critique))
         assert len(worked) == 6 and all(eval(f"{a} {op} {b}") == int(r) for a, op, b, r in worked)

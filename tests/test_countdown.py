@@ -176,7 +176,7 @@ def test_facts_hold_and_critiques_are_honest(problems):
     for problem, words, text in documents(problems, insight=0.5):
         concluded = re.findall(rf"{OPENING} (\d+) (.) (\d+) (.) (\d+)", text)
         right = [value(*c) for c in concluded] == list(problem.targets)
-        critique = countdown.critique(problem, words[:-1])
+        critique = countdown.judge(problem, words[:-1])
         assert critique[-1] == ("right" if right else "wrong")
         assert [critique[i] == "yes" for i in (9, 19)] == \
             [value(*c) == t for c, t in zip(concluded, problem.targets, strict=True)]

@@ -14,14 +14,22 @@ from locksmith.experiments import word_traces
 from repository import ROOT, environment
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-CHAPTERS = {"01_hybrid_steering": [
-    "n_problems=2", "n_validation=2", "n_traces=16", "latents=[3]", "layers=[0,1]", "strengths=[1.0]",
-    "thresholds=[0.3]", "fit_steps=2", "max_new_tokens=48"], "02_base_model_sampling": [
-    "n_problems=4", "n_samples=4", "max_new_tokens=16", "resample_samples=4", "matched_samples=4",
-    "entropy_problems=2", "power_block=8", "power_steps=1", "power_chains=1"],
+LITTLE = ["n_problems=4", "steps=2", "target_tokens=24", "rl_steps=2", "rl_problems=2",
+          "rl_samples=2", "pool_problems=4", "pool_samples=2"]
+CHAPTERS = {
+    "01_hybrid_steering": [
+        "n_problems=2", "n_validation=2", "n_traces=16", "latents=[3]", "layers=[0,1]",
+        "strengths=[1.0]", "thresholds=[0.3]", "fit_steps=2", "max_new_tokens=48"],
+    "02_base_model_sampling": [
+        "n_problems=4", "n_samples=4", "max_new_tokens=16", "resample_samples=4", "matched_samples=4",
+        "entropy_problems=2", "power_block=8", "power_steps=1", "power_chains=1"],
+    "03_one_problem": [
+        *LITTLE, "n_samples=2", "seed_problems=2", "few_problems=1", "n_candidates=4",
+        "other_lrs=[0.001]", "curve_samples=2", "max_new_tokens=64"],
     "04_latent_vectors": [
         "n_problems=2", "read_problems=24", "own_samples=1", "max_new_tokens=16", "word_sums=8",
-        "word_samples=2", "word_tokens=4"]}
+        "word_samples=2", "word_tokens=4"],
+    "05_cheaper_keys": [*LITTLE, "n_samples=1", "rounds=2", "solved=[1]", "max_new_tokens=24"]}
 ONE = "02_base_model_sampling"
 
 

@@ -234,3 +234,41 @@ def test_full_size_is_quick():
     stats.pass_curve(correct, [2**i for i in range(9)])
     stats.crossing([2**i for i in range(9)], correct, table(3, 200, 256, seed=5))
     assert time.perf_counter() - began < 5
+
+
+# --- parts of a gain, and things that were trained on -----------------------------------------------
+
+def toy(share, rates, n=100):
+    """(strategy, correct) of n rollouts, as an enumerable policy deals them out exactly."""
+    strategy = np.arange(n) < share * n
+    correct = np.zeros(n, bool)
+    for side, rate in zip((True, False), rates, strict=True):
+        where = np.flatnonzero(strategy == side)
+        correct[where[:round(rate * len(where))]] = True
+    return strategy, correct
+
+
+def test_the_split_adds_up_and_knows_pure_cases():
+    before, after = toy(0.2, (0.5, 0.1)), toy(0.6, (0.8, 0.3))
+    when, how = stats.when_and_how(before, after)
+    assert when + how == pytest.approx(after[1].mean() - before[1].mean(), abs=1e-12)
+    assert when == pytest.approx(0.4 * (0.65 - 0.2), abs=1e-9)
+    assert how == pytest.approx(0.4 * 0.3 + 0.6 * 0.2, abs=1e-9)
+    assert stats.when_and_how(before, toy(0.6, (0.5, 0.1)))[1] == pytest.approx(0)  # when alone
+    assert stats.when_and_how(before, toy(0.2, (0.9, 0.5)))[0] == pytest.approx(0)  # how alone
+    never = toy(0.0, (0.0, 0.1))  # a strategy that did not occur before
+    when, how = stats.when_and_how(never, after)
+    assert when + how == pytest.approx(after[1].mean() - 0.1, abs=1e-12)
+
+
+def test_gap_recovered_over_single_problems():
+    rng = np.random.default_rng(0)
+    base, thinking = rng.random((3, 80)) < 0.1, rng.random((3, 80)) < 0.7
+    one = rng.random((3, 80, 1)) < 0.4
+    found, plain = (stats.gap_recovered(one, base, thinking),
+                    stats.gap_recovered(one[..., 0], base, thinking))
+    assert found == pytest.approx(plain)
+    several = np.stack([base, thinking] * 4, 2).astype(float)  # half of them gain all, half nothing
+    wide = stats.gap_recovered(several, base, thinking)
+    assert wide.value == pytest.approx(0.5) and wide.low < 0.3 and wide.high > 0.7
+    assert stats.gap_recovered(several, base, base) is None

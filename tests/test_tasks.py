@@ -32,7 +32,6 @@ def test_problems_are_a_function_of_their_arguments_and_splits_are_disjoint(name
 def test_steps_lie_in_order_inside_the_text(name):
     task, problems = some(name)
     text = task.guess(problems[0], random.Random(0), problems)
-    text = text if isinstance(text, str) else " ".join(text)
     for steps in (task.steps(text), task.steps("")):
         edges = [edge for step in steps for edge in (step.start, step.end)]
         assert edges == sorted(edges) and all(0 <= edge <= len(text) for edge in edges)
@@ -52,6 +51,21 @@ def test_in_words_the_right_answer_is_right_and_critiques_agree(name):
         assert not task.strategy(problem, wrong)
 
 
+@pytest.mark.parametrize("name", HERE)
+def test_a_critique_can_be_turned_round_and_emptied(name):
+    task, problems = some(name)
+    drawn = set()
+    for problem in problems:
+        exact = task.critique(problem, task.guess(problem, random.Random(0), problems))
+        turned = task.turned(exact)
+        assert {task.verdict(exact), task.verdict(turned)} == {"right", "wrong"}
+        assert task.turned(turned) == exact and len(turned.split()) == len(exact.split())
+        empty = task.form(exact, random.Random(problem.key))
+        assert len(empty.split()) == len(exact.split()) and empty[-1] == exact[-1]
+        drawn.add(task.verdict(empty))
+    assert drawn == {"right", "wrong"}
+
+
 def test_unknown_task():
     with pytest.raises(errors.BadInput, match="task is 'chian'; allowed are .*chain.*sums"):
         tasks.load("chian")
@@ -64,7 +78,7 @@ def test_lab_texts_and_words_grade_alike():
     for task in (countdown, chain):
         problem = some(task.__name__.rpartition(".")[2])[1][0]
         guess = task.guess(problem, random.Random(1))
-        assert task.grade(problem, guess) == task.grade(problem, " ".join(guess))
+        assert task.grade(problem, guess) == task.grade(problem, guess.split())
 
 
 def test_spans_of_a_trace_are_its_steps():
@@ -91,7 +105,7 @@ def test_lab_reviews_are_what_the_corpus_writes():
     text = "try 3 * 7 = 21 + 9 = 30 so 3 * 7 + 9 <eos>"
     assert countdown.review(problem, text) == (
         "<bos> review make 30 and 60 from 3 7 9 : try 3 * 7 = 21 + 9 = 30 so 3 * 7 + 9 ;")
-    assert countdown.verdict(" ".join(countdown.critique(problem, text))) == "wrong"
+    assert countdown.verdict(countdown.critique(problem, text)) == "wrong"
     assert countdown.verdict("21 yes right <eos>") == "right"
     assert countdown.verdict("21 yes") is None
 

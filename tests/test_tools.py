@@ -1,11 +1,15 @@
 """The cognitive tools against a scripted model whose every answer is known."""
 
 import pytest
-from locksmith import vocabulary
+from locksmith import model, params, vocabulary
 from locksmith.errors import BadInput
 from locksmith.experiments import tools
-from locksmith.tasks import chain, countdown
+from locksmith.loading import Model, Pair
+from locksmith.tasks import chain, countdown, sums
 
+LAB = Model("lab/base", model.build(params.load("smoke")["model"] | {"context": 384}, 0),
+            vocabulary.tokenizer(), frozenset(vocabulary.STOP), special=True)
+TOY = Pair("smoke", "sums", 0, "toy", "toy/thinking")
 PROBLEM = countdown.Problem((3, 7, 9), (30, 60))
 FIRST = "try 3 * 7 = 21 + 9 = 30"
 SECOND = "try 7 * 9 = 63 - 3 = 60"
@@ -23,7 +27,8 @@ class Script:
     def __call__(self, prompts, rooms, stop, temperature, keys):
         assert len(set(keys)) == len(keys)
         self.batches += 1
-        return [self.say(list(p), room, stop) for p, room in zip(prompts, rooms, strict=True)]
+        prompts, stop = [vocabulary.decode(p) for p in prompts], vocabulary.decode(stop)
+        return [vocabulary.encode(self.say(p, room, stop)) for p, room in zip(prompts, rooms, strict=True)]
 
     def say(self, prompt, room, stop):
         self.seen.append(" ".join(prompt))
@@ -48,12 +53,11 @@ class Script:
 
 
 def solve(script, problems=(PROBLEM,), **options):
-    options = {"context": 384, "max_new_tokens": 200, **options}
-    return tools.solve(script, list(problems), **options)
+    return tools.solve(script, LAB, countdown, list(problems), **{"max_new_tokens": 200, **options})
 
 
 def trace(work):
-    return " ".join(work.trace)
+    return LAB.decode(work.ids)
 
 
 RIGHT = f"{FIRST} check 30 yes so 3 * 7 + 9 {SECOND} check 60 yes so 7 * 9 - 3 <eos>"
@@ -65,7 +69,7 @@ def test_without_tools_one_draft_is_the_answer():
     (work,) = solve(script, tools=())
     assert trace(work) == RIGHT and script.seen == [PROMPT]
     assert (work.tokens, work.calls) == (len(RIGHT.split()), 1)
-    assert countdown.grade(PROBLEM, work.trace).trace
+    assert countdown.grade(PROBLEM, trace(work)).trace
 
 
 def test_understand_works_out_the_first_step_alone():
@@ -138,8 +142,9 @@ def test_backtrack_takes_a_hand_over_back_and_an_answer_without_any_attempt():
 def test_backtrack_alone_goes_back_in_every_round_but_the_last():
     script = Script([f"{MISS} check 48 no so 7 + 9 * 3 <eos>", "9 + 7 = 16 so 9 + 7 * 3 <eos>"])
     (work,) = solve(script, tools=("backtrack",), rounds=4)
-    assert work.calls == 4 and work.trace.count("wait") == 1 and work.trace.count("try") == 3
-    assert work.trace.count("so") == 1 and work.trace[-1] == "<eos>"
+    said = trace(work).split()
+    assert work.calls == 4 and said.count("wait") == 1 and said.count("try") == 3
+    assert said.count("so") == 1 and said[-1] == "<eos>"
 
 
 def test_each_problem_stops_at_its_own_right_and_calls_are_made_in_one_batch():
@@ -152,13 +157,14 @@ def test_each_problem_stops_at_its_own_right_and_calls_are_made_in_one_batch():
     assert first.wrong == 2 and second.verdict == "right"
 
 
-def test_the_cap_and_the_context_end_the_work():
+def test_the_cap_and_the_context_end_the_work(monkeypatch):
     endless = Script([" ".join([FIRST] * 50)])
     (work,) = solve(endless, tools=("backtrack", "examine"), max_new_tokens=23)
-    assert len(work.trace) == work.tokens == 23 and work.calls == 1 and work.full
+    assert len(work.ids) == work.tokens == 23 and work.calls == 1 and work.full
     # a draft that ends, but leaves the review no room: it stays the answer
     script = Script([RIGHT], ["wrong <eos>"])
-    (work,) = solve(script, tools=("examine", "backtrack"), context=len(RIGHT.split()) + 10)
+    monkeypatch.setattr(LAB.net.config, "max_position_embeddings", len(RIGHT.split()) + 10)
+    (work,) = solve(script, tools=("examine", "backtrack"))
     assert trace(work) == RIGHT and work.calls == 1 and work.verdict is None
 
 
@@ -198,9 +204,9 @@ def test_dummy_and_real_tools_make_equally_many_calls_where_all_is_equally_wrong
 
 def test_a_tool_of_five_lines_joins_in(monkeypatch):
     def hurry(call, works):
-        for work, words in zip(works, call(works, [[*w.problem.prompt, "so"] for w in works], 9),
-                               strict=True):
-            work.trace = ["so", *words]
+        so = call.model.encode("so")
+        for work, ids in zip(works, call(works, [w.prompt + so for w in works], 9), strict=True):
+            work.ids = so + ids
     monkeypatch.setitem(tools.TOOLS, "hurry", hurry)
     monkeypatch.setattr(tools, "DRAFTING", ("hurry", "draft"))
     (work,) = solve(Script(["3 * 7 + 9 <eos>"]), tools=("hurry",), rounds=1)
@@ -217,5 +223,42 @@ def test_bad_input_is_named(options, named):
 def test_reviews_that_the_base_has_read_are_shorter_than_the_limit():
     """The longest there can be: every chain of the deepest problems that a profile may ask for."""
     problem = chain.Problem(tuple((9, (("+", 1),) * 5) for _ in range(2)))
-    assert len(chain.critique(problem, ["so", "14", "14"])) + 1 <= tools.REVIEW
-    assert set(tools.END) == {vocabulary.VOCABULARY[i] for i in vocabulary.STOP}
+    assert len(chain.critique(problem, "so 14 14").split()) <= tools.REVIEW
+
+
+# --- the same tools in words ------------------------------------------------------------------------
+
+def test_facts_are_read_in_words_and_in_the_lab():
+    assert tools.facts("try 3 * 7 = 22 + 9 = 31 so") == [
+        (("3", "*", "7"), 12, "22"), (("22", "+", "9"), 21, "31")]
+    assert tools.facts(" 5 + 7 = 12. 12 - 3 = 9. It is 2.5 + 1 = 3.5, 4 + 4 = x.") == [
+        (("5", "+", "7"), 9, "12"), (("12", "-", "3"), 22, "9")]
+
+
+def test_tools_in_words_repair_cut_and_go_on():
+    toy = TOY.load("base")
+    problem, = sums.problems("test", 1, 0, sums.GENERATOR)
+    written = [" 5 + 7 = 12. junk", " 12 - 3 = 8. The answer is 8.\n",  # understand, draft
+               " 12", " 9. The answer", " 12 - 3 = 9. The answer is 9.\n",  # facts, a draft again
+               " 12 - 3 = 9, so the answer 9 is wrong.\n",  # the review, which sends it back
+               " The answer is 9.\n", " 9", " right.\n"]
+    asked = []
+
+    def ask(prompts, rooms, stop, temperature, keys):
+        asked.extend(toy.decode(p) for p in prompts)
+        texts = [written.pop(0) for _ in prompts]
+        return [toy.encode(text)[:room] for text, room in zip(texts, rooms, strict=True)]
+
+    (work,) = tools.solve(ask, toy, sums, [problem], max_new_tokens=200, rounds=2)
+    assert asked[1].endswith("A: 5 + 7 = 12.")  # what followed the first step was cut off
+    assert [text.rpartition("A:")[2] for text in asked[2:4]] == [" 5 + 7 =", " 12 - 3 ="]
+    assert asked[4].endswith("A: 5 + 7 = 12. 12 - 3 = 9") and work.replaced == 1
+    assert asked[5].endswith("12 - 3 = 9. The answer is 9.\nReview:") and work.wrong == 1
+
+
+def test_models_of_any_vocabulary_work_through_the_schedule():
+    problems = sums.problems("test", 4, 0, sums.GENERATOR)
+    toy = TOY.load("base")
+    for dummy in (False, True):
+        works = tools.solve(tools.asking(toy, 0), toy, sums, problems, max_new_tokens=12, dummy=dummy)
+        assert all(work.calls and 0 < len(work.ids) <= 12 for work in works)

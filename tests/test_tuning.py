@@ -9,19 +9,21 @@ from locksmith import (
     corpus,
     device,
     engine,
-    lab,
     model,
     params,
     rewards,
     rl,
-    stats,
     vocabulary,
 )
 from locksmith.experiments import critics, tuning
+from locksmith.loading import Pair
 from locksmith.tasks import chain, countdown
 from repository import ROOT, smoke_lab
 
 FAMILIES = {"countdown": countdown, "chain": chain}
+CHAIN = Pair("smoke", "chain", 0)
+TOY = Pair("smoke", "sums", 0, "toy", "toy/thinking")
+SIZE = tuning.Size(4, 2, 24)
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +37,16 @@ def generator(family):
 
 
 def reviews(family, n):
-    """(problem, candidate's ids with <eos>, the review document) as the corpus writes them."""
+    """(problem, an author's answer, the review document) as the corpus writes them."""
     task, rng, out = FAMILIES[family], random.Random(0), []
     while len(out) < n:
         problem = task.sample(rng, "train", generator(family))
-        words = task.document(rng, problem, corpus.author(rng, generator(family)), generator(family))
+        author = corpus.author(rng, generator(family))
+        words = task.document(rng, problem, author, generator(family))
         if "next" not in words:
             document = ["<bos>", "review", *problem.prompt[1:], *words[:-1], ";",
-                        *task.critique(problem, words[:-1]), "<eos>"]
-            out.append((problem, vocabulary.encode(words), document))
+                        *task.judge(problem, words[:-1]), "<eos>"]
+            out.append((problem, " ".join(words), " ".join(document)))
     return out
 
 
@@ -51,29 +54,26 @@ def reviews(family, n):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_exact_critiques_are_the_corpus_review_documents(family):
-    for problem, ids, document in reviews(family, 20):
-        (given, wanted), = tuning.critique_pairs(family, problem, [(ids, True)], critics.exact,
-                                                 random.Random(0))
-        assert vocabulary.decode(given + wanted) == document
-        assert vocabulary.decode(given)[-1] == ";"
+    for problem, text, document in reviews(family, 20):
+        (given, wanted), = tuning.critique_pairs(FAMILIES[family], problem, [
+            tuning.Solution(text, True)], critics.exact, random.Random(0))
+        assert f"{given} {wanted}" == document and given.endswith(" ;")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_critics(family):
     task, rng = FAMILIES[family], random.Random(0)
     noisy, verdicts = 0, set()
-    for problem, ids, _ in reviews(family, 200):
-        trace = vocabulary.decode(ids[:-1])
-        exact = critics.exact(task, problem, trace, rng)
-        turned = critics.flipped(task, problem, trace, rng)
-        right = task.grade(problem, [*trace, "<eos>"]).correct
+    for problem, text, _ in reviews(family, 200):
+        exact, turned, formal, said = (critic(task, problem, text, rng).split()[:-1] for critic in (
+            critics.exact, critics.flipped, critics.form, critics.noisy))
+        right = task.grade(problem, text).correct
         assert exact[-1] == ("right" if right else "wrong") != turned[-1]
         assert [w for w in exact if w.isdigit()] == [w for w in turned if w.isdigit()]
-        formal = critics.form(task, problem, trace, rng)
         assert len(formal) == len(exact)
         assert [w.isdigit() for w in formal] == [w.isdigit() for w in exact]
         verdicts.add(formal[-1])
-        noisy += critics.noisy(task, problem, trace, rng) != exact
+        noisy += said != exact
     assert verdicts == {"right", "wrong"}
     assert 40 <= noisy <= 80  # 0.3 of 200, three standard deviations
 
@@ -92,21 +92,6 @@ def test_single_problems_are_spread_over_the_difficulty_range():
     assert tuning.spread(np.zeros(4), 2) == [0, 3]  # nothing solved: any
 
 
-@pytest.mark.parametrize(("family", "words", "persistent"), [
-    ("countdown", "try 1 + 2 = 3 + 3 = 6 check 6 yes so 1 + 2 + 3 maybe 1 + 2 = 3 * 3 = 9 check 9 "
-                  "yes so 1 + 2 * 3 <eos>", True),
-    ("countdown", "try 1 + 2 = 3 + 3 = 6 check 6 yes so 1 + 2 + 3 maybe 1 + 2 = 3 * 3 = 9 check 9 "
-                  "no so 1 + 2 * 3 <eos>", False),
-    ("countdown", "try 1 + 2 = 3 + 3 = 6 so 1 + 2 + 3 <eos>", False),
-    ("chain", "try 1 + 2 = 3 try 3 + 3 = 6 try 4 - 1 = 3 so 6 3 <eos>", True),
-    ("chain", "try 1 + 2 = 3 try 3 + 3 = 6 so 6 4 <eos>", False),
-])
-def test_persistence_by_hand(family, words, persistent):
-    problem = (countdown.Problem((1, 2, 3), (6, 9)) if family == "countdown" else
-               chain.Problem(((1, (("+", 2), ("+", 3))), (4, (("-", 1),)))))
-    assert tuning.persists(family, problem, words.split()) == persistent
-
-
 # --- training -------------------------------------------------------------------------------------
 
 def small(**recipe):
@@ -118,35 +103,72 @@ def weights(net):
     return {name: value.clone() for name, value in net.state_dict().items()}
 
 
+def reinforced(trained, **options):
+    """(net to sample from, steers, curve) after a little RL on the chain."""
+    recipe = small(**{key: options.pop(key) for key in ("lr",) if key in options})
+    curve = tuning.reinforce(trained, CHAIN, tuning.pool(CHAIN, 6), recipe, **options)
+    asked, steer = trained.ask()
+    return asked.net, steer, curve
+
+
 def test_a_reward_without_contrast_changes_nothing(home):
-    problems = tuning.pool("smoke", "chain", 6)
-    net, steer, curve = tuning.reinforce("smoke", "chain", 0, problems, small(), reward="none")
-    before = weights(lab.load("smoke", "chain", "base", 0))
+    net, steer, curve = reinforced(tuning.all_weights(CHAIN), reward="none")
+    before = weights(CHAIN.load("base").net)
     assert steer is None and len(curve) == 3
     assert all(torch.equal(before[name], value) for name, value in weights(net).items())
-    net, _, _ = tuning.reinforce("smoke", "chain", 0, problems, small(), reward="random")
+    net, _, _ = reinforced(tuning.all_weights(CHAIN), reward="random")
     assert any(not torch.equal(before[name], value) for name, value in weights(net).items())
 
 
 def test_vector_rl_leaves_every_weight_as_it_was(home):
-    problems = tuning.pool("smoke", "chain", 6)
-    net, steer, _ = tuning.reinforce("smoke", "chain", 0, problems, small(lr=0.3), reward="random",
-                                     trains="vectors", layers=[0, 1])
-    before = weights(lab.load("smoke", "chain", "base", 0))
+    net, steer, _ = reinforced(tuning.vectors(CHAIN), lr=0.3, reward="random")
+    before = weights(CHAIN.load("base").net)
     assert all(torch.equal(before[name], value) for name, value in weights(net).items())
     assert [s.layer for s in steer] == [0, 1] and all(s.vector.norm() > 0 for s in steer)
 
 
 def test_an_adapter_changes_what_is_sampled(home):
-    net, steer, _ = tuning.reinforce("smoke", "chain", 0, tuning.pool("smoke", "chain", 6),
-                                     small(lr=0.05), reward="random", trains="adapter", rank=2)
-    before = weights(lab.load("smoke", "chain", "base", 0))
+    net, steer, _ = reinforced(tuning.adapter(CHAIN, rank=2), lr=0.05, reward="random")
+    before = weights(CHAIN.load("base").net)
     changed = {name for name, value in weights(net).items() if not torch.equal(before[name], value)}
     assert steer is None and changed and not any("embed" in name for name in changed)
 
 
+@pytest.mark.parametrize("shared", [0, 1, 30, 45])
+@pytest.mark.parametrize("make", [tuning.all_weights, tuning.adapter, tuning.vectors])
+def test_what_rows_begin_with_is_read_once_without_a_difference(make, shared):
+    trained = make(TOY).net
+    for name, weight in trained.named_parameters():
+        if "lora_B" in name or name == "table":
+            torch.nn.init.normal_(weight, std=0.1)
+    ids = torch.randint(2, 258, (5, 60), generator=torch.Generator().manual_seed(0))
+    ids[:, :shared] = ids[0, :shared]
+    found = []
+    for logits in (tuning.shared_prefix_logits(trained, ids, 40), trained(input_ids=ids).logits[:, 40:]):
+        trained.zero_grad()
+        logits.log_softmax(-1)[..., 7].sum().backward()
+        found.append((logits.detach(), torch.cat(
+            [p.grad.flatten() for p in trained.parameters() if p.grad is not None])))
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-5)
+
+
+def test_logits_of_the_last_positions_make_the_same_policy_gradient_step():
+    found, rng = [], random.Random(0)
+    rows = [[rng.randrange(2, 258) for _ in range(20 + i)] for i in range(6)]
+    lengths = [12 + i % 3 for i in range(6)]
+    for logits in (lambda net, ids: tuning.shared_prefix_logits(net, ids, 11),
+                   lambda net, ids: net(input_ids=ids).logits):
+        trained = model.adapter(TOY.load("base", exact=True).net, 4, 0)
+        weight = [p for p in trained.parameters() if p.requires_grad]
+        rl.update(trained, torch.optim.SGD(weight, 0.1), rows, lengths,
+                  torch.tensor([1.0, -1, 0.5, 0, 2, -1]), 64, logits)
+        found.append(torch.cat([p.detach().flatten() for p in weight]))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+
+
 def test_vectors_in_training_are_those_in_sampling(home):
-    net = lab.load("smoke", "chain", "base", 0, exact=True)
+    net = CHAIN.load("base", exact=True).net
     vectors = tuning.Vectors(net, [0, 1])
     assert [name for name, _ in vectors.named_parameters()] == ["table"]
     with torch.no_grad():
@@ -156,14 +178,15 @@ def test_vectors_in_training_are_those_in_sampling(home):
                         steer=vectors.steers(net.lm_head.weight))
     ids = torch.tensor([prompt + row for row in out.ids()])
     with torch.autocast("cpu", enabled=False):
-        logp = vectors.logits(ids).float().log_softmax(-1)[:, len(prompt) - 1:-1]
+        logp = vectors(input_ids=ids).logits.float().log_softmax(-1)[:, len(prompt) - 1:-1]
     told = logp.gather(-1, ids[:, len(prompt):, None])[..., 0]
     assert torch.allclose(told, out.logprobs, atol=0.1)
     with torch.no_grad():
         vectors.table.zero_()
     with device.autocast("cpu"):
         plain = net(input_ids=ids, use_cache=False).logits
-    assert torch.equal(vectors.logits(ids), plain)  # a vector of zeros changes no bit
+        found = vectors(input_ids=ids, use_cache=False).logits
+    assert torch.equal(found, plain)  # a vector of zeros changes no bit
 
 
 def test_an_entropy_bonus_raises_entropy(home):
@@ -191,53 +214,42 @@ def test_rewards_by_hand():
 
 # --- what came of it ------------------------------------------------------------------------------
 
-def toy(share, rates, n=100):
-    """(strategy, correct) of n rollouts, as an enumerable policy deals them out exactly."""
-    strategy = np.arange(n) < share * n
-    correct = np.zeros(n, bool)
-    for side, rate in zip((True, False), rates, strict=True):
-        where = np.flatnonzero(strategy == side)
-        correct[where[:round(rate * len(where))]] = True
-    return strategy, correct
+def test_loss_on_text_is_that_of_the_uniform_guess_for_a_model_that_knows_nothing(home):
+    base = CHAIN.load("base", exact=True)
+    base.net.model.embed_tokens.weight.data.zero_()
+    found = tuning.text_loss(base, tuning.held_out(CHAIN, 3))
+    assert found == pytest.approx(np.log(len(vocabulary.VOCABULARY)), abs=1e-5)
+    assert all("?" in text or "." in text for text in tuning.held_out(TOY))
 
 
-def test_the_split_adds_up_and_knows_pure_cases():
-    before, after = toy(0.2, (0.5, 0.1)), toy(0.6, (0.8, 0.3))
-    when, how = tuning.gain_split(before, after)
-    assert when + how == pytest.approx(after[1].mean() - before[1].mean(), abs=1e-12)
-    assert when == pytest.approx(0.4 * (0.65 - 0.2), abs=1e-9)
-    assert how == pytest.approx(0.4 * 0.3 + 0.6 * 0.2, abs=1e-9)
-    assert tuning.gain_split(before, toy(0.6, (0.5, 0.1)))[1] == pytest.approx(0)  # when alone
-    assert tuning.gain_split(before, toy(0.2, (0.9, 0.5)))[0] == pytest.approx(0)  # how alone
-    never = toy(0.0, (0.0, 0.1))  # a strategy that did not occur before
-    when, how = tuning.gain_split(never, after)
-    assert when + how == pytest.approx(after[1].mean() - 0.1, abs=1e-12)
-
-
-def test_gap_recovered_over_single_problems():
-    rng = np.random.default_rng(0)
-    base, thinking = rng.random((3, 80)) < 0.1, rng.random((3, 80)) < 0.7
-    one = rng.random((3, 80, 1)) < 0.4
-    found, plain = (tuning.gap_recovered(one, base, thinking),
-                    stats.gap_recovered(one[..., 0], base, thinking))
-    assert found == pytest.approx(plain)
-    several = np.stack([base, thinking] * 4, 2).astype(float)  # half of them gain all, half nothing
-    wide = tuning.gap_recovered(several, base, thinking)
-    assert wide.value == pytest.approx(0.5) and wide.low < 0.3 and wide.high > 0.7
-    assert tuning.gap_recovered(several, base, base) is None
+@pytest.mark.parametrize("trains", ["weights", "adapter"])
+def test_training_learns_what_it_is_shown_and_counts_its_tokens(home, trains):
+    pairs = [("Q: 1 + 1\nA:", " 2.\n"), ("Q: 1 + 2\nA:", " 3.\n")]
+    recipe = tuning.Recipe(12, 40, 0.03, trains)
+    found = tuning.tuned(TOY, pairs, recipe, SIZE)
+    losses = found.log["losses"]
+    assert len(losses) == 12 and losses[-1] < losses[0] - 0.3
+    assert found.log["read"] == 12 * (40 + 10 * len("Q: 1 + 1\nA:"))  # bytes; ten pairs a step
+    assert found.correct.shape == found.strategy.shape == (4, 2)
 
 
 def test_jobs_on_random_models(home):
-    size = dict(n_problems=4, n=2, max_new_tokens=24)
-    problems = tuning.pool("smoke", "chain", 3)
-    rows, written = tuning.candidates("smoke", "chain", [0], problems, 5, 24)
+    problems = tuning.pool(CHAIN, 3)
+    rows, written = tuning.candidates([CHAIN], problems, 5, 24)
     assert len(rows) == 3 and all(len(row) <= 5 for row in rows) and written > 0
-    assert all(len({tuple(ids) for ids, _ in row}) == len(row) for row in rows)
-    pairs = [([1, 7], [9, 11, 2])]
-    found = tuning.tuned("smoke", "chain", 0, pairs, 2, 6, 0.001, **size, judged=pairs)
+    assert all(len({one.text for one in row}) == len(row) for row in rows)
+    assert all(one.text.split()[-1] in ("<eos>", "next") for row in rows for one in row)
+    pairs = [("<bos> 3 * 7 =", "21 <eos>")]
+    found = tuning.tuned(CHAIN, pairs, tuning.Recipe(2, 6, 0.001), SIZE, pairs)
     assert found.correct.shape == found.strategy.shape == (4, 2)
-    assert found.log["document_loss"] > 0 and len(found.log["verdicts"]) == 2
-    apart = tuning.reinforced("smoke", "chain", 0, problems * 2, small(), **size, trains="vectors",
-                              layers=[1], apart=True)
+    assert found.log["text_loss"] > 0 and len(found.log["verdicts"]) == 2
+    apart = tuning.reinforced(CHAIN, problems * 2, small(), SIZE, trains="vectors", layers=[1],
+                              apart=True)
     assert apart.log["first token"].shape == apart.log["later tokens"].shape == (4, 2)
-    assert tuning.untouched("smoke", "chain", "thinking", 0, **size).tokens.shape == (4, 2)
+    assert tuning.untouched(CHAIN, "thinking", SIZE).tokens.shape == (4, 2)
+
+
+def test_one_base_of_many_seeds_writes_its_candidates_once():
+    pairs = [TOY._replace(seed=seed) for seed in range(3)]
+    problems = tuning.pool(TOY, 2)
+    assert tuning.candidates(pairs, problems, 4, 8) == tuning.candidates(pairs[:1], problems, 4, 8)

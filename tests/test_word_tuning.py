@@ -5,8 +5,7 @@ import re
 
 import numpy as np
 import pytest
-import torch
-from locksmith import model, packaged, rl, words
+from locksmith import model, packaged, words
 from locksmith.errors import BadInput
 from locksmith.experiments import word_tuning as wt
 
@@ -41,7 +40,7 @@ def test_each_arm_is_trained_on_what_its_name_says():
     assert [said for _, said in told["flipped-critiques"]] == [
         wt.flipped(SUM, text, None) for text in answers]
     given, said = zip(*told["shuffled-critiques"])
-    assert given == tuple(wt.reviewed(SUM, text) for text in answers)
+    assert given == tuple(words.review(SUM, text) for text in answers)
     assert sorted(said) == sorted(exact) and all(a != b for a, b in zip(said, exact))
     assert [said for _, said in told["sft-right"]] == [RIGHT + "\n"]
     page = wt.told(SUM, 1, [0.5, 0.25], answers, 99)
@@ -60,13 +59,6 @@ def test_the_parts_of_a_gain_add_up_to_it():
     assert [part.value for part in wt.gain_parts(base, base)] == [0, 0]
 
 
-@pytest.mark.parametrize(("text", "found"), [
-    (" 2 + 2 = 4, so the answer 5 is wrong.\n", "wrong"), (" it is right.\nis wrong.", "right"),
-    (" right", None), (" is it wrong or is right?", None), ("", None)])
-def test_a_verdict_is_read_strictly(text, found):
-    assert wt.verdict(text) == found
-
-
 @pytest.mark.parametrize(("text", "works"), [
     (RIGHT, True), (" 4 + 5=9", True), (" The answer is 9.", False), (" 4 + 5", False),
     (" It is\n4 + 5 = 9", False)])
@@ -76,43 +68,9 @@ def test_a_calculation_counts_when_it_is_written_out_with_its_result(text, works
 
 def test_to_always_say_the_same_judges_half_of_the_pairs_right():
     some = words.problems("validation", 20, 0, {"basic_arithmetic": dict(min_terms=2, max_terms=2)})
-    some = [p for p in some if re.fullmatch(r"-?\d+", p.answer) and re.search(wt._SUM, p.question)]
+    some = [p for p in some if re.fullmatch(r"-?\d+", p.answer) and words.calculation(p)]
     right = [words.grade(*pair).correct for pair in wt.judged(some, random.Random(0))]
     assert len(some) > 3 and np.mean(right) == 0.5
-
-
-@pytest.mark.parametrize("shared", [0, 1, 30, 45])
-def test_what_rows_begin_with_is_read_once_without_a_difference(shared):
-    trained = model.adapter(packaged.load("toy", dtype="float32")[0], 4, 0)
-    for name, weight in trained.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.1)
-    ids = torch.randint(2, 258, (5, 60), generator=torch.Generator().manual_seed(0))
-    ids[:, :shared] = ids[0, :shared]
-    found = []
-    for logits in (wt.shared_prefix_logits(trained, ids, 40), trained(input_ids=ids).logits[:, 40:]):
-        trained.zero_grad()
-        logits.log_softmax(-1)[..., 7].sum().backward()
-        found.append((logits.detach(), torch.cat(
-            [p.grad.flatten() for p in trained.parameters() if p.grad is not None])))
-    for ours, plain in zip(*found, strict=True):
-        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
-
-
-def test_logits_of_the_last_positions_make_the_same_policy_gradient_step():
-    found = []
-    for part in (True, False):
-        trained = model.adapter(packaged.load("toy", dtype="float32")[0], 4, 0)
-        weight = [p for p in trained.parameters() if p.requires_grad]
-        optimizer = torch.optim.SGD(weight, 0.1)
-        rng = random.Random(0)
-        rows = [[rng.randrange(2, 258) for _ in range(20 + i)] for i in range(6)]
-        lengths = [12 + i % 3 for i in range(6)]
-        logits = (wt.logits_from([row[:n] for row, n in zip(rows, lengths)]) if part else
-                  lambda net, ids: net(input_ids=ids).logits)
-        rl.update(trained, optimizer, rows, lengths, torch.tensor([1.0, -1, 0.5, 0, 2, -1]), 64, logits)
-        found.append(torch.cat([p.detach().flatten() for p in weight]))
-    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
 
 
 def test_fitting_learns_what_it_is_shown_and_counts_its_tokens(test):

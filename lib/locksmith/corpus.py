@@ -56,7 +56,7 @@ def document(rng, task, generator):
         if "next" in candidate:  # a review is of one author's work
             candidate = candidate[:candidate.index("next")]
         return ["<bos>", "review", *problem.prompt[1:], *candidate, ";",
-                *task.critique(problem, candidate), "<eos>"], "review"
+                *task.judge(problem, candidate), "<eos>"], "review"
     return [*problem.prompt, *trace], "solved"
 
 

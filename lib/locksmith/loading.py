@@ -26,7 +26,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from locksmith import device, lab, model, packaged, tasks, vocabulary
+from locksmith import device, lab, model, packaged, results, tasks, vocabulary
 from locksmith.errors import BadInput
 
 ADAPTER = "+"
@@ -64,6 +64,23 @@ class Model:
         """Token ids of a text, with nothing put before or behind."""
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
+    @property
+    def end(self) -> str:
+        """What is written behind an answer that is to end there, where texts show no end token."""
+        return "" if self.special else "\n"
+
+    @property
+    def pad(self) -> int:
+        """What rows are filled up with in training; 0 where the tokenizer has none for it."""
+        return 0 if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+
+    def begin(self, text: str) -> list[int]:
+        """Token ids of a plain text that is to be continued, with what the tokenizer puts first."""
+        ids = self.tokenizer(text).input_ids
+        while len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
+            ids = ids[:-1]  # some tokenizers end every text, also one to be continued
+        return ids
+
     def decode(self, ids) -> str:
         """The text of token ids; padding is left out."""
         pad = self.net.config.get_text_config().pad_token_id
@@ -86,10 +103,7 @@ class Model:
             return self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": task.question(problem)}], add_generation_prompt=True,
                 return_dict=False)
-        ids = self.tokenizer(task.prompt(problem)).input_ids
-        while len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
-            ids = ids[:-1]  # some tokenizers end every text, also one to be continued
-        return ids
+        return self.begin(task.prompt(problem))
 
 
 class Pair(NamedTuple):
@@ -171,6 +185,17 @@ class Pair(NamedTuple):
         place, dtype = device.pick()
         net = model.load(folder, torch.float32 if exact else dtype, place)
         return Model(str(folder), net, _lab_tokenizer(), frozenset(vocabulary.STOP), special=True)
+
+    @property
+    def rl_tokens(self) -> float | None:
+        """Tokens that the RL behind the thinking model sampled, a seed; None where no record of it
+        is here."""
+        if self.folder("thinking") is None:
+            return None
+        config = lab.config(self.profile)
+        curve = results.read(config["profile"], f"train/{self.task}_rl")["extra"]["curve"]
+        tokens = sum(point["tokens"] for point in curve) / len({point["seed"] for point in curve})
+        return tokens * config["rl"]["problems"] * config["rl"]["samples"]
 
     def folder(self, role: str) -> Path | None:
         """The checkpoint folder of a lab model, for the record; None for any other."""
@@ -269,6 +294,9 @@ def _source(name, accept_terms=False):
     """(kind, what the loaders take): "toy", "packaged", "hub" or "folder". BadInput for none."""
     if name in ("toy", "toy/thinking"):
         return "toy", {}
+    if not name:
+        raise BadInput("a model has no name; base_model and thinking_model take one, such as "
+                       "owner/name@commit or a folder.")
     if name in packaged.PACKAGED:
         known = packaged.PACKAGED[name]
         if known.terms and not accept_terms:

@@ -151,7 +151,7 @@ SCHEMA = {
             "power_chains": "int 1..",
         },
         "ch03": {
-            "families": "list of countdown|chain",
+            "tasks": "list of " + "|".join(tasks.names()),
             "n_problems": "int 2..",
             "n_samples": "int 1..",
             "seed_problems": "int 2..",
@@ -159,6 +159,8 @@ SCHEMA = {
             **_ONE_PROBLEM,
             "curve_samples": "int 1..",
             "max_new_tokens": "int 1..",
+            "trains": "weights|adapter",
+            **_PAIR,
         },
         "ch04": {
             "n_problems": "int 2..",
@@ -174,7 +176,7 @@ SCHEMA = {
             **_PAIR,
         },
         "ch05": {
-            "families": "list of countdown|chain",
+            "tasks": "list of " + "|".join(tasks.names()),
             "n_problems": "int 2..",
             "n_samples": "int 1..",
             "shots": "list of int 1..",
@@ -187,11 +189,14 @@ SCHEMA = {
             "adapter_lr": "float 0..1",
             "pool_problems": "int 1..",
             "pool_samples": "int 1..",
+            "prefixes": "list of text",
             "solved": "list of int 1..",
             "steps": "int 1..",
             "target_tokens": "int 1..",
             "lr": "float 0..1",
             "max_new_tokens": "int 1..",
+            "trains": "weights|adapter",
+            **_PAIR,
         },
         "ch06": {
             "n_problems": "int 2..",

@@ -192,17 +192,41 @@ def difference(x, base, resamples=2000, seed=0):
 def gap_recovered(x, base, thinking, resamples=2000, seed=0):
     """Share of the gap between base and thinking model that x recovers, paired.
 
-    x, base, thinking: scores (seeds, problems). Returns Interval of floats, or None where the gap
+    x: scores (seeds, problems), or (seeds, problems, Q) where Q things were trained on, which are
+    resampled too; base, thinking: (seeds, problems). Returns Interval of floats, or None where the gap
     itself is not above 0 in at least 97.5 % of the resamples: a share of it has no meaning then.
     """
-    tail = (1 - LEVEL) / 2
+    x, tail = np.asarray(x), (1 - LEVEL) / 2
+    x = x[..., None] if x.ndim == 2 else x
     got, low, high = resampled_means(x, base, thinking, resamples=resamples, seed=seed)
-    gap = high - low
+    q = x.shape[2]
+    share = np.random.default_rng(seed + 1).multinomial(q, np.full(q, 1 / q), resamples) / q
+    got, gap = (got * share).sum(1), high - low
     if np.quantile(gap, tail) <= 0:
         return None
     share = (got - low)[gap > 0] / gap[gap > 0]
     value = (np.mean(x) - np.mean(base)) / (np.mean(thinking) - np.mean(base))
     return Interval(float(value), *map(float, np.quantile(share, [tail, 1 - tail])))
+
+
+def when_and_how(before, after):
+    """A gain in accuracy as (when, how), which add up to it exactly, for two (strategy, correct)
+    pairs of arrays of one shape.
+
+    when: the strategies' shares changed; how: they work better or worse. Each change is weighted by
+    the mean of the other factor before and after, so that neither comes first.
+    """
+    def factors(strategy, correct):
+        strategy, correct = np.asarray(strategy, bool), np.asarray(correct, float)
+        share = strategy.mean()
+        each = [correct[s].mean() if s.any() else None for s in (strategy, ~strategy)]
+        return np.array([share, 1 - share]), each
+    (p, c), (q, d) = factors(*before), factors(*after)
+    # A strategy that one side never used has no success rate there: the other side's stands in.
+    c, d = ([x if x is not None else y if y is not None else 0.0 for x, y in zip(a, b)]
+            for a, b in ((c, d), (d, c)))
+    c, d = np.array(c), np.array(d)
+    return float(((q - p) * (c + d) / 2).sum()), float(((p + q) / 2 * (d - c)).sum())
 
 
 def cross_at(ks, a, b):

@@ -290,6 +290,7 @@ def grade(problem, text):
 
 steps = prose.steps
 _CALCULATION = re.compile(r"-?\d+(?: ?[-+*/] ?\d+)+")
+_VERDICT = r"(?:right|wrong)(?=\.\n$)"
 _REVIEWS = (
     "Q: Calculate 6 + 8.\nA: 6 + 8 = 14. The answer is 14.\n"
     "Review: 6 + 8 = 14, so the answer 14 is right.\n"
@@ -325,15 +326,27 @@ def written_out(text, n):
     return len(prose.equations(text)) >= n
 
 
+def calculation(problem):
+    """The calculation that a question asks for, or None where it asks for none."""
+    found = _CALCULATION.search(problem.question)
+    return found and found[0]
+
+
 def works_out(problem, text):
     """The strategy: at least one equation, and as many as the question's calculation has operators."""
-    asked = _CALCULATION.search(problem.question)
-    return written_out(text, len(re.findall(r"[-+*/]", asked[0])) if asked else 1)
+    asked = calculation(problem)
+    return written_out(text, len(re.findall(r"[-+*/]", asked)) if asked else 1)
 
 
 def guess_answer(problem, rng, train):
     """The control that never reads the question: the answer of a random train problem."""
     return f" The answer is {rng.choice([p.answer for p in train])}."
+
+
+def fact_prompt(a, op, b):
+    """The text that a plain fact's result continues, after two examples."""
+    examples = [("Calculate 6 + 8.", "6 + 8 = 14.", "14"), ("Calculate 7 * 4.", "7 * 4 = 28.", "28")]
+    return f"{few_shot(examples, f'Calculate {a} {op} {b}.')} {a} {op} {b} ="
 
 
 def review(problem, text):
@@ -344,9 +357,21 @@ def review(problem, text):
 def critique(problem, text):
     """The work done again by a program, and whether the answer agrees with it."""
     said, right = extract(text) or "(none)", grade(problem, text).correct
-    asked = _CALCULATION.search(problem.question)
-    work = problem.working or (f"{asked[0]} = {problem.answer}" if asked else f"It is {problem.answer}")
+    asked = calculation(problem)
+    work = problem.working or (f"{asked} = {problem.answer}" if asked else f"It is {problem.answer}")
     return f" {work.rstrip('.')}, so the answer {said} is {'right' if right else 'wrong'}.\n"
+
+
+def turned(critique):
+    """A critique with its verdict turned round."""
+    other = {"right": "wrong", "wrong": "right"}
+    return re.sub(_VERDICT, lambda match: other[match[0]], critique)
+
+
+def form(critique, rng):
+    """A critique with every digit and its verdict drawn at random."""
+    drawn = re.sub(r"\d", lambda _: str(rng.randrange(10)), critique)
+    return re.sub(_VERDICT, lambda _: rng.choice(("right", "wrong")), drawn)
 
 
 def verdict(text):

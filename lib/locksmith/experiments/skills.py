@@ -47,7 +47,8 @@ def valid_attempts(task, problem, words):
 def guesses(task, problems, samples, seed):
     """The tally of the strategy-free control."""
     rng = random.Random(f"guess {seed}")
-    return tally(task, problems, [task.guess(p, rng) for p in problems for _ in range(samples)])
+    return tally(task, problems, [grammar.words(task.guess(p, rng)) for p in problems
+                                  for _ in range(samples)])
 
 
 def measure(checkpoint, family, generator, *, problems, samples, max_new_tokens, low_temperature,

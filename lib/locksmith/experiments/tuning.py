@@ -1,7 +1,7 @@
 """Training little: what one problem, a handful of solutions or a few vectors change in a base model.
 
-Supervised arms are pairs (input, target) of token ids. All take the same number of steps and, to
-the token, the same number of target tokens in the loss, and nothing is picked on labels:
+Supervised arms are pairs (text to continue, continuation). All take the same number of steps and,
+to the token, the same number of target tokens in the loss, and nothing is picked on labels:
 
     critiques           Wang et al. (arXiv 2506.03295, section 2): input = one problem and somebody's
                         solution, target = a critique; with the controls of `critics`
@@ -10,19 +10,20 @@ the token, the same number of target tokens in the loss, and nothing is picked o
     SFT right, wrong    input = the problem, target = a solution that is right, wrong
     many critiques      exact critiques of solutions to as many problems as there are solutions
 
-RL arms are `rl.learn` on one problem or many, with any of `rewards`. What is trained may also be one
-vector a block (`Vectors`; Sinii et al., arXiv 2505.18706) or a LoRA adapter (`adapter`).
+RL arms are `rl.learn` on one problem or many, with any of `rewards`. What is trained (TRAINS) are all
+weights, a LoRA adapter, or one vector a block (Sinii et al., arXiv 2505.18706).
 """
 
-import copy
 import functools
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import DynamicCache, LlamaForCausalLM
 
 from locksmith import (
     cache,
@@ -30,36 +31,42 @@ from locksmith import (
     device,
     engine,
     finetune,
-    grammar,
-    lab,
     model,
-    pretrain,
     rewards,
     rl,
-    stats,
-    vocabulary,
+    rollouts,
+    words,
 )
+from locksmith.loading import Model, Pair
 
 COUNTS = ("attempts", "checks", "backtracks")
+FEW_WORDS = 256  # a vocabulary so small that logits of all positions cost nothing
+LEAN_TOKENS = 3072  # a micro-batch for larger ones: some 4 GiB with logits over 262k tokens
+ENGLISH = 24  # questions
 
 
 # --- one problem and its solutions ----------------------------------------------------------------
 
-def pool(profile, family, n):
+class Solution(NamedTuple):
+    """A finished answer as a continuation of its problem's prompt, end included; its grade."""
+    text: str
+    correct: bool
+
+
+def pool(pair: Pair, n: int) -> list:
     """n training problems, the single ones among them. Countdown's training set is small enough that
     the lab's RL has met some of them too; no test problem is among them."""
-    return corpus.FAMILIES[family].problems("train", n, 7000, lab.config(profile)["families"][family])
+    return pair.rules.problems("train", n, 7000, pair.generator)
 
 
-def difficulty(profile, family, seed, n_problems, samples, max_new_tokens):
-    """Share of a base model's samples that solve each problem of `pool`: (n_problems,)."""
-    problems = pool(profile, family, n_problems)
-    found = _solutions(lab.load(profile, family, "base", seed), family, problems, samples,
-                       max_new_tokens, seed=1)
-    return np.array([[right for _, right in row] for row in found]).mean(1)
+def difficulty(pair: Pair, n_problems: int, samples: int, max_new_tokens: int) -> np.ndarray:
+    """Share of the base's samples that solve each problem of `pool`: (n_problems,)."""
+    answers = rollouts.answer(pair.load("base"), pair.rules, pool(pair, n_problems), samples,
+                              max_new_tokens=max_new_tokens, seed=1)
+    return answers.correct.mean(1)
 
 
-def spread(rates, n):
+def spread(rates: np.ndarray, n: int) -> list[int]:
     """Indices of n problems across the difficulty range, easiest first: those at equal distances in
     the order by solve rate, among the ones that were solved at all (all, if too few were)."""
     solved = np.flatnonzero(rates > 0)
@@ -68,54 +75,55 @@ def spread(rates, n):
     return ordered[np.linspace(0, len(ordered) - 1, n).round().astype(int)].tolist()
 
 
-def _solutions(net, family, problems, n, max_new_tokens, seed):
-    """n continuations of each problem with their grade: P lists of n (ids, correct)."""
-    task, prompts = corpus.FAMILIES[family], [vocabulary.encode(p.prompt) for p in problems]
-    out = engine.sample(net, prompts, n, max_new_tokens=max_new_tokens, stop=vocabulary.STOP,
-                        seed=seed).ids()
-    graded = [(ids, task.grade(problems[i // n], vocabulary.decode(ids)).correct)
-              for i, ids in enumerate(out)]
-    return [graded[i:i + n] for i in range(0, len(graded), n)]
+def candidates(pairs: list[Pair], problems: list, n: int, max_new_tokens: int):
+    """Up to n different finished solutions of each problem, by the different bases of some pairs in
+    turn: P lists of Solution, and the tokens generated a problem. A thinking model writes none."""
+    bases = {pair.folder("base") or pair.base: pair for pair in pairs}  # many seeds may have one base
+    tables, generated = [], 0
+    for pair in bases.values():
+        base = pair.load("base")
+        drawn = rollouts.answer(base, pair.rules, problems, 4 * n // len(bases) + 1,
+                                max_new_tokens=max_new_tokens, seed=2)
+        generated += drawn.lengths.sum()
+        tables.append([[Solution(_ended(base, text), bool(right)) if done else None
+                        for text, right, done in zip(*rows)]
+                       for rows in zip(drawn.texts, drawn.correct, drawn.stopped)])
+    found = []
+    for rows in zip(*tables, strict=True):
+        mixed = dict.fromkeys(one for turn in zip(*rows, strict=True) for one in turn if one)
+        found.append(list(mixed)[:n])
+    return found, generated / len(problems)
 
 
-def candidates(profile, family, seeds, problems, n, max_new_tokens):
-    """Up to n different finished solutions of each problem, by the base models of all seeds in turn:
-    P lists of (ids, correct), and the tokens generated a problem. The thinking model writes none."""
-    by_model = [_solutions(lab.load(profile, family, "base", s), family, problems,
-                           4 * n // len(seeds) + 1, max_new_tokens, seed=2) for s in seeds]
-    out, written = [], 0
-    for rows in zip(*by_model, strict=True):
-        mixed = [one for turn in zip(*rows, strict=True) for one in turn]
-        written += sum(len(ids) for ids, _ in mixed)
-        finished = {tuple(ids): right for ids, right in mixed if ids[-1] in vocabulary.STOP}
-        out.append([(list(ids), right) for ids, right in finished.items()][:n])
-    return out, written / len(problems)
+def _ended(model, text):
+    """A finished text, with its end written out."""
+    return text if text.endswith(model.end) else text + model.end
 
 
 # --- what is trained on ---------------------------------------------------------------------------
 
-def _reviewed(problem, ids):
-    """Words of a review document up to its critique."""
-    return ["<bos>", "review", *problem.prompt[1:], *vocabulary.decode(ids[:-1]), ";"]
+def critique_pairs(task, problem, solutions: list[Solution], critic: Callable, rng) -> list:
+    """Critiques of a problem's solutions by a critic of `critics`: [(text, continuation)]."""
+    return [(task.review(problem, one.text), critic(task, problem, one.text, rng))
+            for one in solutions]
 
 
-def critique_pairs(family, problem, solutions, critic, rng):
-    """(input, target) of critiques of solutions (list of (ids, correct)) by a critic of `critics`."""
-    task = corpus.FAMILIES[family]
-    return [(vocabulary.encode(_reviewed(problem, ids)), vocabulary.encode(
-        [*critic(task, problem, vocabulary.decode(ids[:-1]), rng), "<eos>"])) for ids, _ in solutions]
-
-
-def own_critiques(profile, family, seed, pairs, max_new_tokens):
+def own_critiques(pair: Pair, pairs: list, max_new_tokens: int) -> list:
     """The pairs with what the base itself says in the targets' place, one sample each; those that
     come to no end within the cap are left out."""
-    out = engine.sample(lab.load(profile, family, "base", seed), [given for given, _ in pairs],
-                        max_new_tokens=max_new_tokens, stop=vocabulary.EOS, seed=3)
-    return [(given, ids) for (given, _), ids, ended in
-            zip(pairs, out.ids(), out.stopped.tolist(), strict=True) if ended]
+    base = pair.load("base")
+    out = _continue(base, pairs, max_new_tokens, seed=3)
+    return [(given, _ended(base, base.decode(ids))) for (given, _), ids, done in
+            zip(pairs, out.ids(), out.stopped.tolist(), strict=True) if done]
 
 
-def shuffle_targets(pairs, rng):
+def _continue(model, pairs, max_new_tokens, **how):
+    """`Rollouts` of a model on the inputs of pairs, one each."""
+    return engine.sample(model.net, [model.begin(given) for given, _ in pairs], stop=model.stop,
+                         max_new_tokens=max_new_tokens, **how)
+
+
+def shuffle_targets(pairs: list, rng) -> list:
     """Every input with the target of another: a random cycle through all pairs."""
     order = list(range(len(pairs)))
     rng.shuffle(order)
@@ -123,20 +131,94 @@ def shuffle_targets(pairs, rng):
     return [(given, pairs[other[i]][1]) for i, (given, _) in enumerate(pairs)]
 
 
-def solution_pairs(problems, solutions, right):
-    """(prompt, solution) of the solutions whose grade is `right`; problems and solutions in step."""
-    return [(vocabulary.encode(p.prompt), ids) for p, rows in zip(problems, solutions, strict=True)
-            for ids, correct in rows if correct == right]
+def solution_pairs(task, problem, solutions: list[Solution], right: bool) -> list:
+    """(prompt, solution) of those solutions of a problem whose grade is `right`."""
+    return [(task.prompt(problem), one.text) for one in solutions if one.correct == right]
 
 
-def verdicts_right(net, pairs, max_new_tokens):
+def verdicts_right(model: Model, task, pairs: list, max_new_tokens: int) -> float:
     """Share of critiques (greedy) that end in the target's verdict: can the model judge?"""
-    out = engine.sample(net, [given for given, _ in pairs], max_new_tokens=max_new_tokens,
-                        stop=vocabulary.EOS, temperature=0.0).ids()
-    return float(np.mean([ids[-2:] == wanted[-2:] for ids, (_, wanted) in zip(out, pairs)]))
+    out = _continue(model, pairs, max_new_tokens, temperature=0.0)
+    said = [task.verdict(model.decode(ids)) if done else None
+            for ids, done in zip(out.ids(), out.stopped.tolist())]
+    return float(np.mean([a == task.verdict(wanted) for a, (_, wanted) in zip(said, pairs)]))
 
 
-# --- training -------------------------------------------------------------------------------------
+# --- what is trained ------------------------------------------------------------------------------
+
+class Trained(NamedTuple):
+    """A base with a part of it in training. net: the module whose parameters that require gradients
+    are trained; ask: () -> (`Model` as it stands, its `Steer`s); through: (net, ids (B, T)) -> the
+    logits (B, T, V), by the small model's fastest forward."""
+    net: nn.Module
+    ask: Callable
+    through: Callable
+
+    def logits(self, inputs: list) -> Callable:
+        """What a trainer calls for logits, `inputs` (lists of ids) being what its rows begin with.
+        The one place that decides by the vocabulary's size."""
+        if self._few_words:
+            return self.through
+        start = min(map(len, inputs)) - 1
+
+        def lean(net, ids):
+            with device.autocast(ids.device):
+                return shared_prefix_logits(net, ids, start)
+        return lean
+
+    @property
+    def micro_tokens(self) -> int:
+        """Ids of a micro-batch."""
+        return finetune.MICRO_TOKENS if self._few_words else LEAN_TOKENS
+
+    @property
+    def _few_words(self):
+        return self.net.config.get_text_config().vocab_size <= FEW_WORDS
+
+
+def shared_prefix_logits(net, ids, start):
+    """Logits (B, T - start, V) of the positions from `start` on. What all rows begin with, the worked
+    examples and often the question, is read once; a head of 262k tokens sees none of it."""
+    same = (ids == ids[:1]).all(0).long().cumprod(0).sum().item()
+    shared, cache = min(same, start), DynamicCache(config=net.config)
+    if shared:
+        net(input_ids=ids[:1, :shared], past_key_values=cache, logits_to_keep=1)
+        cache.batch_repeat_interleave(len(ids))
+    return net(input_ids=ids[:, shared:], past_key_values=cache,
+               logits_to_keep=ids.shape[1] - start).logits
+
+
+def all_weights(pair: Pair) -> Trained:
+    """A base all of whose weights are trained, in float32."""
+    base, sampled = pair.load("base", exact=True), pair.load("base")
+
+    def ask():
+        sampled.net.load_state_dict(base.net.state_dict())
+        return sampled, None
+    fast = isinstance(base.net, LlamaForCausalLM) and base.net.config.tie_word_embeddings
+    return Trained(base.net.train(), ask, model.logits if fast else finetune.own_logits)
+
+
+def adapter(pair: Pair, rank: int = 16) -> Trained:
+    """A base whose LoRA adapter of a rank is trained."""
+    base = pair.load("base", exact=True)
+    dtype, net = device.pick()[1], model.adapter(base.net, rank, pair.seed)
+
+    def ask():
+        return replace(base, net=model.merged(net).to(dtype).eval()), None
+    return Trained(net, ask, finetune.own_logits)
+
+
+def vectors(pair: Pair, layers: list | None = None) -> Trained:
+    """A base with one trained vector after each of some blocks (all, if None)."""
+    base, sampled = pair.load("base", exact=True), pair.load("base")
+    table = Vectors(base.net, range(base.depth) if layers is None else layers)
+    return Trained(table, lambda: (sampled, table.steers(next(sampled.net.parameters()))),
+                   finetune.own_logits)
+
+
+TRAINS = {"weights": all_weights, "adapter": adapter, "vectors": vectors}
+
 
 class Vectors(nn.Module):
     """One vector a block, added to the residual stream after it at every position; the model's own
@@ -145,16 +227,17 @@ class Vectors(nn.Module):
     def __init__(self, net, layers):
         super().__init__()
         self.layers, self.frozen = list(layers), [net.requires_grad_(False)]
-        self.table = nn.Parameter(torch.zeros(len(self.layers), net.config.hidden_size, device=net.device))
+        self.config = net.config
+        self.table = nn.Parameter(torch.zeros(len(self.layers), net.config.hidden_size,
+                                              device=net.device))
 
-    def logits(self, ids):
-        """ids (B, T) -> logits (B, T, V), with gradients for the vectors."""
+    def forward(self, **inputs):
+        """The model's own forward with the vectors added, with gradients for them."""
         blocks = cache.blocks(self.frozen[0])
         hooks = [blocks[i].register_forward_hook(lambda m, a, out, v=v: _added(out, v))
                  for i, v in zip(self.layers, self.table)]
         try:
-            with device.autocast(ids.device):
-                return self.frozen[0](input_ids=ids, use_cache=False).logits
+            return self.frozen[0](**inputs)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -171,44 +254,60 @@ def _added(out, vector):
     return out + vector.to(out)
 
 
-def reinforce(profile, family, seed, problems, recipe, trains="weights", reward="correct", bonus=0.0,
-              layers=None, rank=16):
-    """RL from a base model on `problems`: (model to sample from, its `Steer`s, curve).
+# --- training -------------------------------------------------------------------------------------
 
-    trains: "weights" (all), "vectors" (one after each of `layers`), "adapter" (LoRA of a rank).
+class Recipe(NamedTuple):
+    """Of supervised training: steps, target tokens a step, learning rate, what is trained."""
+    steps: int
+    target_tokens: int
+    lr: float
+    trains: str = "weights"
+
+
+def supervise(trained: Trained, model: Model, pairs: list, recipe: Recipe, seed: int) -> dict:
+    """`finetune.fit` on pairs of texts; returns losses and the number of tokens read."""
+    ids = [(model.begin(given), model.encode(wanted)) for given, wanted in pairs]
+    losses, read = finetune.fit(trained.net, ids, recipe.steps, recipe.target_tokens, recipe.lr, seed,
+                                trained.logits([given for given, _ in ids]), trained.micro_tokens,
+                                model.pad)
+    return {"losses": losses, "read": read}
+
+
+def reinforce(trained: Trained, pair: Pair, problems: list, recipe: dict, reward: str = "correct",
+              bonus: float = 0.0) -> list:
+    """RL on `problems`, with one of `rewards` and a bonus on the entropy; returns the curve.
+
+    recipe: steps, problems, samples, lr and max_new_tokens, as `rl.learn` takes them.
     """
-    net = lab.load(profile, family, "base", seed, exact=True)
-    sampler, task = lab.load(profile, family, "base", seed), corpus.FAMILIES[family]
-    steer, options = None, {"bonus": bonus}
-    if trains == "vectors":
-        trained = Vectors(net, layers)
-        options["logits"] = lambda vectors, ids: vectors.logits(ids)
-    elif trains == "adapter":
-        trained = model.adapter(net, rank, seed)
-        options["logits"] = finetune.own_logits
-    else:
-        trained = net.train()
+    model, _ = trained.ask()
+    inputs = [model.ask(pair.rules, problem) for problem in problems]
+    update = functools.partial(rl.update, logits=trained.logits(inputs), bonus=bonus,
+                               pad_token_id=model.pad)
+    return rl.learn(trained.net, problems, recipe | {"micro_tokens": trained.micro_tokens}, pair.seed,
+                    rollout_fn(trained.ask, pair.rules, recipe), rewards.REWARDS[reward], update,
+                    label=f"{reward} reward, {pair.task} seed {pair.seed}")
 
-    def sync():
-        nonlocal steer
-        if trains == "vectors":
-            steer = trained.steers(sampler.lm_head.weight)
-        else:
-            whole = trained if trains == "weights" else model.merged(trained)
-            sampler.load_state_dict(whole.state_dict())
-        return sampler, steer
 
-    def rollout_fn(batch, seed):
-        now, steer = sync()
-        return rl.rollout(now, task, batch, recipe["samples"], recipe["max_new_tokens"], seed, steer)
-
-    curve = rl.learn(trained, problems, recipe, seed, rollout_fn, rewards.REWARDS[reward],
-                     functools.partial(rl.update, **options),
-                     label=f"{trains}, {reward} reward, {family} seed {seed}")
-    return *sync(), curve
+def rollout_fn(ask: Callable, task, recipe: dict) -> Callable:
+    """What `rl.learn` takes for rollouts: answers of ask() -> (`Model` as it stands, its steers)."""
+    def rollout(problems, seed):
+        model, steer = ask()
+        drawn = rollouts.answer(model, task, problems, recipe["samples"], seed=seed, steer=steer,
+                                max_new_tokens=recipe["max_new_tokens"])
+        sequences = [prompt + ids for prompt, row in zip(drawn.prompts, drawn.ids) for ids in row]
+        lengths = [len(prompt) for prompt in drawn.prompts for _ in range(recipe["samples"])]
+        return sequences, lengths, [grade for row in drawn.grades for grade in row]
+    return rollout
 
 
 # --- what came of it ------------------------------------------------------------------------------
+
+class Size(NamedTuple):
+    """How an outcome is measured: test problems, answers to each, tokens of the longest."""
+    n_problems: int
+    n: int
+    max_new_tokens: int
+
 
 class Outcome(NamedTuple):
     """P problems, n samples each: correct, trace, strategy (P, n) bool; tokens (P, n) int; counts,
@@ -221,93 +320,76 @@ class Outcome(NamedTuple):
     log: dict
 
 
-def persists(family, problem, words):
-    """The strategy that the author of a trace chose, apart from whether it worked.
-
-    countdown: gives up nowhere, that is concludes only what a check just said "yes" to. chain: works
-    out every link before concluding, that is writes as many steps as the problem has.
-    """
-    steps = grammar.steps(words)
-    if family == "chain":
-        done = sum(behaviour == "try" for behaviour, _ in steps)
-        return done >= sum(len(links) for _, links in problem.chains)
-    earned = [before for before, (b, _) in zip([("", []), *steps], steps) if b == "conclude"]
-    return bool(earned) and all(b == "check" and said[-1:] == ["yes"] for b, said in earned)
+def outcome(model: Model, pair: Pair, size: Size, steer=None, log: dict | None = None) -> Outcome:
+    """`Outcome` of answers at temperature 1 to the first test problems of a pair's task."""
+    drawn = rollouts.answer(model, pair.rules, pair.problems(size.n_problems), size.n, seed=pair.seed,
+                            steer=steer, max_new_tokens=size.max_new_tokens)
+    return Outcome(drawn.correct, drawn.trace, drawn.strategy, drawn.lengths,
+                   {name: drawn.table(name) for name in COUNTS}, log or {})
 
 
-def outcome(net, family, problems, n, max_new_tokens, seed, steer=None, log=None):
-    """`Outcome` of n samples a problem at temperature 1."""
-    task = corpus.FAMILIES[family]
-    out = engine.sample(net, [vocabulary.encode(p.prompt) for p in problems], n, seed=seed, steer=steer,
-                        max_new_tokens=max_new_tokens, stop=vocabulary.STOP).ids()
-    words = [vocabulary.decode(ids) for ids in out]
-    grades = [task.grade(problems[i // n], w) for i, w in enumerate(words)]
-
-    def table(values):
-        return np.reshape(list(values), (len(problems), n))
-    return Outcome(table(g.correct for g in grades), table(g.trace for g in grades),
-                   table(persists(family, problems[i // n], w) for i, w in enumerate(words)),
-                   table(map(len, words)),
-                   {name: table(getattr(g, name) for g in grades) for name in COUNTS}, log or {})
+def english() -> list[str]:
+    """The questions of ENGLISH word problems, as plain text."""
+    return [p.question for p in words.problems("validation", ENGLISH, 7, {"gsm_symbolic": {}})]
 
 
-def document_loss(net, family, generator, n=200):
-    """Mean loss in nats a token on n corpus documents that no model was trained on, of all kinds: what
-    fine-tuning makes a model forget."""
-    rng = random.Random("held out")
-    written = [corpus.document(rng, corpus.FAMILIES[family], generator)[0] for _ in range(n)]
-    ids = np.concatenate([np.array(vocabulary.encode(words), dtype=np.uint8) for words in written])
-    batches = [torch.from_numpy(batch.astype(np.int64)).to(net.device) for batch in
-               pretrain.batches(ids, finetune.MICRO_TOKENS, np.random.default_rng(0))]
-    with torch.no_grad():
-        found = [(float(pretrain.loss(net, batch)), int((batch[:, 1:] != vocabulary.PAD).sum()))
-                 for batch in batches]
-    loss, size = np.array(found).T
-    return float((loss * size).sum() / size.sum())
+def held_out(pair: Pair, n: int = 200) -> list[str]:
+    """Texts that nobody was trained on, of the kind that a base has read: documents of the lab's
+    corpus, or English."""
+    if not hasattr(pair.rules, "document"):
+        return english()
+    rng, generator = random.Random("held out"), pair.generator
+    return [" ".join(corpus.document(rng, pair.rules, generator)[0]) for _ in range(n)]
+
+
+def text_loss(model: Model, texts: list[str]) -> float:
+    """Mean loss in nats a token on texts: what training makes a model forget."""
+    total, size = 0.0, 0
+    for text in texts:
+        ids = torch.tensor([model.tokenizer(text).input_ids], device=model.net.device)
+        with torch.no_grad():
+            logp = model.net(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
+        total -= logp.gather(-1, ids[0, 1:, None]).sum().item()
+        size += ids.shape[1] - 1
+    return total / size
 
 
 # --- the work of one process ----------------------------------------------------------------------
 
-def untouched(profile, family, which, seed, n_problems, n, max_new_tokens):
-    """`Outcome` of a lab model as it is, on test problems."""
-    net = lab.load(profile, family, which, seed)
-    log = {"document_loss": document_loss(net.float(), family,
-                                          lab.config(profile)["families"][family])}
-    return outcome(lab.load(profile, family, which, seed), family,
-                   lab.problems(profile, family, n_problems), n, max_new_tokens, seed, log=log)
+def untouched(pair: Pair, which: str, size: Size) -> Outcome:
+    """`Outcome` of a model of a pair as it is."""
+    return outcome(pair.load(which), pair, size,
+                   log={"text_loss": text_loss(pair.load(which), held_out(pair))})
 
 
-def tuned(profile, family, seed, pairs, steps, target_tokens, lr, n_problems, n, max_new_tokens,
-          judged=None, judge_tokens=64):
-    """`Outcome` of a base model after `finetune.fit` on pairs; log: losses, tokens read, document_loss, and
-    verdicts, the shares of right verdicts on the pairs `judged`, before and after."""
-    net = lab.load(profile, family, "base", seed, exact=True)
-    before = verdicts_right(net, judged, judge_tokens) if judged else None
-    losses, read = finetune.fit(net, pairs, steps, target_tokens, lr, seed)
-    after = verdicts_right(net, judged, judge_tokens) if judged else None
-    log = {"losses": losses, "read": read, "verdicts": (before, after),
-           "document_loss": document_loss(net, family, lab.config(profile)["families"][family])}
-    return outcome(net.to(device.pick()[1]), family, lab.problems(profile, family, n_problems), n,
-                   max_new_tokens, seed, log=log)
+def tuned(pair: Pair, pairs: list, recipe: Recipe, size: Size, judged: list | None = None,
+          judge_tokens: int = 64) -> Outcome:
+    """`Outcome` of the base after `supervise`; log: losses, tokens read, text_loss, and verdicts, the
+    shares of right verdicts on the pairs `judged`, before and after."""
+    trained = TRAINS[recipe.trains](pair)
+    model, _ = trained.ask()
+    before = verdicts_right(model, pair.rules, judged, judge_tokens) if judged else None
+    log = supervise(trained, model, pairs, recipe, pair.seed)
+    model, _ = trained.ask()
+    after = verdicts_right(model, pair.rules, judged, judge_tokens) if judged else None
+    log |= {"verdicts": (before, after), "text_loss": text_loss(model, held_out(pair))}
+    return outcome(model, pair, size, log=log)
 
 
-def reinforced(profile, family, seed, problems, recipe, n_problems, n, max_new_tokens, apart=False,
-               **options):
-    """`Outcome` of a base model after `reinforce`; log: its curve and document_loss, the latter not
-    for vectors. apart: also correct (P, n) with the vectors at the "first token" of an answer alone,
-    and at the "later tokens" alone."""
-    net, steer, curve = reinforce(profile, family, seed, problems, recipe, **options)
-    log = {"curve": curve}
+def reinforced(pair: Pair, problems: list, recipe: dict, size: Size, trains: str = "weights",
+               apart: bool = False, layers: list | None = None, **options) -> Outcome:
+    """`Outcome` of the base after `reinforce` (reward, bonus); log: its curve and text_loss, the latter
+    not for vectors. apart: also correct (P, n) with the vectors at the "first token" of an answer
+    alone, and at the "later tokens" alone."""
+    trained = TRAINS[trains](pair, **({"layers": layers} if trains == "vectors" else {}))
+    log = {"curve": reinforce(trained, pair, problems, recipe, **options)}
+    model, steer = trained.ask()
     for part in ("first token", "later tokens") if apart else ():
         gate = _first if part == "first token" else _later
-        log[part] = outcome(net, family, lab.problems(profile, family, n_problems), n, max_new_tokens,
-                            seed, [replace(s, gate=gate) for s in steer]).correct
+        log[part] = outcome(model, pair, size, [replace(s, gate=gate) for s in steer]).correct
     if not steer:
-        whole = copy.deepcopy(net).float()
-        log["document_loss"] = document_loss(whole, family,
-                                             lab.config(profile)["families"][family])
-    return outcome(net, family, lab.problems(profile, family, n_problems), n, max_new_tokens, seed,
-                   steer, log)
+        log["text_loss"] = text_loss(model, held_out(pair))
+    return outcome(model, pair, size, steer, log)
 
 
 def _first(moment):
@@ -319,59 +401,36 @@ def _later(moment):
     return ~_first(moment)
 
 
-def self_solved(profile, family, seed, n_problems, samples, max_new_tokens):
-    """(what a base model solves of `pool` when it tries each problem so often, tokens generated): for
+def self_solved(pair: Pair, n_problems: int, samples: int, max_new_tokens: int):
+    """(what the base solves of `pool` when it tries each problem so often, tokens generated): for
     each problem solved the list of (prompt, solution) pairs, different solutions only."""
-    problems = pool(profile, family, n_problems)
-    rows = _solutions(lab.load(profile, family, "base", seed), family, problems, samples,
-                      max_new_tokens, seed=4)
-    right = [list({tuple(ids): (ids, True) for ids, correct in row if correct}.values()) for row in rows]
-    return ([solution_pairs([p], [some], True) for p, some in zip(problems, right) if some],
-            sum(len(ids) for row in rows for ids, _ in row))
+    base = pair.load("base")
+    drawn = rollouts.answer(base, pair.rules, pool(pair, n_problems), samples,
+                            max_new_tokens=max_new_tokens, seed=4)
+    found = []
+    for problem, texts, right in zip(drawn.problems, drawn.texts, drawn.correct):
+        solved = dict.fromkeys(_ended(base, text) for text, ok in zip(texts, right) if ok)
+        if solved:
+            found.append([(pair.rules.prompt(problem), text) for text in solved])
+    return found, int(drawn.lengths.sum())
 
 
-def elsewhere(profile, family, other, seed, pairs, steps, target_tokens, lr, n_problems):
-    """(before, after): share of another family's problems that a base model solves, and solves after
-    `finetune.fit` on pairs of its own family."""
-    net, found = lab.load(profile, family, "base", seed, exact=True), []
+def elsewhere(pair: Pair, other: str, pairs: list, recipe: Recipe, n_problems: int) -> tuple:
+    """(before, after): share of another task's problems that the base solves, and solves after
+    `supervise` on pairs of its own task."""
+    trained, abroad = TRAINS[recipe.trains](pair), pair._replace(task=other)
+    asked, found = abroad.problems(n_problems), []
     for train in (False, True):
+        model, _ = trained.ask()
         if train:
-            finetune.fit(net, pairs, steps, target_tokens, lr, seed)
-        asked = lab.problems(profile, other, n_problems)
-        found.append(float(outcome(net, other, asked, 1, 64, seed).correct.mean()))
+            supervise(trained, model, pairs, recipe, pair.seed)
+            model, _ = trained.ask()
+        answers = rollouts.answer(model, abroad.rules, asked, max_new_tokens=64, seed=pair.seed)
+        found.append(float(answers.correct.mean()))
     return tuple(found)
 
 
-def gain_split(before, after):
-    """A gain in accuracy as (when, how), which add up to it exactly, for two (strategy, correct)
-    pairs of arrays of one shape.
-
-    when: the strategies' shares changed; how: they work better or worse. Each change is weighted by
-    the mean of the other factor before and after, so that neither comes first.
-    """
-    def factors(strategy, correct):
-        strategy, correct = np.asarray(strategy, bool), np.asarray(correct, float)
-        share = strategy.mean()
-        each = [correct[s].mean() if s.any() else None for s in (strategy, ~strategy)]
-        return np.array([share, 1 - share]), each
-    (p, c), (q, d) = factors(*before), factors(*after)
-    # A strategy that one side never used has no success rate there: the other side's stands in.
-    c, d = ([x if x is not None else y if y is not None else 0.0 for x, y in zip(a, b)]
-            for a, b in ((c, d), (d, c)))
-    c, d = np.array(c), np.array(d)
-    return float(((q - p) * (c + d) / 2).sum()), float(((p + q) / 2 * (d - c)).sum())
-
-
-def gap_recovered(x, base, thinking, resamples=2000, seed=0):
-    """Share of the gap that x recovers, with its interval over seeds, test problems *and* the single
-    problems that were trained on, all crossed: x (seeds, problems, Q); base, thinking (seeds,
-    problems). None where there is no gap, as in `stats.gap_recovered`."""
-    tail, q = (1 - stats.LEVEL) / 2, x.shape[2]
-    got, low, high = stats.resampled_means(x, base, thinking, resamples=resamples, seed=seed)
-    share = np.random.default_rng(seed + 1).multinomial(q, np.full(q, 1 / q), resamples) / q
-    got, gap = (got * share).sum(1), high - low
-    if np.quantile(gap, tail) <= 0:
-        return None
-    value = (np.mean(x) - np.mean(base)) / (np.mean(thinking) - np.mean(base))
-    part = (got - low)[gap > 0] / gap[gap > 0]
-    return stats.Interval(float(value), *map(float, np.quantile(part, [tail, 1 - tail])))
+def operations(parameters: int, trained: float = 0, sampled: float = 0) -> float:
+    """Floating-point operations of tokens that were trained on and sampled: 6 and 2 a parameter and
+    token (Kaplan et al., arXiv 2001.08361, section 2.1)."""
+    return parameters * (6 * trained + 2 * sampled)

@@ -20,10 +20,13 @@ pages). `load(name)` gives the module, which has
     guess(problem, rng, train) -> str
                                   a continuation without any strategy, the control of every pass@k;
                                   train: problems whose answers may be guessed
+    fact_prompt(a, op, b) -> str  the text that the result of a plain fact continues (texts)
     review(problem, text) -> str  the text that a critique of a continuation continues
     critique(problem, text) -> str
                                   an honest critique: the work done again, then a verdict
     verdict(critique) -> "right", "wrong" or None
+    turned(critique) -> str       the same work with every judgement turned round
+    form(critique, rng) -> str    its form alone: numbers and judgements drawn at random
     stated(text) -> [(start, end)]
                                   where a continuation states its answer
 

@@ -13,7 +13,7 @@ import random
 from dataclasses import dataclass
 
 from locksmith import grammar
-from locksmith.tasks.countdown import Grade, apply, distinct
+from locksmith.tasks.countdown import Grade, apply, distinct, form, turned  # noqa: F401
 from locksmith.vocabulary import LARGEST, OPERATORS
 
 
@@ -166,7 +166,7 @@ def labels(words):
 
 def guess(problem, rng, train=()):
     """Strategy-free control: two random numbers, concluded at once."""
-    return ["so", str(rng.randint(0, LARGEST)), str(rng.randint(0, LARGEST)), "<eos>"]
+    return f"so {rng.randint(0, LARGEST)} {rng.randint(0, LARGEST)} <eos>"
 
 
 def document(rng, problem, author, generator):
@@ -244,7 +244,7 @@ def fact(rng, generator):
             return [str(a), op, str(b), "=", str(value)]
 
 
-def critique(problem, words):
+def judge(problem, words):
     """An honest review of a trace: all steps worked out again, then the verdict."""
     out, results = [], []
     for chain in plan(problem):
@@ -258,6 +258,7 @@ def critique(problem, words):
 # --- the interface of every task (`tasks`): the same as text ---------------------------------------
 
 OPENINGS = grammar.OPENINGS
+HEADLINE = "checks"  # the count of a grade that RL raises
 steps, stated = grammar.spans, grammar.stated
 
 
@@ -279,8 +280,18 @@ def strategy(problem, text):
 
 def review(problem, text):
     """A review document up to its critique; text: a finished answer."""
-    words = [word for word in grammar.words(text) if word != "<eos>"]
+    words = [word for word in grammar.words(text) if word not in grammar.END]
     return " ".join(["<bos>", "review", *problem.prompt[1:], *words, ";"])
+
+
+def fact_prompt(a, op, b):
+    """A document of plain facts up to a result."""
+    return f"<bos> {a} {op} {b} ="
+
+
+def critique(problem, text):
+    """An honest critique of a finished answer, up to its `<eos>`: what a review document holds."""
+    return " ".join([*judge(problem, grammar.words(text)), "<eos>"])
 
 
 def verdict(text):

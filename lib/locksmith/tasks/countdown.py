@@ -17,7 +17,7 @@ from itertools import permutations
 
 from locksmith import grammar
 from locksmith.errors import BadInput
-from locksmith.vocabulary import LARGEST, OPERATORS
+from locksmith.vocabulary import LARGEST, NUMBERS, OPERATORS
 
 PARTS = 2  # targets a problem
 
@@ -199,7 +199,7 @@ def guess(problem, rng, train=()):
     for _ in range(PARTS):
         e = rng.choice(expressions(tuple(sorted(problem.numbers))))
         words += ["try", *_spell(e), "so", *_answer(e)]
-    return [*words, "<eos>"]
+    return " ".join([*words, "<eos>"])
 
 
 def _next_attempt(rng, pool, target, tried, insight):
@@ -282,7 +282,7 @@ def fact(rng, generator):
             return [str(a), op, str(b), "=", str(value)]
 
 
-def critique(problem, words):
+def judge(problem, words):
     """An honest review of a trace: each conclusion worked out again, then the verdict."""
     out, right, concluded = [], True, 0
     for content in (c for b, c in grammar.steps(grammar.words(words)) if b == "conclude"):
@@ -301,6 +301,7 @@ def critique(problem, words):
 # --- the interface of every task (`tasks`): the same as text ---------------------------------------
 
 OPENINGS = grammar.OPENINGS
+HEADLINE = "backtracks"  # the count of a grade that RL raises
 steps, stated = grammar.spans, grammar.stated
 
 
@@ -323,8 +324,34 @@ def strategy(problem, text):
 
 def review(problem, text):
     """A review document up to its critique; text: a finished answer."""
-    words = [word for word in grammar.words(text) if word != "<eos>"]
+    words = [word for word in grammar.words(text) if word not in grammar.END]
     return " ".join(["<bos>", "review", *problem.prompt[1:], *words, ";"])
+
+
+def critique(problem, text):
+    """An honest critique of a finished answer, up to its `<eos>`: what a review document holds."""
+    return " ".join([*judge(problem, grammar.words(text)), "<eos>"])
+
+
+_OTHER = {"yes": "no", "no": "yes", "right": "wrong", "wrong": "right"}
+
+
+def turned(critique):
+    """A critique with every judgement turned round."""
+    return " ".join(_OTHER.get(word, word) for word in critique.split())
+
+
+def form(critique, rng):
+    """A critique with every number, operator and judgement drawn at random from its kind."""
+    alike = [NUMBERS, OPERATORS, ("yes", "no"), ("right", "wrong")]
+    *words, end = critique.split()
+    drawn = [rng.choice(next((kind for kind in alike if word in kind), (word,))) for word in words]
+    return " ".join([*drawn, end])
+
+
+def fact_prompt(a, op, b):
+    """A document of plain facts up to a result."""
+    return f"<bos> {a} {op} {b} ="
 
 
 def verdict(text):

@@ -77,3 +77,4 @@ def strategy(problem, text):
 prompt = words.prompt
 grade, steps, stated, guess = words.grade, words.steps, words.stated, words.guess_answer
 review, critique, verdict = words.review, words.critique, words.verdict
+turned, form, fact_prompt = words.turned, words.form, words.fact_prompt

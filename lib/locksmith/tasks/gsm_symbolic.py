@@ -18,3 +18,4 @@ prompt = words.prompt
 grade, steps, stated, strategy = words.grade, words.steps, words.stated, words.works_out
 guess = words.guess_answer
 review, critique, verdict = words.review, words.critique, words.verdict
+turned, form, fact_prompt = words.turned, words.form, words.fact_prompt

@@ -67,3 +67,4 @@ def strategy(problem, text):
 
 grade, steps, stated, guess = words.grade, words.steps, words.stated, words.guess_answer
 review, critique, verdict = words.review, words.critique, words.verdict
+turned, form, fact_prompt = words.turned, words.form, words.fact_prompt
