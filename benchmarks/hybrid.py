@@ -63,8 +63,8 @@ def sampled(model, prompts, seed, cap=CAP, stop=STOP, **how):
 
 def read_along(base, thinking, *args, **how):
     gate = hybrid.Gate(hybrid.Oracle(taxonomy.Openings(TABLE)), 4)
-    return sampled(base, *args, **how, guides=[thinking],
-                   steer=[engine.Steer(LAYER, VECTORS, gate=gate)])
+    return sampled(base, *args, **how, control=engine.Control(
+        [engine.Steer(LAYER, VECTORS, gate=gate)], [thinking]))
 
 
 def cost_ratios(base, thinking, prompts, seed):
@@ -135,8 +135,8 @@ def speedups(base, thinking, prompts, seed, nnsight):
     seconds, others = by_hooks(base, ids, u, at_openings, thinking)
     must_agree(tokens, others, "hooks on generate")
     out = {"speedup_vs_hooks": seconds / mine}
-    mine, _, tokens = sampled(base, prompts, seed,
-                              steer=[engine.Steer(LAYER, VECTORS[0], positions=EVEN)])
+    mine, _, tokens = sampled(base, prompts, seed, control=engine.Control(
+        [engine.Steer(LAYER, VECTORS[0], positions=EVEN)]))
     seconds, others = by_hooks(base, ids, u, at_even)
     must_agree(tokens, others, "hooks on generate")
     out["speedup_vs_hooks[variant=constant]"] = seconds / mine

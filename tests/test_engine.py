@@ -3,7 +3,7 @@
 import pytest
 import torch
 from locksmith import cache, drawing, engine, steering
-from locksmith.engine import Steer, sample, score
+from locksmith.engine import Control, Steer, sample, score
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -201,7 +201,8 @@ def test_a_large_vocabulary_is_drawn_row_by_row_from_its_own_cdf(dtype, temperat
 
 def test_first_tokens_pass_a_chi_square_test(lab):
     from scipy.stats import chisquare
-    out = sample(lab, [PROMPTS[0]], 4000, max_new_tokens=1, stop=(), temperature=1.5, top_p=0.9)
+    out = sample(lab, [PROMPTS[0]], 4000, max_new_tokens=1, stop=(), temperature=1.5,
+                 control=Control(top_p=0.9))
     want = exact(plain_logits(lab, PROMPTS[0])[-1], 1.5, 0.9)
     count = torch.bincount(out.tokens[:, 0], minlength=V)
     assert count[want == 0].sum() == 0
@@ -259,8 +260,8 @@ def test_steering_and_reading_equal_a_plain_forward_with_the_same_additions(
     one, two = torch.randn(2, D, generator=torch.Generator().manual_seed(3))
     chosen, places = [0, 3, 4, 9, 10, 14], [1, 2, 6, 7, 13]
     steer = [Steer(1, one, positions=places, rows=chosen), Steer(2, two, positions=range(8, 40))]
-    out = sample(model, PROMPTS, 4, max_new_tokens=20, stop={STOP, 30, 31}, seed=5, steer=steer,
-                 read=[0, 1, 2])
+    out = sample(model, PROMPTS, 4, max_new_tokens=20, stop={STOP, 30, 31}, seed=5,
+                 control=Control(steer, read=[0, 1, 2]))
     assert len(set(out.lengths.tolist())) > 3
     total = 0
     for row, ids in enumerate(out.ids()):
@@ -284,14 +285,14 @@ def test_steering_and_reading_equal_a_plain_forward_with_the_same_additions(
 def test_the_stream_before_is_unchanged_and_after_is_original_plus_vector(model):
     vector = torch.randn(D, generator=torch.Generator().manual_seed(4))
     where = [7, 9]
-    plain = sample(model, PROMPTS, 2, max_new_tokens=9, stop=(), temperature=0, read=[1, 2])
+    plain = sample(model, PROMPTS, 2, max_new_tokens=9, stop=(), temperature=0,
+                   control=Control(read=[1, 2]))
     # The greedy tokens are forced by feeding them as prompts, so that only the stream can differ.
     texts = [PROMPTS[i] + ids for i, ids in zip(plain.prompt, plain.ids())]
-    how = dict(max_new_tokens=1, stop=(), read=[0, 1])
     for end in range(7, 11):
         cut = [t[:end + 1] for t in texts]
-        a, b = (sample(model, cut, steer=s, **how)
-                for s in (None, [Steer(1, vector, positions=where)]))
+        a, b = (sample(model, cut, max_new_tokens=1, stop=(), control=Control(steer, read=[0, 1]))
+                for steer in ((), [Steer(1, vector, positions=where)]))
         assert torch.equal(a.reads[0], b.reads[0])
         expected = a.reads[1] + vector if end in where else a.reads[1]
         assert torch.equal(b.reads[1], expected)
@@ -312,7 +313,7 @@ def test_a_gate_sees_tokens_rows_and_stream_and_its_choices_are_counted(model):
         generated = moment.positions >= moment.prompt_lengths[:, None]
         return ((new % 2 == 0) & generated) * (1.0 + moment.rows % 2)[:, None]
 
-    out = sample(model, PROMPTS, 4, steer=[Steer(1, vector, gate=after_even)], **how)
+    out = sample(model, PROMPTS, 4, control=Control([Steer(1, vector, gate=after_even)]), **how)
     texts = [PROMPTS[i] + ids for i, ids in zip(out.prompt, out.ids())]
     for row, ids in seen:  # what the gate saw is the row's own past, padded on the left
         padding = len(ids) - len(ids := [t for t in ids if t != 0])
@@ -337,13 +338,14 @@ def test_a_miscount_is_an_error(lab, monkeypatch):
                         lambda self, layer, hidden, batch: hidden if hidden.shape[1] == 1
                         else touch(self, layer, hidden, batch))
     with pytest.raises(RuntimeError, match="touched"):
-        sample(lab, PROMPTS, max_new_tokens=8, stop=(), steer=steer)
+        sample(lab, PROMPTS, max_new_tokens=8, stop=(), control=Control(steer))
 
 
 def test_hooks_are_gone_afterwards_and_training_mode_comes_back(model):
     before = plain_logits(model, PROMPTS[0])
     model.train()
-    sample(model, PROMPTS, max_new_tokens=3, stop=STOP, steer=[Steer(0, torch.ones(D))], read=[1])
+    sample(model, PROMPTS, max_new_tokens=3, stop=STOP,
+           control=Control([Steer(0, torch.ones(D))], read=[1]))
     assert model.training
     assert torch.equal(plain_logits(model.eval(), PROMPTS[0]), before)
 
@@ -355,14 +357,16 @@ def test_hooks_are_gone_afterwards_and_training_mode_comes_back(model):
     (dict(prompts=[]), "prompts is"), (dict(prompts=[[]]), "prompts is"),
     (dict(n=0), "n is 0"), (dict(max_new_tokens=0), "max_new_tokens is 0"),
     (dict(stop=V), "stop is"), (dict(temperature=-1), "temperature is -1"),
-    (dict(top_p=0), "top_p is 0"), (dict(keys=[1]), "keys is"), (dict(read=[3]), "read is"),
-    (dict(batch_size=0), "batch_size is 0"), (dict(steer=[Steer(3, torch.ones(D))]), "steer is"),
-    (dict(steer=[Steer(0, torch.ones(D + 1))]), "steer is"),
-    (dict(steer=[Steer(0, torch.ones(2, D))]), "steer is"),
-    (dict(guides=[(llama(), 3)]), "guides is"),
-    (dict(guides=[LlamaForCausalLM(LlamaConfig(**SIZE | dict(vocab_size=V + 1)))]), "guides is"),
-    (dict(guides=[LlamaForCausalLM(LlamaConfig(**SIZE | dict(max_position_embeddings=63)))]),
-     "a context of at least 64")])
+    (dict(keys=[1]), "keys is"), (dict(batch_size=0), "batch_size is 0"),
+    *((dict(control=Control(**how)), sentence) for how, sentence in (
+        (dict(top_p=0), "top_p is 0"), (dict(read=[3]), "read is"),
+        (dict(steer=[Steer(3, torch.ones(D))]), "steer is"),
+        (dict(steer=[Steer(0, torch.ones(D + 1))]), "steer is"),
+        (dict(steer=[Steer(0, torch.ones(2, D))]), "steer is"),
+        (dict(guides=[(llama(), 3)]), "guides is"),
+        (dict(guides=[LlamaForCausalLM(LlamaConfig(**SIZE | dict(vocab_size=V + 1)))]), "guides is"),
+        (dict(guides=[LlamaForCausalLM(LlamaConfig(**SIZE | dict(max_position_embeddings=63)))]),
+         "a context of at least 64")))])
 def test_bad_input_is_one_sentence(lab, change, sentence):
     how = dict(prompts=PROMPTS, max_new_tokens=8, stop=STOP) | change
     with pytest.raises(ValueError, match=sentence):

@@ -5,11 +5,12 @@ import gc
 import math
 import pickle
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
 from locksmith import cache, drawing, engine, errors, loading, params, tasks, vocabulary
-from locksmith.engine import Moment, Steer, sample
+from locksmith.engine import Control, Moment, Steer, sample
 from locksmith.experiments import hybrid, taxonomy
 from scipy.stats import binomtest, chisquare
 from sklearn.linear_model import LogisticRegression
@@ -78,8 +79,8 @@ def test_companions_equal_their_plain_forward(build, look_every, monkeypatch):
     steered, other, recorder = made(build, 0), made(llama, 1), Recorder()
     vector = 3 * torch.randn(D, generator=torch.Generator().manual_seed(2))
     out = sample(steered, PROMPTS, 3, max_new_tokens=14, stop=STOP, seed=5, batch_size=7,
-                 steer=[Steer(1, vector)], guides=[(other, 1), steered, (steered, 2)],
-                 logits_processor=recorder)
+                 control=Control([Steer(1, vector)], [(other, 1), steered, (steered, 2)],
+                                 recorder))
     assert len(set(out.lengths.tolist())) > 3
     logits = [recorder.rows(lambda _, m, i=i: m.guides[i][0]) for i in range(3)]
     stream = [recorder.rows(lambda _, m, i=i: m.guides[i][1]) for i in (0, 2)]
@@ -96,23 +97,24 @@ def test_companions_equal_their_plain_forward(build, look_every, monkeypatch):
 
 @pytest.mark.parametrize("prompts", [PROMPTS, [[1], [3]], [[1], [1, 4, 5]]], ids=str)
 def test_who_reads_along_changes_nothing(base, thinking, prompts):
-    how = dict(max_new_tokens=14, stop=STOP, seed=3, read=[1], steer=[Steer(0, torch.ones(D),
-                                                                           positions=[0, 2, 5])])
-    alone = sample(base, prompts, 4, **how)
-    both = sample(base, prompts, 4, **how, guides=[thinking], logits_processor=Recorder())
+    how = dict(max_new_tokens=14, stop=STOP, seed=3)
+    control = Control([Steer(0, torch.ones(D), positions=[0, 2, 5])], read=[1])
+    alone = sample(base, prompts, 4, **how, control=control)
+    both = sample(base, prompts, 4, **how, control=replace(control, guides=[thinking],
+                                                           logits_processor=Recorder()))
     assert alone.ids() == both.ids()
     assert torch.allclose(alone.logprobs, both.logprobs, atol=1e-5)
     assert torch.allclose(alone.reads[1], both.reads[1], atol=1e-5)
     assert torch.equal(alone.steered_at, both.steered_at) and alone.steered == both.steered
     thinking.train()
-    sample(base, prompts, max_new_tokens=2, stop=(), guides=[thinking])
+    sample(base, prompts, max_new_tokens=2, stop=(), control=Control(guides=[thinking]))
     assert thinking.training and not base.training
 
 
 def test_a_logits_processor_sees_tokens_and_the_numbers_behind_them(base, thinking):
     recorder = Recorder()
     out = sample(base, PROMPTS, 3, max_new_tokens=9, stop=STOP, seed=5, keys=[4, 5, 6, 7],
-                 guides=[thinking], logits_processor=recorder)
+                 control=Control(guides=[thinking], logits_processor=recorder))
     seen = recorder.rows(lambda _, m: list(zip(m.tokens.tolist(), m.u.tolist(), strict=True)))
     for row, ids in enumerate(out.ids()):
         prompt = PROMPTS[out.prompt[row]]
@@ -127,7 +129,8 @@ def test_without_guides_a_logits_processor_works_too(base):
     def only_even(logits, moment):
         assert len(logits) == len(moment.rows) == len(moment.tokens) == len(moment.positions)
         return logits.masked_fill(torch.arange(V) % 2 == 1, -torch.inf)
-    out = sample(base, PROMPTS, 3, max_new_tokens=9, stop=STOP, logits_processor=only_even)
+    out = sample(base, PROMPTS, 3, max_new_tokens=9, stop=STOP,
+                 control=Control(logits_processor=only_even))
     assert (out.tokens % 2 == 0).all()
 
 
@@ -142,8 +145,8 @@ def test_no_circle_of_references_keeps_a_cache(build, monkeypatch):
     monkeypatch.setattr(cache, "runner", kept)
     gc.disable()
     try:
-        sample(made(build, 0), PROMPTS, max_new_tokens=3, stop=(), guides=[(made(llama, 1), 1)],
-               steer=[Steer(1, torch.ones(D))])
+        sample(made(build, 0), PROMPTS, max_new_tokens=3, stop=(),
+               control=Control([Steer(1, torch.ones(D))], [(made(llama, 1), 1)]))
         assert len(made_runners) == 2 and not any(ref() for ref in made_runners)
     finally:
         gc.enable()
@@ -157,8 +160,8 @@ def test_steered_positions_are_the_oracles_and_the_logits_a_plain_forwards(build
     thinking model's own draws added by hand; counted = intended, at the last positions only."""
     model, vectors = made(build, 0), torch.randn(2, D, generator=torch.Generator().manual_seed(3))
     gate = hybrid.Gate(hybrid.Oracle(TELL), 2, strength=1.5)
-    out = sample(model, PROMPTS, 10, max_new_tokens=14, stop=STOP, seed=5, guides=[thinking],
-                 steer=[Steer(1, vectors, gate=gate)])
+    out = sample(model, PROMPTS, 10, max_new_tokens=14, stop=STOP, seed=5,
+                 control=Control([Steer(1, vectors, gate=gate)], [thinking]))
     which = gate.table(out.tokens)
     assert which.max() == 1 and out.steered > 10
     n_intended = 0
@@ -185,10 +188,10 @@ def test_zero_vectors_change_no_logit_bit(base, thinking, dtype):
     seen = []
     for vectors in (None, torch.zeros(3, D)):
         recorder = Recorder()
-        steer = vectors is not None and [
+        steer = () if vectors is None else [
             Steer(1, vectors, gate=hybrid.Gate(hybrid.Always(1), 3, 2.0))]
-        sample(base.to(dtype), PROMPTS, 3, max_new_tokens=9, stop=STOP, steer=steer,
-               guides=[thinking.to(dtype)], logits_processor=recorder)
+        sample(base.to(dtype), PROMPTS, 3, max_new_tokens=9, stop=STOP,
+               control=Control(steer, [thinking.to(dtype)], recorder))
         seen.append([logits for logits, _ in recorder.seen])
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
 
@@ -197,7 +200,7 @@ def test_gates_of_prompts_only_reach_the_last_position(base):
     """A gate without guides is called with the whole prompt, and steers its last token only."""
     gate = hybrid.Gate(hybrid.Always(0), 1)
     out = sample(base, PROMPTS, 2, max_new_tokens=6, stop=STOP,
-                 steer=[Steer(1, torch.ones(1, D), gate=gate)])
+                 control=Control([Steer(1, torch.ones(1, D), gate=gate)]))
     assert out.steered == int(out.lengths.sum()) == int(out.steered_at.sum())
 
 
@@ -206,8 +209,9 @@ def test_the_coefficient_network_sets_all_strengths(base, thinking):
     net = torch.nn.Sequential(torch.nn.Linear(D, 2), torch.nn.Softplus()).requires_grad_(False)
     vectors = torch.randn(2, D, generator=torch.Generator().manual_seed(3))
     gate = hybrid.Gate(hybrid.Oracle(TELL), 2, 0.5, net)
-    how = dict(max_new_tokens=9, stop=STOP, guides=[thinking])
-    out = sample(base, PROMPTS, 4, steer=[Steer(1, vectors, gate=gate)], **how)
+    how = dict(max_new_tokens=9, stop=STOP)
+    out = sample(base, PROMPTS, 4, **how,
+                 control=Control([Steer(1, vectors, gate=gate)], [thinking]))
     # Before either is added both must read the same stream: the first gate keeps it.
     kept = {}
 
@@ -217,7 +221,7 @@ def test_the_coefficient_network_sets_all_strengths(base, thinking):
             on = hybrid.Oracle(TELL)(moment) >= 0
             return 0.5 * (net(hidden[:, -1])[:, k] * on)[:, None]
         return Steer(1, vectors[k], gate=gate)
-    same = sample(base, PROMPTS, 4, steer=[one(0), one(1)], **how)
+    same = sample(base, PROMPTS, 4, control=Control([one(0), one(1)], [thinking]), **how)
     assert out.ids() == same.ids() and same.steered == 2 * out.steered > 0
     assert torch.allclose(out.logprobs, same.logprobs, atol=1e-5)
 
@@ -258,8 +262,8 @@ def test_dose_response_is_exact(layer):
     direction = torch.eye(8)[7]
     for s in (-2.0, 0.0, 0.25, 0.5, 1.0, 2.0, 4.0):
         gate = hybrid.Gate(hybrid.Always(0), 1, s)
-        sample(model, [[0, 1]], max_new_tokens=1, stop=(), logits_processor=recorder,
-               steer=[Steer(layer, direction[None], gate=gate)])
+        sample(model, [[0, 1]], max_new_tokens=1, stop=(), control=Control(
+            [Steer(layer, direction[None], gate=gate)], logits_processor=recorder))
         rms = math.sqrt((1 + s * s) / 8)
         wait, two = math.exp(9 * s / rms), math.exp(9 / rms)
         got = recorder.seen[-1][0].softmax(-1)[0, WAIT].item()
@@ -272,8 +276,8 @@ def test_the_gate_fires_where_it_must_and_the_hybrid_is_the_thinking_model():
     table[WAIT] = 0
     gate = hybrid.Gate(hybrid.Oracle(taxonomy.Openings(table)), 1, strength=4.0)
     how = dict(max_new_tokens=20, stop=(), seed=1)
-    out = sample(base, [[0], [4, 5], [2, 3, 4]], 2, guides=[thinking],
-                 steer=[Steer(0, torch.eye(8)[7:], gate=gate)], **how)
+    out = sample(base, [[0], [4, 5], [2, 3, 4]], 2, **how,
+                 control=Control([Steer(0, torch.eye(8)[7:], gate=gate)], [thinking]))
     assert out.ids() == sample(thinking, [[0], [4, 5], [2, 3, 4]], 2, **how).ids()
     assert out.ids() != sample(base, [[0], [4, 5], [2, 3, 4]], 2, **how).ids()
     assert torch.equal(out.steered_at, out.tokens == WAIT)
@@ -305,16 +309,16 @@ def test_the_swap_of_a_model_with_itself_is_its_own_distribution(base):
     mixed = process(logits, moment_of([logits], tokens=past))
     assert torch.allclose(mixed.softmax(-1), logits.softmax(-1), atol=1e-7)
     own, how = sample(base, PROMPTS, 8, max_new_tokens=14, stop=STOP), dict(stop=STOP)
-    both = sample(base, PROMPTS, 8, max_new_tokens=14, **how, guides=[base],
-                  logits_processor=process)
+    both = sample(base, PROMPTS, 8, max_new_tokens=14, **how,
+                  control=Control(guides=[base], logits_processor=process))
     assert own.ids() == both.ids() and torch.allclose(own.logprobs, both.logprobs, atol=1e-5)
 
 
 def test_the_swap_of_two_models_is_its_definition(base, thinking):
     process = hybrid.swap(taxonomy.Decisions(True, DECISION, INSIDE))
     forced = [[1, 5], [1, 5, 6], [1, 5, 6, 7], [1, 9, 8]]  # inside, inside, behind, outside
-    out = sample(base, forced, 30, max_new_tokens=6, stop=STOP, guides=[thinking],
-                 logits_processor=process)
+    out = sample(base, forced, 30, max_new_tokens=6, stop=STOP, control=Control(
+        guides=[thinking], logits_processor=process))
     for row, ids in enumerate(out.ids()):
         text = forced[out.prompt[row]] + ids
         d, e = (plain_logits(m, text[:-1])[-len(ids):] for m in (thinking, base))
@@ -329,8 +333,8 @@ def test_in_words_the_decider_writes_what_follows_an_end_and_the_executor_the_re
     ends = torch.zeros(V, dtype=torch.bool)
     ends[[8, 9]] = True
     process = hybrid.swap(taxonomy.Decisions(False, torch.zeros(V, dtype=torch.bool), ends))
-    out = sample(base, PROMPTS, 20, max_new_tokens=8, stop=(), guides=[thinking],
-                 logits_processor=process)
+    out = sample(base, PROMPTS, 20, max_new_tokens=8, stop=(), control=Control(
+        guides=[thinking], logits_processor=process))
     decided = 0
     for row, ids in enumerate(out.ids()):
         text = PROMPTS[out.prompt[row]] + ids
@@ -348,8 +352,8 @@ def test_in_words_the_decider_writes_what_follows_an_end_and_the_executor_the_re
 def test_with_every_token_put_in_the_ceiling_is_the_thinking_model(base, thinking):
     gate = hybrid.Gate(hybrid.Always(0), 1)
     how = dict(max_new_tokens=20, stop=STOP, seed=9)
-    out = sample(base, PROMPTS, 6, guides=[thinking], logits_processor=hybrid.ceiling(gate),
-                 steer=[Steer(1, torch.randn(1, D), gate=gate)], **how)
+    out = sample(base, PROMPTS, 6, control=Control(
+        [Steer(1, torch.randn(1, D), gate=gate)], [thinking], hybrid.ceiling(gate)), **how)
     want = sample(thinking, PROMPTS, 6, **how)
     assert out.ids() == want.ids() != sample(base, PROMPTS, 6, **how).ids()
     assert torch.allclose(out.logprobs, want.logprobs, atol=1e-5)
@@ -362,9 +366,8 @@ def test_the_ceiling_puts_tokens_in_where_the_gate_fires_and_nowhere_else(base, 
     def process(logits, moment):
         recorder(logits, moment)
         return hybrid.ceiling(gate)(logits, moment)
-    out = sample(base, PROMPTS, 6, max_new_tokens=20, stop=STOP, guides=[thinking],
-                 logits_processor=process,
-                 steer=[Steer(1, torch.zeros(2, D), gate=gate)])
+    out = sample(base, PROMPTS, 6, max_new_tokens=20, stop=STOP, control=Control(
+        [Steer(1, torch.zeros(2, D), gate=gate)], [thinking], process))
     which = gate.table(out.tokens)
     own = recorder.rows(lambda logits, m: hybrid.draw(logits, m.u))
     for row, ids in enumerate(out.ids()):
@@ -412,8 +415,8 @@ def test_oracle_and_disagreement():
 def test_equal_distributions_never_disagree(base):
     """The same number is behind both draws, so two copies of a model always say the same."""
     gate = hybrid.Gate(hybrid.Disagreement(TELL), 2)
-    out = sample(base, PROMPTS, 8, max_new_tokens=14, stop=STOP, guides=[base, base],
-                 steer=[Steer(1, torch.ones(2, D), gate=gate)])
+    out = sample(base, PROMPTS, 8, max_new_tokens=14, stop=STOP,
+                 control=Control([Steer(1, torch.ones(2, D), gate=gate)], [base, base]))
     assert out.steered == 0
 
 

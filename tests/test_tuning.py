@@ -114,7 +114,7 @@ def reinforced(trained, **options):
 def test_a_reward_without_contrast_changes_nothing(home):
     net, steer, curve = reinforced(tuning.all_weights(CHAIN), reward="none")
     before = weights(CHAIN.load("base").net)
-    assert steer is None and len(curve) == 3
+    assert steer == [] and len(curve) == 3
     assert all(torch.equal(before[name], value) for name, value in weights(net).items())
     net, _, _ = reinforced(tuning.all_weights(CHAIN), reward="random")
     assert any(not torch.equal(before[name], value) for name, value in weights(net).items())
@@ -131,7 +131,7 @@ def test_an_adapter_changes_what_is_sampled(home):
     net, steer, _ = reinforced(tuning.adapter(CHAIN, rank=2), lr=0.05, reward="random")
     before = weights(CHAIN.load("base").net)
     changed = {name for name, value in weights(net).items() if not torch.equal(before[name], value)}
-    assert steer is None and changed and not any("embed" in name for name in changed)
+    assert steer == [] and changed and not any("embed" in name for name in changed)
 
 
 @pytest.mark.parametrize("shared", [0, 1, 30, 45])
@@ -175,7 +175,7 @@ def test_vectors_in_training_are_those_in_sampling(home):
         vectors.table.normal_(generator=torch.manual_seed(0))
     prompt = [1, 7, 9, 3, 40]
     out = engine.sample(net, [prompt], 6, max_new_tokens=8, stop=(), seed=1,
-                        steer=vectors.steers(net.lm_head.weight))
+                        control=engine.Control(vectors.steers(net.lm_head.weight)))
     ids = torch.tensor([prompt + row for row in out.ids()])
     with torch.autocast("cpu", enabled=False):
         logp = vectors(input_ids=ids).logits.float().log_softmax(-1)[:, len(prompt) - 1:-1]

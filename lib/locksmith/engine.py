@@ -7,8 +7,8 @@ What makes it quick where `generate` is slow on small models:
 4. the output head sees only the last position (Gemma's 262k-token head never sees a prompt);
 5. Llama-shaped models of up to 1024 dimensions run with fused q/k/v and gate/up matrices and
    without module calls; every other architecture runs its own `forward` on the same cache;
-6. guide models, which read along (`guides`), take the same tokens at the same time, each with a cache of
-   its own, so that a second opinion on every token costs one more forward pass and no re-reading.
+6. guide models, which read along, take the same tokens at the same time, each with a cache of its
+   own, so that a second opinion on every token costs one more forward pass and no re-reading.
 
 Prompts of unequal length are padded on the left; positions count from a row's first real token.
 Random numbers and drawing are `drawing`'s, the forward passes `cache`'s, what is added to the residual
@@ -17,15 +17,17 @@ the work (but for the rounding of the matrix kernels, which may differ between b
 bit).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
+from transformers import PreTrainedModel
 
 from locksmith import cache, drawing
 from locksmith.device import check_memory
-from locksmith.steering import Moment, Steer, Steering
+from locksmith.steering import Control, Moment, Steer, Steering
 
-__all__ = ["Moment", "Rollouts", "Steer", "sample", "score"]
+__all__ = ["Control", "Moment", "Rollouts", "Steer", "sample", "score"]
 
 # Looking whether rows are finished makes a GPU wait, so there it is not done at every token.
 LOOK_EVERY = {"cpu": 1}
@@ -79,7 +81,7 @@ class _Batch:
     tokens; first_row: the place of the first among the n_rows of all batches.
     """
 
-    def __init__(self, model, guides, steers, read, prompts, owner, u, first_row, n_rows):
+    def __init__(self, model, control, prompts, owner, u, first_row, n_rows):
         # Not the first parameter's dtype: packed weights are integers, what they yield is not.
         like = torch.empty(0, dtype=model.dtype, device=model.device)
         (n, max_new), width = u.shape, max(map(len, prompts))
@@ -94,13 +96,14 @@ class _Batch:
         self.live = torch.searchsorted(owner, torch.arange(len(prompts))).to(self.device)
         self.done = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
         self.end, self.forwards, self.positions = 0, 0, -self.pads[:, None]
-        self.steering = Steering(steers, slice(first_row, first_row + n), n_rows, width, max_new, like)
+        rows = slice(first_row, first_row + n)
+        self.steering = Steering(control.steer, rows, n_rows, width, max_new, like)
         size = model.config.get_text_config().hidden_size
-        self.reads = {layer: like.new_zeros(n, max_new, size) for layer in read}
-        self.touched = sorted({*self.steering.by_layer, *read})
+        self.reads = {layer: like.new_zeros(n, max_new, size) for layer in control.read}
+        self.touched = sorted({*self.steering.by_layer, *control.read})
         shape = n, width + max_new, bool(self.pads.any())
         self.runner = cache.runner(model, *shape, self.touched, self.touch)
-        self.guides = [_Guide(guide, layer, *shape) for guide, layer in guides]
+        self.guides = [_Guide(guide, layer, *shape) for guide, layer in control.guides]
         self.runners = [self.runner, *(x.runner for x in self.guides)]
 
     def forward(self, new, t):
@@ -206,33 +209,28 @@ def _decode(batch, max_new, stop, temperature, top_p, logits_processor):
 
 
 @torch.no_grad()
-def sample(model, prompts, n=1, *, max_new_tokens, stop, temperature=1.0, top_p=1.0, seed=0,
-           keys=None, batch_size=384, steer=None, read=None, guides=None, logits_processor=None):
+def sample(model: PreTrainedModel, prompts: list[list[int]], n: int = 1, *, max_new_tokens: int,
+           stop: int | Iterable[int], temperature: float = 1.0, seed: int = 0,
+           keys: list[int] | None = None, batch_size: int = 384,
+           control: Control | None = None) -> Rollouts:
     """Draw n rollouts from each of `prompts` (lists of token ids); returns `Rollouts`.
 
     stop: a token id or a set of them; a rollout ends with the first one (or at the cap alone, for
     an empty set). temperature 0 is greedy.
     keys: one integer a prompt that names it in the random numbers (default: its index), so that a
-    problem keeps its rollouts whatever else is in the list. steer: a list of `Steer`. read: layers
-    whose residual stream is returned (after steering).
-    guides: models of the same vocabulary that read along, or pairs (model, layer) to show their
-    residual stream after that layer too; gates and `logits_processor` see what they would say.
-    logits_processor: called at every token with the logits (R, V) and a `Moment`, returns the logits
-    (R, V) to draw from.
+    problem keeps its rollouts whatever else is in the list. control: see `Control`.
     ValueError for prompts that do not fit the model's context, MemoryError if the cache does not
     fit the memory.
     """
     stop = {stop} if isinstance(stop, int) else set(stop)
-    steer, read = list(steer or ()), sorted(set(read or ()))
-    guides = [x if isinstance(x, tuple) else (x, None) for x in guides or ()]
-    prompts = [list(map(int, x)) for x in prompts]
-    _check(model, prompts, n, max_new_tokens, stop, temperature, top_p, keys, steer, read,
-           batch_size, guides)
+    prompts, control = [list(map(int, x)) for x in prompts], control or Control()
+    _check(model, prompts, n, max_new_tokens, stop, temperature, keys, batch_size, control)
     rows = torch.arange(len(prompts) * n)
     prompt, number = rows // n, rows % n
     keys = prompt if keys is None else torch.tensor(keys, dtype=torch.int64)[prompt]
-    own = any(s.rows is not None or s.gate is not None and not guides for s in steer)
-    training = {x: x.training for x in (model, *(other for other, _ in guides))}
+    own = any(s.rows is not None or s.gate is not None and not control.guides
+              for s in control.steer)
+    training = {x: x.training for x in (model, *(guide for guide, _ in control.guides))}
     for x in training:
         x.eval()
     parts = []
@@ -244,13 +242,13 @@ def sample(model, prompts, n=1, *, max_new_tokens, stop, temperature=1.0, top_p=
             starts = torch.tensor([len(x) for x in prompts])[prompt[part]]
             u = drawing.uniforms(seed, keys[part, None], number[part, None],
                          starts[:, None] + torch.arange(max_new_tokens))
-            batch = _Batch(model, guides, steer, read, needed, owner, u, int(part[0]), len(rows))
+            batch = _Batch(model, control, needed, owner, u, int(part[0]), len(rows))
             tokens, logprobs, lengths, stopped = _decode(
-                batch, max_new_tokens, stop, temperature, top_p, logits_processor)
+                batch, max_new_tokens, stop, temperature, control.top_p, control.logits_processor)
             inside = torch.arange(max_new_tokens, device=tokens.device) < lengths[:, None]
             parts.append([tokens, lengths, logprobs * inside, stopped, batch.steered(lengths),
                           batch.steering.at & inside,
-                          *(batch.reads[i] * inside[..., None] for i in read)])
+                          *(batch.reads[i] * inside[..., None] for i in control.read)])
     finally:
         for x, mode in training.items():
             x.train(mode)
@@ -260,15 +258,15 @@ def sample(model, prompts, n=1, *, max_new_tokens, stop, temperature=1.0, top_p=
     outside = torch.arange(longest, device=tokens.device) >= lengths[:, None]
     tokens = tokens[:, :longest].masked_fill(outside, min(stop, default=0) if pad is None else pad)
     return Rollouts(tokens, lengths, logprobs[:, :longest], stopped, prompt, number,
-                    int(steered.sum()), steered_at[:, :longest] if steer else None,
-                    {i: x[:, :longest] for i, x in zip(read, reads)})
+                    int(steered.sum()), steered_at[:, :longest] if control.steer else None,
+                    {i: x[:, :longest] for i, x in zip(control.read, reads)})
 
 
-def _check(model, prompts, n, max_new_tokens, stop, temperature, top_p, keys, steer, read, batch,
-           guides):
+def _check(model, prompts, n, max_new_tokens, stop, temperature, keys, batch, control):
     """One clear sentence for each kind of bad input."""
     text = model.config.get_text_config()
-    others = [other.config.get_text_config() for other, _ in guides]
+    steer, read, top_p = control.steer, control.read, control.top_p
+    others = [guide.config.get_text_config() for guide, _ in control.guides]
     context, depth = text.max_position_embeddings, text.num_hidden_layers
     for name, value, ok, allowed in (
             ("prompts", prompts, len(prompts) and all(prompts), "a list of non-empty lists of ids"),
@@ -291,9 +289,9 @@ def _check(model, prompts, n, max_new_tokens, stop, temperature, top_p, keys, st
              all(o.vocab_size == text.vocab_size and o.max_position_embeddings >= context
                  for o in others),
              f"a vocabulary of {text.vocab_size} and a context of at least {context} tokens"),
-            ("guides", [layer for _, layer in guides],
+            ("guides", [layer for _, layer in control.guides],
              all(layer is None or 0 <= layer < o.num_hidden_layers
-                 for o, (_, layer) in zip(others, guides, strict=True)),
+                 for o, (_, layer) in zip(others, control.guides, strict=True)),
              "layers of each model, or None")):
         if not ok:
             raise ValueError(f"{name} is {value!r}; allowed: {allowed}")
@@ -318,37 +316,29 @@ def _check(model, prompts, n, max_new_tokens, stop, temperature, top_p, keys, st
 # --- scoring --------------------------------------------------------------------------------------
 
 @torch.no_grad()
-def score(model, prompts, continuations, temperature=1.0, batch_size=64, ranks=False):
-    """Log-probabilities of given continuations, token by token, at a temperature (top-p 1).
+def score(model: PreTrainedModel, prompts: list[list[int]], continuations: list[list[int]],
+          temperature: float = 1.0, batch_size: int = 64, ranks: bool = False):
+    """Log-probabilities of given continuations, token by token, at a temperature.
 
     prompts, continuations: equally many lists of token ids. Returns a list of float32 tensors, one
     a continuation, of its length; with `ranks` a second list of int64 tensors beside it: how many
     tokens the model held likelier. ValueError for what does not fit the model's context.
     """
-    text = model.config.get_text_config()
-    if len(prompts) != len(continuations) or not all(map(len, prompts)):
-        raise ValueError(f"prompts are {len(prompts)} and continuations {len(continuations)}; "
-                         "allowed: as many of each, no prompt empty")
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature!r}; allowed: above 0")
-    texts = [[*a, *b] for a, b in zip(prompts, continuations)]
-    for i, ids in enumerate(texts):
-        if len(ids) > text.max_position_embeddings:
-            raise ValueError(f"prompt {i} and its continuation have {len(ids)} tokens, more than "
-                             f"the model's context of {text.max_position_embeddings}")
+    texts = _texts(model, prompts, continuations, temperature)
     # A large vocabulary allows only few rows: at most 512 MiB for one float32 copy of the logits.
-    most = max(2**29 // (4 * text.vocab_size * max(map(len, texts))), 1)
-    device, training = model.device, model.training
+    size = 4 * model.config.get_text_config().vocab_size * max(map(len, texts), default=1)
+    rows = min(batch_size, max(2**29 // size, 1))
+    training = model.training
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     out = [None] * len(texts)
     model.eval()
     try:
-        for start in range(0, len(order), min(batch_size, most)):
-            chosen = order[start:start + min(batch_size, most)]
+        for start in range(0, len(order), rows):
+            chosen = order[start:start + rows]
             # Padding on the right needs no mask in a causal model: nothing real looks at it.
             width = len(texts[chosen[-1]])
             ids = torch.tensor([texts[i] + [0] * (width - len(texts[i])) for i in chosen],
-                               device=device)
+                               device=model.device)
             first = min(len(prompts[i]) for i in chosen) - 1
             logits = model(input_ids=ids, use_cache=False,
                            **cache.logits_to_keep(model, width - first)).logits
@@ -364,3 +354,19 @@ def score(model, prompts, continuations, temperature=1.0, batch_size=64, ranks=F
         model.train(training)
     logprobs, rank = map(list, zip(*out)) if out else ([], [])
     return (logprobs, rank) if ranks else logprobs
+
+
+def _texts(model, prompts, continuations, temperature):
+    """Prompts with their continuations; one clear sentence for each kind of bad input."""
+    context = model.config.get_text_config().max_position_embeddings
+    if len(prompts) != len(continuations) or not all(map(len, prompts)):
+        raise ValueError(f"prompts are {len(prompts)} and continuations {len(continuations)}; "
+                         "allowed: as many of each, no prompt empty")
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature!r}; allowed: above 0")
+    texts = [[*a, *b] for a, b in zip(prompts, continuations)]
+    for i, ids in enumerate(texts):
+        if len(ids) > context:
+            raise ValueError(f"prompt {i} and its continuation have {len(ids)} tokens, more than "
+                             f"the model's context of {context}")
+    return texts

@@ -36,14 +36,14 @@ from locksmith import (
 MEASURED = ("correct", "trace", "attempts", "valid_attempts", "checks", "backtracks")
 
 
-def rollout(net, task, problems, samples, max_new_tokens, seed, steer=None):
+def rollout(net, task, problems, samples, max_new_tokens, seed):
     """Samples each problem `samples` times at temperature 1.
 
     Returns sequences (list of prompt + continuation ids), prompt lengths, and grades, prompt-major.
     """
     prompts = [vocabulary.encode(p.prompt) for p in problems]
     out = engine.sample(net, prompts, samples, max_new_tokens=max_new_tokens,
-                        stop=vocabulary.STOP, seed=seed, steer=steer).ids()
+                        stop=vocabulary.STOP, seed=seed).ids()
     owners = [i for i in range(len(problems)) for _ in range(samples)]
     grades = [task.grade(problems[i], vocabulary.decode(ids)) for i, ids in zip(owners, out)]
     return [prompts[i] + ids for i, ids in zip(owners, out)], [len(prompts[i]) for i in owners], grades

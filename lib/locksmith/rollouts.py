@@ -78,7 +78,7 @@ def answer(model: Model, task: ModuleType, problems: list, n: int = 1, **how) ->
 
 # What a kept rollout depends on beside the weights; with anything else (steering, guide models)
 # nothing is kept.
-_PLAIN = {"stop", "max_new_tokens", "temperature", "top_p", "seed", "keys"}
+_PLAIN = {"stop", "max_new_tokens", "temperature", "seed", "keys"}
 
 
 def _kept(model, prompts, n, how):

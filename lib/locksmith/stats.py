@@ -3,8 +3,9 @@
 pass@k is the unbiased estimator 1 - C(n-c, k) / C(n, k) of Chen et al. (arXiv 2107.03374, section
 2.1). Intervals come from one crossed bootstrap, `drawn`: every resample draws seeds and,
 independently, problems, with replacement, and keeps their whole table of scores. `bootstrap` takes
-any statistic, `interval` functions of means. All quantities that are compared (base and thinking model, a method and its baseline) are resampled with the same draws,
-so differences and ratios are paired. Percentile intervals, no bias correction: with all scores
+any statistic, `interval` functions of means. All quantities that are compared (base and thinking
+model, a method and its baseline) are resampled with the same draws, so differences and ratios are
+paired. Percentile intervals, no bias correction: with all scores
 equal BCa is undefined, and there the Wilson interval takes over. Three seeds are few: the
 bootstrap over seeds understates their spread, which is why the seeds are also shown one by one.
 """

@@ -1,5 +1,7 @@
-"""Vectors that are added to the residual stream, and the count of what was steered."""
+"""What steps in while a model samples: vectors that are added to its residual stream, with the
+count of what was steered, models that read along, and what is done to the logits."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +40,29 @@ class Steer:
     positions: object = None
     rows: object = None
     gate: object = None
+
+
+@dataclass(frozen=True)
+class Control:
+    """What shapes the draws of a model beside its own logits and a temperature, and what is read.
+
+    steer: `Steer`s. guides: models of the same vocabulary that read along, or pairs (model, layer)
+    to show their residual stream after that layer too; gates and `logits_processor` see what they
+    would say. logits_processor: called at every token with the logits (R, V) and a `Moment`,
+    returns the logits (R, V) to draw from. top_p: share of their mass that is kept, likeliest
+    tokens first. read: layers whose residual stream is returned (after steering).
+    """
+    steer: Iterable[Steer] = ()
+    guides: Iterable = ()
+    logits_processor: Callable | None = None
+    top_p: float = 1.0
+    read: Iterable[int] = ()
+
+    def __post_init__(self):
+        guides = (x if isinstance(x, tuple) else (x, None) for x in self.guides)
+        for name, value in (("steer", self.steer), ("guides", guides),
+                            ("read", sorted(set(self.read)))):
+            object.__setattr__(self, name, tuple(value))
 
 
 def _mask(chosen, size, device):

@@ -130,7 +130,8 @@ def dose(model: Model, task: ModuleType, problems: list, target: Target, vectors
             target.layer, torch.as_tensor(vector, dtype=torch.float32), rows=weight != 0,
             gate=gate(model, task, target.behaviour, target.where, weight.to(model.net.device))))
     out = rollouts.answer(model, task, problems * len(arms), max_new_tokens=max_new_tokens,
-                          seed=seed, keys=list(range(len(problems))) * len(arms), steer=steer)
+                          seed=seed, keys=list(range(len(problems))) * len(arms),
+                          control=steering.Control(steer))
     rows = zip(out.grades, out.texts, out.lengths[:, 0], out.stopped[:, 0])
     table = np.array([counts(task, grade, text, length, stopped, target.behaviour)
                       for (grade,), (text,), length, stopped in rows], float)

@@ -318,19 +318,18 @@ def run(pair: Pair, arm: Arm, n_problems: int, n: int, max_new_tokens: int,
         split: str = "test") -> Run:
     """Lets an arm answer the first problems of a split, n times each; the pair's seed is also that
     of the draws, which all arms share."""
-    model, gate, how = pair.load(arm.runs), None, {}
+    model, gate, control = pair.load(arm.runs), None, steering.Control()
     if arm.decides:
-        how = {"guides": [pair.load(arm.decides).net],
-               "logits_processor": swap(taxonomy.decisions(model, pair.rules))}
+        control = steering.Control(guides=[pair.load(arm.decides).net],
+                                   logits_processor=swap(taxonomy.decisions(model, pair.rules)))
     if arm.gate:
         gate = Gate(arm.gate, len(arm.vectors), arm.strength, arm.coefficients)
         n_guides = max(arm.gate.n_guides, int(arm.processor is not None))
         guides = [(pair.load("thinking").net, arm.gate.layer), model.net] if n_guides else []
-        how = {"steer": [steering.Steer(arm.layer, arm.vectors, gate=gate)],
-               "guides": guides[:n_guides],
-               "logits_processor": arm.processor and arm.processor(gate)}
+        control = steering.Control([steering.Steer(arm.layer, arm.vectors, gate=gate)],
+                                   guides[:n_guides], arm.processor and arm.processor(gate))
     answers = rollouts.answer(model, pair.rules, pair.problems(n_problems, split), n,
-                              max_new_tokens=max_new_tokens, seed=pair.seed, **how)
+                              max_new_tokens=max_new_tokens, seed=pair.seed, control=control)
     which = [[-1] * len(ids) for row in answers.ids for ids in row]
     steered = np.zeros(len(answers.ids))
     if gate:

@@ -16,7 +16,7 @@ weights, a LoRA adapter, or one vector a block (Sinii et al., arXiv 2505.18706).
 
 import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -194,7 +194,7 @@ def all_weights(pair: Pair) -> Trained:
 
     def ask():
         sampled.net.load_state_dict(base.net.state_dict())
-        return sampled, None
+        return sampled, []
     fast = isinstance(base.net, LlamaForCausalLM) and base.net.config.tie_word_embeddings
     return Trained(base.net.train(), ask, model.logits if fast else finetune.own_logits)
 
@@ -205,7 +205,7 @@ def adapter(pair: Pair, rank: int = 16) -> Trained:
     dtype, net = device.pick()[1], model.adapter(base.net, rank, pair.seed)
 
     def ask():
-        return replace(base, net=model.merged(net).to(dtype).eval()), None
+        return replace(base, net=model.merged(net).to(dtype).eval()), []
     return Trained(net, ask, finetune.own_logits)
 
 
@@ -292,8 +292,9 @@ def rollout_fn(ask: Callable, task, recipe: dict) -> Callable:
     """What `rl.learn` takes for rollouts: answers of ask() -> (`Model` as it stands, its steers)."""
     def rollout(problems, seed):
         model, steer = ask()
-        drawn = rollouts.answer(model, task, problems, recipe["samples"], seed=seed, steer=steer,
-                                max_new_tokens=recipe["max_new_tokens"])
+        drawn = rollouts.answer(model, task, problems, recipe["samples"], seed=seed,
+                                max_new_tokens=recipe["max_new_tokens"],
+                                control=engine.Control(steer))
         sequences = [prompt + ids for prompt, row in zip(drawn.prompts, drawn.ids) for ids in row]
         lengths = [len(prompt) for prompt in drawn.prompts for _ in range(recipe["samples"])]
         return sequences, lengths, [grade for row in drawn.grades for grade in row]
@@ -320,10 +321,11 @@ class Outcome(NamedTuple):
     log: dict
 
 
-def outcome(model: Model, pair: Pair, size: Size, steer=None, log: dict | None = None) -> Outcome:
+def outcome(model: Model, pair: Pair, size: Size, steer: Sequence = (),
+            log: dict | None = None) -> Outcome:
     """`Outcome` of answers at temperature 1 to the first test problems of a pair's task."""
     drawn = rollouts.answer(model, pair.rules, pair.problems(size.n_problems), size.n, seed=pair.seed,
-                            steer=steer, max_new_tokens=size.max_new_tokens)
+                            control=engine.Control(steer), max_new_tokens=size.max_new_tokens)
     return Outcome(drawn.correct, drawn.trace, drawn.strategy, drawn.lengths,
                    {name: drawn.table(name) for name in COUNTS}, log or {})
 

@@ -187,7 +187,8 @@ def free_rates(net, tokenizer, asked, layer, vectors, max_new_tokens, stop, seed
     steer = [steering.Steer(layer, torch.tensor(v, dtype=torch.float32), rows=which == a,
                           gate=from_here_on) for a, v in enumerate(vectors)]
     drawn = engine.sample(net, prompts * len(vectors), max_new_tokens=max_new_tokens, stop=stop,
-                          seed=seed, keys=list(range(n)) * len(vectors), steer=steer, batch_size=64)
+                          seed=seed, keys=list(range(n)) * len(vectors),
+                          control=steering.Control(steer), batch_size=64)
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in drawn.ids()]
     openings = {b: tuple(o.split(",")[0].split()[0] for o in OPENINGS[b]) for b in BEHAVIOURS}
     out = {b: np.zeros(len(texts)) for b in BEHAVIOURS}

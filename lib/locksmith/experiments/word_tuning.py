@@ -207,7 +207,7 @@ TASK = SimpleNamespace(
 def reinforced(trained, tokenizer, seed, problems, recipe, reward="correct"):
     """`rl.learn` on problems, with one of REWARDS; returns its curve."""
     def ask():
-        return _model(model.merged(trained).eval(), tokenizer), None
+        return _model(model.merged(trained).eval(), tokenizer), []
 
     inputs = [tokenizer(TASK.prompt(problem)).input_ids for problem in problems]
     update = functools.partial(rl.update, logits=logits_from(inputs),
