@@ -5,9 +5,9 @@ pass@k is the unbiased estimator 1 - C(n-c, k) / C(n, k) of Chen et al. (arXiv 2
 independently, problems, with replacement, and keeps their whole table of scores. `bootstrap` takes
 any statistic, `interval` functions of means. All quantities that are compared (base and thinking
 model, a method and its baseline) are resampled with the same draws, so differences and ratios are
-paired. Percentile intervals, no bias correction: with all scores
-equal BCa is undefined, and there the Wilson interval takes over. Three seeds are few: the
-bootstrap over seeds understates their spread, which is why the seeds are also shown one by one.
+paired. Percentile intervals, no bias correction: with all scores equal BCa is undefined, and there
+the Wilson interval takes over. Three seeds are few: the bootstrap over seeds understates their
+spread, which is why the seeds are also shown one by one.
 """
 
 from collections.abc import Callable
@@ -83,9 +83,9 @@ def drawn(*sizes: int, resamples: int = 2000, seed: int = 0) -> list[np.ndarray]
     return [rng.multinomial(n, np.full(n, 1 / n), resamples) for n in sizes]
 
 
-def ends(values: np.ndarray) -> np.ndarray:
+def ends(values: np.ndarray, method: str = "linear") -> np.ndarray:
     """(2, ...): the middle 95 % of values (B, ...); NaN, a value that there is not, is left out."""
-    return np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0, method=method)
 
 
 def bootstrap(statistic: Callable, *sizes: int, resamples: int = 2000, seed: int = 0) -> Interval:
@@ -197,17 +197,15 @@ def gap_recovered(x, base, thinking, resamples=2000, seed=0):
     resampled too; base, thinking: (seeds, problems). Returns Interval of floats, or None where the gap
     itself is not above 0 in at least 97.5 % of the resamples: a share of it has no meaning then.
     """
-    x, tail = np.asarray(x), (1 - LEVEL) / 2
+    x = np.asarray(x)
     x = x[..., None] if x.ndim == 2 else x
     got, low, high = resampled_means(x, base, thinking, resamples=resamples, seed=seed)
-    q = x.shape[2]
-    share = np.random.default_rng(seed + 1).multinomial(q, np.full(q, 1 / q), resamples) / q
-    got, gap = (got * share).sum(1), high - low
-    if np.quantile(gap, tail) <= 0:
+    [things] = drawn(x.shape[2], resamples=resamples, seed=seed + 1)
+    got, gap = (got * (things / x.shape[2])).sum(1), high - low
+    if ends(gap)[0] <= 0:
         return None
-    share = (got - low)[gap > 0] / gap[gap > 0]
     value = (np.mean(x) - np.mean(base)) / (np.mean(thinking) - np.mean(base))
-    return Interval(float(value), *map(float, np.quantile(share, [tail, 1 - tail])))
+    return Interval(float(value), *map(float, ends((got - low)[gap > 0] / gap[gap > 0])))
 
 
 def when_and_how(before, after):
@@ -258,14 +256,14 @@ def crossing(ks, a, b, resamples=2000, seed=0):
     it lies below the first.
     """
     scores = per_problem(a, ks), per_problem(b, ks)
-    drawn = cross_at(ks, *resampled_means(*scores, resamples=resamples, seed=seed))
+    resampled = cross_at(ks, *resampled_means(*scores, resamples=resamples, seed=seed))
     point = float(cross_at(ks, *[s.mean((0, 1)) for s in scores]))
     if scores[0][..., 0].mean() >= scores[1][..., 0].mean():
         point = np.inf
-    tail = (1 - LEVEL) / 2
-    ends = np.quantile(drawn, [tail, 1 - tail], method="nearest")
-    k, low, high = [float(v) if np.isfinite(v) else None for v in (point, *ends)]
-    return Crossing(k, low, high, float((np.isfinite(drawn) & (drawn > ks[0])).mean()))
+    # no interpolation towards infinity, "beyond the last k"
+    k, low, high = [float(v) if np.isfinite(v) else None
+                    for v in (point, *ends(resampled, method="nearest"))]
+    return Crossing(k, low, high, float((np.isfinite(resampled) & (resampled > ks[0])).mean()))
 
 
 def four_cells(base_solved: np.ndarray, thinking_solved: np.ndarray) -> dict[str, np.ndarray]:

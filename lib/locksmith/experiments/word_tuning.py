@@ -151,12 +151,11 @@ def _model(net, tokenizer):
 
 def gain_parts(o: Outcome, base: Outcome) -> list[stats.Interval]:
     """(when, how) of a gain over the base, as `stats.when_and_how`, with intervals over problems."""
-    def parts(d):
-        return stats.when_and_how((base.works[d], base.correct[d]), (o.works[d], o.correct[d]))
-    n = len(o.correct)
-    drawn = np.array([parts(d) for d in np.random.default_rng(0).integers(n, size=(1000, n))])
-    return [stats.Interval(value, *np.quantile(x, [0.025, 0.975]))
-            for value, x in zip(parts(slice(None)), drawn.T, strict=True)]
+    def parts(times):
+        return np.array([stats.when_and_how(*([x.repeat(n, 0) for x in (side.works, side.correct)]
+                                              for side in (base, o))) for n in times])
+    both = stats.bootstrap(parts, len(o.correct), resamples=1000)
+    return [stats.Interval(*part) for part in zip(*both, strict=True)]
 
 
 # --- the work of one process ------------------------------------------------------------------------
