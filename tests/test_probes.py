@@ -351,8 +351,8 @@ def test_answers_of_countdown_are_judged_one_by_one():
 
 def test_answers_of_the_chain():
     problem = chain.Problem(((9, (("*", 3),)), (45, (("-", 18),))))
-    for words, right in (("try 9 * 3 = 27 so 27 27 <eos>", True), ("so 9 45 <eos>", False)):
-        ids = vocabulary.encode([*problem.prompt, *words.split()])
+    for said, right in (("try 9 * 3 = 27 so 27 27 <eos>", True), ("so 9 45 <eos>", False)):
+        ids = vocabulary.encode([*problem.prompt, *said.split()])
         (found, at), = uncertainty.answers(chain, problem, ids, len(problem.prompt))
         assert found is right and ("first attempt" in at) is right
     assert uncertainty.answers(chain, problem, vocabulary.encode([*problem.prompt, "so"]),
