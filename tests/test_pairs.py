@@ -1,4 +1,5 @@
-"""Every chapter of CHAPTERS walks on pairs that no lab made: the toy, and a user's own folder."""
+"""Every chapter that profile toy names walks on pairs that no lab made: the toy's, and a user's own
+folders under the profile paper."""
 
 import json
 import re
@@ -9,28 +10,23 @@ import sys
 import nbformat
 import pytest
 import torch
-from locksmith import packaged
+from locksmith import packaged, params
+from locksmith.book import notebooks
 from locksmith.experiments import word_traces
 from repository import ROOT, environment
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-LITTLE = ["n_problems=4", "steps=2", "target_tokens=24", "rl_steps=2", "rl_problems=2",
-          "rl_samples=2", "pool_problems=4", "pool_samples=2"]
-CHAPTERS = {
-    "01_hybrid_steering": [
-        "n_problems=2", "n_validation=2", "n_traces=16", "latents=[3]", "layers=[0,1]",
-        "strengths=[1.0]", "thresholds=[0.3]", "fit_steps=2", "max_new_tokens=48"],
-    "02_base_model_sampling": [
-        "n_problems=4", "n_samples=4", "max_new_tokens=16", "resample_samples=4", "matched_samples=4",
-        "entropy_problems=2", "power_block=8", "power_steps=1", "power_chains=1"],
-    "03_one_problem": [
-        *LITTLE, "n_samples=2", "seed_problems=2", "few_problems=1", "n_candidates=4",
-        "other_lrs=[0.001]", "curve_samples=2", "max_new_tokens=64"],
-    "04_latent_vectors": [
-        "n_problems=2", "read_problems=24", "own_samples=1", "max_new_tokens=16", "word_sums=8",
-        "word_samples=2", "word_tokens=4"],
-    "05_cheaper_keys": [*LITTLE, "n_samples=1", "rounds=2", "solved=[1]", "max_new_tokens=24"]}
+TOY = params.load("toy", ROOT / "params.yaml")["chapters"]
+CHAPTERS = [path.stem for path in sorted((ROOT / "chapters").glob("*.ipynb"))
+            if params.chapter_key(notebooks.number(path)) in TOY]
 ONE = "02_base_model_sampling"
+
+
+def small(chapter):
+    """Settings that make a run under paper as small as the toy's, with its task."""
+    given = TOY[params.chapter_key(notebooks.number(chapter))]
+    return ["seeds=[0]", *(f"{name}={json.dumps(value)}" for name, value in given.items()
+                           if not name.endswith("_model"))]
 
 
 @pytest.fixture(scope="module")
@@ -74,16 +70,15 @@ def test_a_toy_pair_in_words_walks(home, chapter):
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_a_pair_in_local_folders_runs_under_paper(home, chapter):
-    said, record, _ = run(home, chapter, "paper", "seeds=[0]", "tasks=[sums]", "base_model=base",
-                          "thinking_model=thinking", "thinking_chat=true", *CHAPTERS[chapter])
+    said, record, _ = run(home, chapter, "paper", *small(chapter), "base_model=base",
+                          "thinking_model=thinking", "thinking_chat=true")
     assert "tokens a second" in said and "GiB of weights" in said
     assert record["provenance"]["parameters"]["chapter"]["base_model"] == "base"
     assert {"base", "thinking"} <= {fact["model"] for fact in record["facts"]}
 
 
 def test_without_a_thinking_model_its_arms_leave_the_page(home):
-    _, record, page = run(home, ONE, "paper", "seeds=[0]", "tasks=[sums]", "base_model=base",
-                          *CHAPTERS[ONE])
+    _, record, page = run(home, ONE, "paper", *small(ONE), "base_model=base")
     assert {fact["model"] for fact in record["facts"]} == {"base", "guess"}
     assert page.count("Left out: this profile has no thinking model.") > 3
 
@@ -93,7 +88,7 @@ def test_without_a_thinking_model_its_arms_leave_the_page(home):
     ("tasks=[gsm8k]", "gsm8k needs nowhere/test.jsonl, which is not there")])
 def test_what_cannot_run_is_told_before_anything_does(home, monkeypatch, change, sentence):
     monkeypatch.setenv("LOCKSMITH_GSM8K", "nowhere")
-    said, _, _ = run(home, ONE, "paper", "tasks=[sums]", "base_model=base", change)
+    said, _, _ = run(home, ONE, "paper", *small(ONE), "base_model=base", change)
     cells = nbformat.read(ROOT / f"chapters/{ONE}.ipynb", as_version=4).cells
     first = next(i for i, cell in enumerate(cells) if "parallel.workers" in cell.source)
     assert sentence in said and int(re.search(r"failed in cell (\d+)", said)[1]) < first

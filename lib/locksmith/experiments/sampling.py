@@ -276,7 +276,10 @@ def table(found: list, values: list, shape: tuple[int, int]) -> np.ndarray:
 
 
 def mean_of_some(values: np.ndarray) -> stats.Interval:
-    """Mean over the traces there are, with interval: (seeds, problems, traces), NaN for none."""
+    """Mean over the traces there are, with interval: (seeds, problems, traces), NaN for none.
+
+    Resamples that hold no trace say nothing about it and are left out.
+    """
     there = ~np.isnan(values)
-    return stats.interval(lambda s, n: s / np.maximum(n, 1e-9),
-                          np.where(there, values, 0).sum(-1), there.sum(-1))
+    with np.errstate(invalid="ignore"):
+        return stats.interval(np.divide, np.where(there, values, 0).sum(-1), there.sum(-1))
