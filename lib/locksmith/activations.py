@@ -8,8 +8,12 @@ at padding. Only the asked positions are kept, so memory is that of the answer a
 """
 
 import itertools
+from collections.abc import Iterator, Sequence
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from locksmith import cache
 from locksmith.device import check_memory
@@ -17,7 +21,7 @@ from locksmith.device import check_memory
 BATCH_TOKENS = 8192
 
 
-def chunks(sizes, most):
+def chunks(sizes: Sequence[int], most: int) -> Iterator[range]:
     """Ranges of consecutive items whose sizes sum to at most `most`; none is empty."""
     first, total = 0, 0
     for i, size in enumerate(sizes):
@@ -29,7 +33,9 @@ def chunks(sizes, most):
         yield range(first, len(sizes))
 
 
-def residuals(model, texts, layers, positions=None, batch_tokens=BATCH_TOKENS):
+def residuals(model: PreTrainedModel, texts: Sequence[list[int]], layers: Sequence[int],
+              positions: Sequence[list[int]] | None = None,
+              batch_tokens: int = BATCH_TOKENS) -> dict[int, Float[Tensor, "positions width"]]:
     """The residual stream after given blocks: {layer: (N, D) float32 on the CPU}.
 
     texts: non-empty lists of token ids. layers: block indices, 0 the first; -1 is the stream before
@@ -62,7 +68,9 @@ def residuals(model, texts, layers, positions=None, batch_tokens=BATCH_TOKENS):
             hook.remove()
 
 
-def logits(model, texts, positions=None, batch_tokens=BATCH_TOKENS):
+def logits(model: PreTrainedModel, texts: Sequence[list[int]],
+           positions: Sequence[list[int]] | None = None,
+           batch_tokens: int = BATCH_TOKENS) -> Float[Tensor, "positions vocabulary"]:
     """The next-token logits at given positions, (N, V) float32 on the CPU; arguments as above."""
     vocabulary = model.config.get_text_config().vocab_size
     batch_tokens = min(batch_tokens, 2**27 // vocabulary)  # at most 512 MiB of logits in float32

@@ -8,14 +8,17 @@ called after each block in `touched` and returns the residual stream to go on wi
 """
 
 import inspect
+from collections.abc import Callable, Collection
 
 import torch
 import torch.nn.functional as F
-from transformers import LlamaForCausalLM
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import LlamaForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 
-def blocks(model):
+def blocks(model: PreTrainedModel) -> torch.nn.ModuleList:
     """The decoder blocks of any transformers decoder: the module list of the config's depth."""
     depth = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
@@ -24,25 +27,25 @@ def blocks(model):
     raise ValueError(f"no list of {depth} decoder blocks found in {type(model).__name__}")
 
 
-def logits_to_keep(model, last):
+def logits_to_keep(model: PreTrainedModel, last: int) -> dict[str, int]:
     """The argument that keeps the output head off all but the last positions, if there is one."""
     named = inspect.signature(model.forward).parameters
     return {"logits_to_keep": last} if "logits_to_keep" in named else {}
 
 
-def runner(model, *how):
+def runner(model: PreTrainedModel, *how: object) -> "Fused | Generic":
     """The quicker of the two that fits; how: (n_rows, n_columns, padded, touched, touch)."""
     return (Fused if Fused.fits(model) else Generic)(model, *how)
 
 
 class Runner:
-    def repeat(self, owner, t):
+    def repeat(self, owner: Int[Tensor, " rows"], t: int) -> None:
         """Give row r the first t columns of row owner[r]: the samples of a shared prefill."""
         for pair in self.pairs():
             for x in pair:
                 x[:len(owner), :, :t] = x[owner, :, :t]
 
-    def move(self, src, dst, t):
+    def move(self, src: Int[Tensor, " rows"], dst: Int[Tensor, " rows"], t: int) -> None:
         """Move the rows `src` into the places `dst` of finished rows."""
         for pair in self.pairs():
             for x in pair:
@@ -52,7 +55,8 @@ class Runner:
 class Fused(Runner):
     """A `LlamaForCausalLM` in few calls: fused projections, residual additions in the matmul."""
 
-    def __init__(self, model, n_rows, n_columns, padded, touched, touch):
+    def __init__(self, model: LlamaForCausalLM, n_rows: int, n_columns: int, padded: bool,
+                 touched: Collection[int], touch: Callable[[int, Tensor], Tensor]):
         c, body = model.config, model.model
         self.padded, self.touched, self.touch = padded, touched, touch
         self.eps = c.rms_norm_eps
@@ -76,7 +80,7 @@ class Fused(Runner):
         self.rope = cos, torch.where(sign, -sin, sin)
 
     @staticmethod
-    def fits(model):
+    def fits(model: PreTrainedModel) -> bool:
         c = model.config
         return (type(model) is LlamaForCausalLM and c.hidden_size <= 1024
                 and c.hidden_act == "silu" and not c.attention_bias and not c.mlp_bias
@@ -84,13 +88,14 @@ class Fused(Runner):
                 and model.model.rotary_emb.rope_type in ("default", "linear", "llama3")
                 and all(p.is_floating_point() for p in model.parameters()))
 
-    def pairs(self):
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
         return self.cache
 
-    def close(self):
+    def close(self) -> None:
         self.touch = None  # a circle of references would keep the cache in memory
 
-    def __call__(self, new, t, pads):
+    def __call__(self, new: Int[Tensor, "rows new"], t: int,
+                 pads: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocabulary"]:
         """Logits (R, V) of the last of the new tokens."""
         rows, q = new.shape
         end, columns = t + q, torch.arange(t + q, device=new.device)
@@ -129,17 +134,18 @@ class InPlace(CacheLayerMixin):
     column, so sliding windows are left to the model's mask."""
     is_sliding = False
 
-    def __init__(self, n_rows, n_columns):
+    def __init__(self, n_rows: int, n_columns: int):
         super().__init__()
         self.n_rows, self.n_columns, self.t = n_rows, n_columns, 0
 
-    def lazy_initialization(self, keys, values):
+    def lazy_initialization(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = (
             x.new_empty(self.n_rows, x.shape[1], self.n_columns, x.shape[3])
             for x in (keys, values))
         self.is_initialized = True
 
-    def update(self, keys, values, *args, **kwargs):
+    def update(self, keys: Tensor, values: Tensor, *args: object,
+               **kwargs: object) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
         rows, end = len(keys), self.t + keys.shape[2]
@@ -147,20 +153,21 @@ class InPlace(CacheLayerMixin):
         self.values[:rows, :, self.t:end] = values
         return self.keys[:rows, :, :end], self.values[:rows, :, :end]
 
-    def get_mask_sizes(self, query_length):
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.t + query_length, 0
 
-    def get_seq_length(self):
+    def get_seq_length(self) -> int:
         return self.t
 
-    def get_max_length(self):
+    def get_max_length(self) -> int:
         return self.n_columns
 
 
 class Generic(Runner):
     """Any decoder, through its own forward; steering and reading by hooks on its blocks."""
 
-    def __init__(self, model, n_rows, n_columns, padded, touched, touch):
+    def __init__(self, model: PreTrainedModel, n_rows: int, n_columns: int, padded: bool,
+                 touched: Collection[int], touch: Callable[[int, Tensor], Tensor]):
         self.model, self.padded, self.running = model, padded, False
         self.cache = Cache(layer_class_to_replicate=lambda: InPlace(n_rows, n_columns))
         self.keep = logits_to_keep(model, 1)
@@ -175,7 +182,8 @@ class Generic(Runner):
             return apply
         self.hooks = [blocks(model)[i].register_forward_hook(hook(i)) for i in touched]
 
-    def __call__(self, new, t, pads):
+    def __call__(self, new: Int[Tensor, "rows new"], t: int,
+                 pads: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocabulary"]:
         """Logits (R, V) of the last of the new tokens."""
         for layer in self.cache.layers:
             layer.t = t
@@ -188,9 +196,9 @@ class Generic(Runner):
         self.running = False
         return out.logits[:, -1]
 
-    def pairs(self):
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
         return [(x.keys, x.values) for x in self.cache.layers]
 
-    def close(self):
+    def close(self) -> None:
         for hook in self.hooks:
             hook.remove()

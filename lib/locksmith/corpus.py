@@ -13,8 +13,10 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
+from jaxtyping import UInt8
 
 from locksmith import errors, grammar, params, results, vocabulary
 from locksmith.tasks import chain, countdown
@@ -30,20 +32,20 @@ class Author:
     check: float  # share of attempts this author checks
     habit: dict  # behaviour -> index of the preferred opening
 
-    def open(self, behaviour):
+    def open(self, behaviour: str) -> tuple[str, ...]:
         """Opening words of a behaviour: the author's own seven times in ten, else any."""
         openings = grammar.OPENINGS[behaviour]
         preferred = self.rng.random() < 0.7
         return openings[self.habit[behaviour]] if preferred else self.rng.choice(openings)
 
 
-def author(rng, generator):
+def author(rng: random.Random, generator: dict) -> Author:
     """Draws a hidden author."""
     return Author(rng, rng.choice(generator["persistence"]), rng.choice(generator["check"]),
                   {b: rng.randrange(len(o)) for b, o in grammar.OPENINGS.items()})
 
 
-def document(rng, task, generator):
+def document(rng: random.Random, task: ModuleType, generator: dict) -> tuple[list[str], str]:
     """One document (list of words from <bos> to <eos>) and its kind."""
     draw = rng.random()
     if draw < generator["facts"]:
@@ -60,7 +62,8 @@ def document(rng, task, generator):
     return [*problem.prompt, *trace], "solved"
 
 
-def write(task, generator, n_tokens, seed):
+def write(task: ModuleType, generator: dict, n_tokens: int,
+          seed: int) -> tuple[UInt8[np.ndarray, " tokens"], dict[str, int]]:
     """A corpus of at least n_tokens tokens: (N,) uint8 ids of whole documents, end to end.
 
     Also returns counts: documents by kind and steps by behaviour.
@@ -77,7 +80,7 @@ def write(task, generator, n_tokens, seed):
     return np.concatenate(out), counts
 
 
-def run(profile):
+def run(profile: str) -> None:
     """Writes the problem sets of a profile to data/<profile>/<family>_<split>.jsonl.
 
     results/<profile>/data.sha256 says which, as `sha256sum -c` reads it: `data` as a whole belongs to
@@ -99,7 +102,7 @@ def run(profile):
     results.save(Path("results") / profile / "data.sha256", "".join(sums))
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=run.__doc__)
     parser.add_argument("--profile", required=True)
     run(parser.parse_args().profile)

@@ -16,12 +16,15 @@ answer stands; power sampling's early exit at the first end of text, since it is
 """
 
 from collections import Counter
+from collections.abc import Callable, Hashable, Sequence, Set
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from transformers import PreTrainedModel
 
-from locksmith.engine import sample, score
+from locksmith.engine import Rollouts, sample, score
 
 
 class Chosen(NamedTuple):
@@ -45,7 +48,8 @@ def _one_each(rollouts):
     return Chosen(rollouts.ids(), rollouts.lengths.cpu().numpy(), {})
 
 
-def greedy(model, prompts, *, max_new_tokens, stop, batch_size=384):
+def greedy(model: PreTrainedModel, prompts: Sequence[list[int]], *, max_new_tokens: int,
+           stop: int | Set[int], batch_size: int = 384) -> Chosen:
     """The likeliest token at every step. prompts: P lists of token ids."""
     return _one_each(
         sample(model, prompts, max_new_tokens=max_new_tokens, stop=stop, temperature=0.0,
@@ -53,9 +57,9 @@ def greedy(model, prompts, *, max_new_tokens, stop, batch_size=384):
     )
 
 
-def low_temperature(
-    model, prompts, temperature, *, max_new_tokens, stop, seed=0, keys=None, batch_size=384
-):
+def low_temperature(model: PreTrainedModel, prompts: Sequence[list[int]], temperature: float, *,
+                    max_new_tokens: int, stop: int | Set[int], seed: int = 0,
+                    keys: Sequence[int] | None = None, batch_size: int = 384) -> Chosen:
     """One rollout a problem at a temperature, the plain rival of power sampling at 1/alpha."""
     return _one_each(
         sample(model, prompts, max_new_tokens=max_new_tokens, stop=stop, temperature=temperature,
@@ -77,7 +81,7 @@ def _rows_by_prompt(rollouts, rows):
     return groups
 
 
-def within_budget(rollouts, tokens):
+def within_budget(rollouts: Rollouts, tokens: int | Sequence[int] | np.ndarray) -> list[int]:
     """Rows (list of int) of the first rollouts of each prompt that fit into a number of tokens.
 
     tokens: one number, or one for each prompt. A prompt always keeps its first rollout.
@@ -97,7 +101,8 @@ def _choose(rollouts, groups, best):
     return Chosen([_ids(rollouts, r) for r in best], tokens, {"rollouts": used})
 
 
-def majority(rollouts, answers, rows=None):
+def majority(rollouts: Rollouts, answers: Sequence[Hashable],
+             rows: Sequence[int] | None = None) -> Chosen:
     """The first rollout with the commonest answer of its prompt.
 
     answers: one hashable canonical answer a rollout, None for no answer, which has no vote.
@@ -113,7 +118,8 @@ def majority(rollouts, answers, rows=None):
     return _choose(rollouts, groups, best)
 
 
-def best_by_likelihood(rollouts, per_token=False, rows=None):
+def best_by_likelihood(rollouts: Rollouts, per_token: bool = False,
+                       rows: Sequence[int] | None = None) -> Chosen:
     """The rollout with the largest log-probability, summed or averaged over its tokens.
 
     rollouts: sampled at temperature 1, so that their log-probs are the model's own. A rollout that
@@ -157,7 +163,9 @@ def _top(model, sequences, positions, k, batch_size):
     return tops
 
 
-def first_uncertain(model, prompts, continuations, below=0.9, batch_size=384):
+def first_uncertain(model: PreTrainedModel, prompts: Sequence[list[int]],
+                    continuations: Sequence[list[int]], below: float = 0.9,
+                    batch_size: int = 384) -> list[int]:
     """Index of the first token of each continuation to which the model gave less than `below`.
 
     Where a model's first token is mere format, this is the place to branch; len(continuation)
@@ -170,10 +178,12 @@ def first_uncertain(model, prompts, continuations, below=0.9, batch_size=384):
     return indices
 
 
-def cot_decoding(
-    model, prompts, read_answer, *, max_new_tokens, stop, k=10, forced=None, correct=None, seed=0,
-    batch_size=384,
-):
+def cot_decoding(model: PreTrainedModel, prompts: Sequence[list[int]],
+                 read_answer: Callable[[int, list[int]], tuple[Hashable, list[int]]], *,
+                 max_new_tokens: int, stop: int | Set[int], k: int = 10,
+                 forced: Sequence[list[int]] | None = None,
+                 correct: Callable[[int, list[int]], bool] | None = None, seed: int = 0,
+                 batch_size: int = 384) -> dict[str, Chosen]:
     """Branch one position into its k likeliest tokens, continue each greedily, choose one path.
 
     read_answer(i, ids) -> (answer, positions): the canonical answer of problem i's continuation
@@ -253,7 +263,8 @@ def _best_by_sum(group, answers, delta):
 # ---- power sampling ----
 
 
-def log_acceptance(log_z, new_log_z, cut):
+def log_acceptance(log_z: Float[np.ndarray, " old"], new_log_z: Float[np.ndarray, " new"],
+                   cut: int) -> float:
     """Log Metropolis-Hastings ratio for replacing the tokens from `cut` on (not yet capped at 0).
 
     log_z, new_log_z: per-token alpha log p - log q of the old and the new sequence, whole, 1-D.
@@ -283,7 +294,8 @@ def log_acceptance(log_z, new_log_z, cut):
     return change + np.log(len(log_z)) - np.log(len(new_log_z))
 
 
-def fitting_groups(lengths, cuts, horizon, context):
+def fitting_groups(lengths: Sequence[int], cuts: Sequence[int], horizon: int,
+                   context: int) -> list[list[int]]:
     """Splits chains into batches in which nobody's overshoot leaves the model's context.
 
     One batch as a rule; where the horizon fills the context, chains with about the same cut.
@@ -297,9 +309,10 @@ def fitting_groups(lengths, cuts, horizon, context):
     return groups
 
 
-def power_sampling(
-    model, prompts, *, alpha, max_new_tokens, block, steps, stop, seed=0, keys=None, batch_size=384
-):
+def power_sampling(model: PreTrainedModel, prompts: Sequence[list[int]], *, alpha: float,
+                   max_new_tokens: int, block: int, steps: int, stop: int | Set[int],
+                   seed: int = 0, keys: Sequence[int] | None = None,
+                   batch_size: int = 384) -> Chosen:
     """One sample a problem from p(x)^alpha over whole sequences (arXiv 2510.14901).
 
     Prompts may repeat, with different keys, for several chains. For each block the sequences that
@@ -391,7 +404,7 @@ class _Chains:
 # ---- entropy ----
 
 
-def mean_entropy(rollouts):
+def mean_entropy(rollouts: Rollouts) -> float:
     """Mean entropy in nats of the next-token distribution over all sampled tokens.
 
     Estimated by the mean of -log q of what was drawn: each term's expectation, given what precedes
@@ -402,9 +415,10 @@ def mean_entropy(rollouts):
     return -float(rollouts.logprobs.cpu().double()[inside].sum() / lengths.sum())
 
 
-def entropy_matched_temperature(
-    model, prompts, target_entropy, *, low=0.5, high=4.0, n=4, iterations=8, tolerance=0.005, **how
-):
+def entropy_matched_temperature(model: PreTrainedModel, prompts: Sequence[list[int]],
+                                target_entropy: float, *, low: float = 0.5, high: float = 4.0,
+                                n: int = 4, iterations: int = 8, tolerance: float = 0.005,
+                                **how: object) -> tuple[float, float]:
     """Temperature at which the model's own rollouts have a given mean entropy, by bisection.
 
     target_entropy: nats a token, such as `mean_entropy` of the base's rollouts at temperature 1.

@@ -5,7 +5,8 @@ import os
 import torch
 
 
-def pick(device="auto", dtype="auto"):
+def pick(device: str | torch.device = "auto",
+         dtype: str | torch.dtype = "auto") -> tuple[torch.device, torch.dtype]:
     """(torch.device, torch.dtype) for the whole library.
 
     `device`: "auto" (cuda, else mps, else cpu) or a torch device name. `dtype`: "auto", a name
@@ -33,14 +34,14 @@ def pick(device="auto", dtype="auto"):
     return torch.device(device), dtype
 
 
-def autocast(device):
+def autocast(device: str | torch.device) -> torch.autocast:
     """Context in which matrices are multiplied in the dtype of `pick`: on a CPU that has bfloat16 only
     in software, training in it takes ten times as long as in float32."""
     device, dtype = pick(device)
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
-def free_bytes(device="cpu"):
+def free_bytes(device: str | torch.device = "cpu") -> int:
     """Bytes that a new job may take on `device` (int): free GPU memory, or available RAM within
     the container's own limit."""
     device = torch.device(device)
@@ -67,7 +68,7 @@ def free_bytes(device="cpu"):
     return max(free, 0)
 
 
-def check_memory(n_bytes, what, device="cpu"):
+def check_memory(n_bytes: int, what: str, device: str | torch.device = "cpu") -> None:
     """MemoryError, before the job starts, if `n_bytes` for `what` do not fit on `device`."""
     free = free_bytes(device)
     if n_bytes > 0.9 * free:
@@ -75,6 +76,6 @@ def check_memory(n_bytes, what, device="cpu"):
                           f"{free / 2**30:.1f} GiB are free")
 
 
-def workers():
+def workers() -> int:
     """Processes that train side by side (int): one a core, each with one thread."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from locksmith import (
     corpus,
@@ -44,7 +45,7 @@ from locksmith import (
 KINDS = ("distilled",)  # what the pipeline trains; "taught" is there for whoever has more hours
 
 
-def traces(profile, family, kind, seed):
+def traces(profile: str, family: str, kind: str, seed: int) -> list[list[int]]:
     """Prompt and trace of training problems, as lists of ids.
 
     distilled: one sample of the RL model a problem, the right ones. taught: the stronger author's.
@@ -65,7 +66,7 @@ def traces(profile, family, kind, seed):
     return right or [a + b for a, b in zip(prompts, out)]  # a model of the smoke profile has none
 
 
-def accuracy(net, profile, family, n):
+def accuracy(net: PreTrainedModel, profile: str, family: str, n: int) -> float:
     """Share of n validation problems that two samples at temperature 1 solve."""
     task, problems = corpus.FAMILIES[family], lab.problems(profile, family, n, "validation")
     out = engine.sample(net, [vocabulary.encode(p.prompt) for p in problems], 2, stop=vocabulary.STOP,
@@ -80,7 +81,7 @@ def _whole(batch):
     return ids, ids.masked_fill(ids == vocabulary.PAD, finetune.IGNORED)
 
 
-def train(profile, family, kind, seed):
+def train(profile: str, family: str, kind: str, seed: int) -> dict:
     """One adapter into checkpoints/<profile>/<family>/<kind>/seed<seed>; returns its record."""
     recipe = params.load(profile)["distill"]
     base = lab.load(profile, family, "base", seed, exact=True)
@@ -115,7 +116,7 @@ def train(profile, family, kind, seed):
             "curve": curve}
 
 
-def run(profile, family):
+def run(profile: str, family: str) -> None:
     """All seeds of both kinds, in a pool of one-thread processes."""
     config = params.load(profile)
     seeds = config["seeds"]
@@ -136,7 +137,7 @@ def run(profile, family):
                                for s in seeds])
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=run.__doc__)
     parser.add_argument("--profile", required=True)
     parser.add_argument("--family", required=True, choices=corpus.FAMILIES)

@@ -6,6 +6,8 @@ not depend on its neighbours, on the batch size or on the order of the work.
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
 
 
 def _scramble(x):
@@ -15,7 +17,9 @@ def _scramble(x):
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
-def uniforms(seed, keys, samples, positions):
+def uniforms(seed: int | Int64[Tensor, "..."], keys: int | Int64[Tensor, "..."],
+             samples: int | Int64[Tensor, "..."],
+             positions: int | Int64[Tensor, "..."]) -> Float64[Tensor, "..."]:
     """float64 in (0, 1), a pure function of four broadcastable int64 tensors (or ints)."""
     x = torch.zeros((), dtype=torch.int64)
     for part in (seed, keys, samples, positions):
@@ -23,7 +27,8 @@ def uniforms(seed, keys, samples, positions):
     return (((x >> 11) & 0x1FFFFFFFFFFFFF).double() + 0.5) * 2.0**-53
 
 
-def draw(logits, u, temperature, top_p):
+def draw(logits: Float[Tensor, "rows vocabulary"], u: Float64[Tensor, " rows"], temperature: float,
+         top_p: float) -> tuple[Int64[Tensor, " rows"], Float[Tensor, " rows"]]:
     """Tokens (R,) and their log-probabilities (R,) from logits (R, V) by inverse CDF at u (R,)."""
     if temperature == 0:
         token = logits.argmax(-1)

@@ -17,10 +17,11 @@ the work (but for the rounding of the matrix kernels, which may differ between b
 bit).
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from locksmith import cache, drawing
@@ -54,7 +55,7 @@ class Rollouts:
     steered_at: torch.Tensor | None = None
     reads: dict = field(default_factory=dict)
 
-    def ids(self):
+    def ids(self) -> list[list[int]]:
         """The continuations as lists of token ids, without padding."""
         return [row[:n] for row, n in zip(self.tokens.tolist(), self.lengths.tolist())]
 
@@ -209,9 +210,9 @@ def _decode(batch, max_new, stop, temperature, top_p, logits_processor):
 
 
 @torch.no_grad()
-def sample(model: PreTrainedModel, prompts: list[list[int]], n: int = 1, *, max_new_tokens: int,
-           stop: int | Iterable[int], temperature: float = 1.0, seed: int = 0,
-           keys: list[int] | None = None, batch_size: int = 384,
+def sample(model: PreTrainedModel, prompts: Sequence[Sequence[int]], n: int = 1, *,
+           max_new_tokens: int, stop: int | Set[int], temperature: float = 1.0, seed: int = 0,
+           keys: Sequence[int] | None = None, batch_size: int = 384,
            control: Control | None = None) -> Rollouts:
     """Draw n rollouts from each of `prompts` (lists of token ids); returns `Rollouts`.
 
@@ -316,8 +317,9 @@ def _check(model, prompts, n, max_new_tokens, stop, temperature, keys, batch, co
 # --- scoring --------------------------------------------------------------------------------------
 
 @torch.no_grad()
-def score(model: PreTrainedModel, prompts: list[list[int]], continuations: list[list[int]],
-          temperature: float = 1.0, batch_size: int = 64, ranks: bool = False):
+def score(model: PreTrainedModel, prompts: Sequence[Sequence[int]],
+          continuations: Sequence[Sequence[int]], temperature: float = 1.0, batch_size: int = 64,
+          ranks: bool = False) -> list[Tensor] | tuple[list[Tensor], list[Tensor]]:
     """Log-probabilities of given continuations, token by token, at a temperature.
 
     prompts, continuations: equally many lists of token ids. Returns a list of float32 tensors, one

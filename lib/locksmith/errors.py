@@ -1,13 +1,15 @@
 """What is said to a person whose input cannot be used."""
 
 import sys
+from collections.abc import Callable
+from typing import NoReturn
 
 
 class BadInput(ValueError):
     """Input that cannot be used; the message is one sentence for the person who gave it."""
 
 
-def run(main):
+def run(main: Callable[[], object]) -> NoReturn:
     """Runs a command line's `main`; BadInput ends it with its sentence and exit code 2."""
     try:
         sys.exit(main())

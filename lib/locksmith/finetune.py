@@ -8,9 +8,12 @@ of a step is the mean over all its targets but a row's first token, which nothin
 
 import random
 import tempfile
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -21,14 +24,16 @@ IGNORED = -100
 MICRO_TOKENS = 4096
 
 
-def own_logits(net, ids):
+def own_logits(net: nn.Module,
+               ids: Int[Tensor, "rows time"]) -> Float[Tensor, "rows time vocabulary"]:
     """Logits (B, T, V) of ids (B, T) by a model's own forward, for one with an adapter in it."""
     with device.autocast(ids.device):
         return net(input_ids=ids, use_cache=False).logits
 
 
-def pack(pairs, steps, target_tokens, seed, micro_tokens=MICRO_TOKENS,
-         pad_token_id=vocabulary.PAD):
+def pack(pairs: Sequence[tuple[list[int], list[int]]], steps: int, target_tokens: int, seed: int,
+         micro_tokens: int = MICRO_TOKENS,
+         pad_token_id: int = vocabulary.PAD) -> list[list[tuple[Tensor, Tensor]]]:
     """Steps of exactly `target_tokens` targets from (input, target) pairs of token ids, in a random
     order that starts again when all were seen; a step's last target may be cut, and a micro-batch holds
     at most `micro_tokens` ids, padding included, or one pair."""
@@ -98,7 +103,11 @@ class _After(TrainerCallback):
             self.look(state.global_step, self.bar)
 
 
-def train(net, steps, optimizer, rate, logits=model.logits, clip=1.0, label=None, look=None):
+def train(net: nn.Module, steps: Sequence[list[tuple[Tensor, Tensor]]],
+          optimizer: torch.optim.Optimizer, rate: Callable[[int], float],
+          logits: Callable[[nn.Module, Tensor], Tensor] = model.logits, clip: float = 1.0,
+          label: str | None = None,
+          look: Callable[[int, tqdm], object] | None = None) -> list[float]:
     """Trains `net` in place on `steps` (see above), in order, and leaves it in eval mode.
 
     optimizer: over what is trained; rate: step number from 0 -> factor on its learning rate. logits: as in
@@ -120,8 +129,11 @@ def train(net, steps, optimizer, rate, logits=model.logits, clip=1.0, label=None
     return trainer.losses
 
 
-def fit(net, pairs, steps, target_tokens, lr, seed, logits=model.logits, micro_tokens=MICRO_TOKENS,
-        pad_token_id=vocabulary.PAD):
+def fit(net: nn.Module, pairs: Sequence[tuple[list[int], list[int]]], steps: int,
+        target_tokens: int, lr: float, seed: int,
+        logits: Callable[[nn.Module, Tensor], Tensor] = model.logits,
+        micro_tokens: int = MICRO_TOKENS,
+        pad_token_id: int = vocabulary.PAD) -> tuple[list[float], int]:
     """`train` on `pack` by AdamW at a linearly falling rate: (losses, tokens read, inputs included)."""
     packed = pack(pairs, steps, target_tokens, seed, micro_tokens, pad_token_id)
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr,

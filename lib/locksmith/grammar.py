@@ -23,12 +23,12 @@ END = ("<eos>", "next")  # a trace of one author ends with the document or where
 _LENGTH = {opening[0]: len(opening) for openings in OPENINGS.values() for opening in openings}
 
 
-def opening_length(words, i):
+def opening_length(words: list[str], i: int) -> int:
     """Number of words of the opening that starts at `i`, 0 if none does."""
     return _LENGTH.get(words[i], 0)
 
 
-def steps(words):
+def steps(words: list[str]) -> list[tuple[str | None, list[str]]]:
     """Splits a trace into (behaviour, content) pairs; content are the words after the opening.
 
     Words before the first opening become a step of behaviour None: a trace that is not in the
@@ -48,7 +48,7 @@ def steps(words):
     return out
 
 
-def labels(words):
+def labels(words: list[str]) -> list[str]:
     """Per word: the behaviour if it belongs to an opening (a decision), otherwise "execute"."""
     out = ["execute"] * len(words)
     for i, word in enumerate(words):
@@ -60,12 +60,12 @@ def labels(words):
 # --- the same for text: words with single spaces between them ------------------------------------
 
 
-def words(text):
+def words(text: str | list[str]) -> list[str]:
     """The words of a text (str); a list of words passes through."""
     return text.split() if isinstance(text, str) else list(text)
 
 
-def spans(text):
+def spans(text: str | list[str]) -> list[Step]:
     """The steps of a text as `tasks.Step`s: an opening and what follows it, up to the next opening
     or the end of the author's trace. Words before the first opening belong to no step."""
     ends = list(itertools.accumulate(len(word) + 1 for word in words(text)))
@@ -82,7 +82,7 @@ def spans(text):
             for (i, kind), stop in zip(opened, places)]
 
 
-def stated(text):
+def stated(text: str) -> list[tuple[int, int]]:
     """Where conclusions state their answers: what follows their openings."""
     out = []
     for step in spans(text):

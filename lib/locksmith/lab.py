@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from locksmith import corpus, device, errors, model, params
 
@@ -21,17 +22,17 @@ ADAPTERS = ("distilled", "taught")
 MODELS = (*FOLDERS, "untrained")
 
 
-def config(profile):
+def config(profile: str) -> dict:
     """The parameters of the profile whose problems and checkpoints `profile` uses."""
     return params.load(params.load(profile)["checkpoints"])
 
 
-def folder(profile, family, which, seed):
+def folder(profile: str, family: str, which: str, seed: int) -> Path:
     """The checkpoint folder of a model, one of FOLDERS."""
     return Path("checkpoints") / config(profile)["profile"] / family / FOLDERS[which] / f"seed{seed}"
 
 
-def steps(profile, family, which, seed):
+def steps(profile: str, family: str, which: str, seed: int) -> list[Path]:
     """Checkpoints on the way to `which` ("base" or "thinking"): folders, in order of training.
 
     Only the first seed keeps them, and only where they were made, for DVC does not push them: an
@@ -42,7 +43,7 @@ def steps(profile, family, which, seed):
     return sorted(way.iterdir()) if way.is_dir() else []
 
 
-def problems(profile, family, n, split="test"):
+def problems(profile: str, family: str, n: int, split: str = "test") -> list:
     """The first n problems of a split, those that data/ holds. BadInput if it holds others or fewer."""
     own = config(profile)
     path = Path("data") / own["profile"] / f"{family}_{split}.jsonl"
@@ -58,7 +59,7 @@ def problems(profile, family, n, split="test"):
     return found
 
 
-def load(profile, family, which, seed, exact=False):
+def load(profile: str, family: str, which: str, seed: int, exact: bool = False) -> PreTrainedModel:
     """A lab model in eval mode on the library's device; exact: in float32, for scores and ratios."""
     place, dtype = device.pick()
     dtype = torch.float32 if exact else dtype

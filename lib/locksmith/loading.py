@@ -16,11 +16,12 @@ module knows where a model came from.
 import copy
 import hashlib
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -81,13 +82,13 @@ class Model:
             ids = ids[:-1]  # some tokenizers end every text, also one to be continued
         return ids
 
-    def decode(self, ids) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids; padding is left out."""
         pad = self.net.config.get_text_config().pad_token_id
         kept = [i for i in ids if i != pad or i in self.stop]
         return self.tokenizer.decode(kept, skip_special_tokens=not self.special)
 
-    def spans(self, ids) -> list[tuple[int, int]]:
+    def spans(self, ids: Sequence[int]) -> list[tuple[int, int]]:
         """For each id the characters [start, end) of `decode(ids)` that it adds. A token that
         completes no character adds none; the one that does adds it whole."""
         ends, longest = [], 0
@@ -97,7 +98,7 @@ class Model:
             ends.append(longest)
         return list(zip([0, *ends[:-1]], ends))
 
-    def ask(self, task: ModuleType, problem) -> list[int]:
+    def ask(self, task: ModuleType, problem: Any) -> list[int]:
         """The prompt ids of a problem: the task's plain text, or its question in a chat."""
         if self.chat:
             return self.tokenizer.apply_chat_template(
@@ -204,7 +205,8 @@ class Pair(NamedTuple):
         return lab.folder(self.profile, self.task, role, self.seed)
 
 
-def pairs(profile: str, task_names, seeds, **names) -> dict:
+def pairs(profile: str, task_names: Sequence[str], seeds: Sequence[int],
+          **names: object) -> dict[tuple[str, int], Pair]:
     """{(task, seed): Pair}; names: the fields of Pair from `base` on."""
     return {(task, seed): Pair(profile, task, seed, **names) for task in task_names for seed in seeds}
 
@@ -237,7 +239,7 @@ def load(name: str, *, profile: str = "lab", task: str | None = None, seed: int 
                  frozenset(_ends(net, tokenizer) | (set() if chat else _line_ends(tokenizer))), chat)
 
 
-def check(names, accept_terms: bool = False) -> list[str]:
+def check(names: Iterable[str], accept_terms: bool = False) -> list[str]:
     """One line a model of what loading it would take, before anything runs; BadInput where it
     cannot be: an unknown name, a revision that is no commit, terms not accepted, too little memory.
     """
@@ -369,7 +371,7 @@ def _line_ends(tokenizer):
             if "\n" in token or "Ċ" in token or token == "<0x0A>"}
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     import argparse
 
     from huggingface_hub import HfApi

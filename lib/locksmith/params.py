@@ -16,6 +16,7 @@ import functools
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
@@ -219,7 +220,7 @@ SCHEMA = {
 }
 
 
-def load(profile=None, path="params.yaml"):
+def load(profile: str | None = None, path: str | Path = "params.yaml") -> dict:
     """The checked parameters of a profile (dict; default: the profile named in the file).
 
     Adds "profile", and "checkpoints" (= profile) where the file names none.
@@ -234,7 +235,7 @@ def load(profile=None, path="params.yaml"):
     return {"profile": profile, "checkpoints": profile, **copy.deepcopy(values)}
 
 
-def change(profile, chapter, changes):
+def change(profile: str, chapter: str, changes: dict) -> None:
     """Let `load` give other values than the file has, in this process and those that it starts.
 
     chapter: as chapter_key names it; changes: {parameter of the chapter, or "seeds": value}.
@@ -260,12 +261,12 @@ def _changed(profile, values, changes):
             "chapters": {**chapters, chapter: {**chapters.get(chapter, {}), **own}}}
 
 
-def default(path="params.yaml"):
+def default(path: str | Path = "params.yaml") -> str:
     """The profile named in params.yaml, which `dvc repro` runs."""
     return _read(path)["profile"]
 
 
-def chapter_key(chapter):
+def chapter_key(chapter: str) -> str:
     """The name of a chapter's parameters in params.yaml: "02" -> "ch02", "verdict" -> "verdict".
 
     DVC's -S takes no name that starts with a digit.
@@ -273,7 +274,7 @@ def chapter_key(chapter):
     return f"ch{chapter}" if chapter[:1].isdigit() else chapter
 
 
-def check_value(name: str, value, rule: str):
+def check_value(name: str, value: object, rule: str) -> None:
     """Raises BadInput unless `value` obeys `rule`, a line of SCHEMA ("list of float 0..1")."""
     _check(name, value, schema(rule))
 
@@ -333,7 +334,7 @@ def _check(name, value, allowed):
     raise BadInput(f"{name} is {found!r}; allowed is {rule['description']}.")
 
 
-def build_command(module, build):
+def build_command(module: str, build: Callable[[str], Path]) -> None:
     """The command line `python -m locksmith.book.<module> build [--profile ...]`, which prints the path
     that build(profile) returns."""
     parser = argparse.ArgumentParser(prog=f"python -m locksmith.book.{module}",
@@ -370,7 +371,7 @@ def _read(path):
     return everything
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m locksmith.params", description="Checks params.yaml."
     )

@@ -14,12 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
 from tqdm import tqdm
 
 from locksmith import corpus, errors, model, parallel, params, results, vocabulary
 
 
-def batches(ids, micro, rng):
+def batches(ids: UInt8[np.ndarray, " tokens"], micro: int,
+            rng: np.random.Generator) -> list[UInt8[np.ndarray, "rows time"]]:
     """Cuts a corpus into (B, T) int64 batches of documents of like length, in random order.
 
     ids: (N,) uint8, documents end to end. micro: tokens a batch, padding included.
@@ -42,19 +45,20 @@ def batches(ids, micro, rng):
     return out
 
 
-def schedule(done, warmup=0.02, cooldown=0.4):
+def schedule(done: float, warmup: float = 0.02, cooldown: float = 0.4) -> float:
     """Learning-rate factor after a share `done` of training: warm-up, constant, linear to zero."""
     return min(1.0, done / warmup, (1 - done) / cooldown)
 
 
-def loss(net, ids, pad_token_id=vocabulary.PAD):
+def loss(net: torch.nn.Module, ids: Int[Tensor, "rows time"],
+         pad_token_id: int = vocabulary.PAD) -> Float[Tensor, ""]:
     """Mean next-token cross-entropy (nats) over the real tokens of ids (B, T)."""
     targets = ids[:, 1:].masked_fill(ids[:, 1:] == pad_token_id, -100)
     out = model.logits(net, ids[:, :-1])
     return F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-100)
 
 
-def train(profile, family, name, seed, folder):
+def train(profile: str, family: str, name: str, seed: int, folder: Path) -> dict:
     """One model into folder/seed<seed>; the first seed of the base keeps its way there in base_steps.
 
     name: "base", or "twin", whose corpus differs in the settings of the profile's `twin`, the same in
@@ -109,7 +113,7 @@ def train(profile, family, name, seed, folder):
     return {"seed": seed, "tokens": seen, "counts": counts, "curve": means}
 
 
-def run(profile, family, name):
+def run(profile: str, family: str, name: str) -> None:
     """All seeds of a base model or its twin, in a pool of one-thread processes."""
     config = params.load(profile)
     folder = Path("checkpoints") / profile / family / name
@@ -127,7 +131,7 @@ def run(profile, family, name):
                   checkpoints=[folder / f"seed{s}" for s in config["seeds"]])
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=run.__doc__)
     parser.add_argument("--profile", required=True)
     parser.add_argument("--family", required=True, choices=corpus.FAMILIES)

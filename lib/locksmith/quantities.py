@@ -8,6 +8,7 @@ behaviour of the family.
 
 import difflib
 import re
+from collections.abc import Iterable
 
 from locksmith import errors
 
@@ -154,13 +155,13 @@ def typed(of: str, conditions: dict) -> dict:
         raise errors.BadInput(f"{of}: a condition has the wrong type: {error}.") from None
 
 
-def unknown(what: str, given: str, known) -> str:
+def unknown(what: str, given: str, known: Iterable[str]) -> str:
     """One sentence that names what is unknown and the known names nearest to it."""
     near = difflib.get_close_matches(given, known, 3, 0.5)
     hint = f"; did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(known)}."
     return f"{what} {given!r} is unknown{hint}"
 
 
-def plain(value) -> str:
+def plain(value: object) -> str:
     """A condition's value as names and tables write it: 256, 0.3, 5e-05, thinking."""
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -29,11 +29,11 @@ QUANTITIES = {
 }
 
 
-def slug(name):
+def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def renamed(model, quantity, low_temperature):
+def renamed(model: str, quantity: str, low_temperature: str) -> tuple[str, str, dict]:
     """(model, quantity, conditions) of a fact under its old names."""
     model, of_model = _model(model, quantity)
     quantity, of_quantity = _quantity(quantity, low_temperature)

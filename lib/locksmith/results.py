@@ -19,6 +19,7 @@ import json
 import math
 import platform
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -54,7 +55,8 @@ class Recorder:
     seeds (list of int), n_problems, n_samples: what stands behind a fact that does not say.
     """
 
-    def __init__(self, profile: str, chapter: str, *, seeds, n_problems=None, n_samples=None):
+    def __init__(self, profile: str, chapter: str, *, seeds: Iterable[int],
+                 n_problems: int | None = None, n_samples: int | None = None):
         self.profile, self.chapter = profile, chapter
         self.size = {"n_problems": n_problems, "n_samples": n_samples, "seeds": list(seeds)}
         self.facts, self.extra = [], {}
@@ -67,7 +69,9 @@ class Recorder:
         record.facts, record.extra = written["facts"], written["extra"]
         return record
 
-    def fact(self, family: str, arm: str, quantity: str, interval, **given):
+    def fact(self, family: str, arm: str, quantity: str,
+             interval: Sequence[float | None] | float | None,
+             **given: object) -> stats.Interval | None:
         """Keep a fact, and return its stats.Interval for display.
 
         arm, quantity: an id, or a name such as "few-shot[examples=2]", "pass_at_k[k=4]".
@@ -88,7 +92,8 @@ class Recorder:
                            **dict(zip(("value", "low", "high"), ends, strict=True)), **size})
         return stats.Interval(*ends)
 
-    def get(self, family: str, arm: str, quantity: str, **conditions):
+    def get(self, family: str, arm: str, quantity: str,
+            **conditions: object) -> stats.Interval | None:
         """The Interval of a fact under exactly these conditions, or None."""
         arm, quantity, conditions = _named(arm, quantity, conditions)
         wanted = (family, arm, quantities.name(quantity, conditions))
@@ -105,7 +110,7 @@ class Recorder:
         """Where a figure of the chapter is kept."""
         return ROOT / self.profile / "figures" / f"{self.chapter}_{name}.png"
 
-    def write(self, checkpoints=()) -> Path:
+    def write(self, checkpoints: Iterable[str | Path] = ()) -> Path:
         """`write` with everything that was kept."""
         return write(self.profile, self.chapter, self.facts, extra=self.extra,
                      checkpoints=checkpoints)
@@ -118,13 +123,14 @@ def _named(arm, quantity, given):
     return arm, quantity, of_arm | of_quantity | quantities.check(quantity, given)
 
 
-def frame(facts) -> pd.DataFrame:
+def frame(facts: Iterable[dict]) -> pd.DataFrame:
     """Facts as a tidy table: family, model, quantity, every condition (NaN or None where it has
     none), value, low, high, n_problems, n_samples, seeds."""
     return pd.DataFrame(list(facts), columns=COLUMNS)
 
 
-def write(profile, chapter, facts, *, extra=None, checkpoints=()):
+def write(profile: str, chapter: str, facts: Iterable[dict], *, extra: dict | None = None,
+          checkpoints: Iterable[str | Path] = ()) -> Path:
     """Writes results/<profile>/<chapter>.json, whole or not at all, and returns its path.
 
     facts: dicts with the keys of FACT and those conditions that they have; value a finite number,
@@ -158,12 +164,12 @@ def write(profile, chapter, facts, *, extra=None, checkpoints=()):
     return path
 
 
-def read(profile, chapter):
+def read(profile: str, chapter: str) -> dict:
     """The record `write` made. Raises BadInput where the file is missing or not whole."""
     return _load(ROOT / profile / f"{chapter}.json")
 
 
-def provenance(profile, chapter, checkpoints=()):
+def provenance(profile: str, chapter: str, checkpoints: Iterable[str | Path] = ()) -> dict:
     """What a number came from: parameters, hash of claims.yml, checkpoint hashes, versions."""
     values = params.load(profile)
     chapters = values.pop("chapters", {})
@@ -183,7 +189,7 @@ def provenance(profile, chapter, checkpoints=()):
     }
 
 
-def facts():
+def facts() -> list[dict]:
     """Rewrites results/facts.csv and results/metrics/ from every JSON, and returns the rows.
 
     A row is a dict: profile, chapter, the keys of FACT (seeds joined by spaces), the conditions it
@@ -217,7 +223,7 @@ def facts():
     return rows
 
 
-def headlines(rows):
+def headlines(rows: Iterable[dict]) -> dict[str, dict[str, dict[str, float]]]:
     """{"02 base pass_at_k[k=1]": {profile: {family: value}}} of the facts in HEADLINES.
 
     A file each, because `dvc metrics show` prints a file as a row and its values as columns.
@@ -231,12 +237,12 @@ def headlines(rows):
     return found
 
 
-def files(root=ROOT):
+def files(root: Path = ROOT) -> list[Path]:
     """Paths of all records under results/, sorted."""
     return sorted([*root.glob("*/*.json"), *root.glob("*/train/*.json")])
 
 
-def save(path, text):
+def save(path: str | Path, text: str) -> None:
     """Writes a text file whole or not at all: a temporary file beside it, then a rename."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -248,7 +254,7 @@ def save(path, text):
         temporary.unlink(missing_ok=True)
 
 
-def sha256(path):
+def sha256(path: str | Path) -> str:
     """Hex SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -332,7 +338,7 @@ def _plain(value):
     return _plain(value.tolist()) if hasattr(value, "tolist") else value
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m locksmith.results", description=facts.__doc__)
     parser.add_argument("what", choices=["facts"])
     parser.parse_args()

@@ -5,23 +5,26 @@ A reward of your own is one more function here and its name in REWARDS. The spur
 Shao et al. (arXiv 2506.10947, section 2): format, and a coin that looks at nothing.
 """
 
+import random
+from typing import Any
 
-def correct(grade, rng):
+
+def correct(grade: Any, rng: random.Random) -> float:
     """1 for right conclusions in a trace that ended by itself."""
     return float(grade.correct)
 
 
-def form(grade, rng):
+def form(grade: Any, rng: random.Random) -> float:
     """1 for a trace that ended by itself, well-formed and with an answer, right or wrong."""
     return float(grade.answer is not None)
 
 
-def coin(grade, rng):
+def coin(grade: Any, rng: random.Random) -> float:
     """1 for half of all rollouts, whatever they say."""
     return float(rng.random() < 0.5)
 
 
-def none(grade, rng):
+def none(grade: Any, rng: random.Random) -> float:
     """0 for all: with it a bonus on entropy is on its own."""
     return 0.0
 

@@ -14,10 +14,14 @@ engine for its rollouts (benchmarks/trl_step.py). On one identical batch both ma
 import argparse
 import random
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
+from jaxtyping import Float32
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from locksmith import (
@@ -36,7 +40,8 @@ from locksmith import (
 MEASURED = ("correct", "trace", "attempts", "valid_attempts", "checks", "backtracks")
 
 
-def rollout(net, task, problems, samples, max_new_tokens, seed):
+def rollout(net: nn.Module, task: ModuleType, problems: Sequence, samples: int,
+            max_new_tokens: int, seed: int) -> tuple[list[list[int]], list[int], list]:
     """Samples each problem `samples` times at temperature 1.
 
     Returns sequences (list of prompt + continuation ids), prompt lengths, and grades, prompt-major.
@@ -49,14 +54,16 @@ def rollout(net, task, problems, samples, max_new_tokens, seed):
     return [prompts[i] + ids for i, ids in zip(owners, out)], [len(prompts[i]) for i in owners], grades
 
 
-def advantages(rewards, samples):
+def advantages(rewards: Sequence[float], samples: int) -> Float32[Tensor, " rollouts"]:
     """Reward minus the mean of its group: rewards (P * samples,) -> (P * samples,) float32."""
     groups = torch.tensor(rewards, dtype=torch.float32).view(-1, samples)
     return (groups - groups.mean(1, keepdim=True)).flatten()
 
 
-def update(net, optimizer, sequences, prompt_lengths, advantage, micro_tokens,
-           logits=model.logits, bonus=0.0, pad_token_id=vocabulary.PAD):
+def update(net: nn.Module, optimizer: torch.optim.Optimizer, sequences: list[list[int]],
+           prompt_lengths: list[int], advantage: Float32[Tensor, " rollouts"], micro_tokens: int,
+           logits: Callable[[nn.Module, Tensor], Tensor] = model.logits, bonus: float = 0.0,
+           pad_token_id: int = vocabulary.PAD) -> tuple[float, float]:
     """One policy-gradient step on a batch: sum of advantage x log-prob, over all sampled tokens.
 
     Groups without contrast have no gradient and cost nothing, unless there is a `bonus` on the
@@ -93,7 +100,7 @@ def update(net, optimizer, sequences, prompt_lengths, advantage, micro_tokens,
     return norm, entropy / max(1, counted)
 
 
-def schedule(step, steps, warmup=10, cooldown=0.6):
+def schedule(step: int, steps: int, warmup: float = 10, cooldown: float = 0.6) -> float:
     """Learning-rate factor: linear warm-up over `warmup` steps, then linear to zero at the end.
 
     The cool-down averages out what the gradient's noise does to steps that no reward looks at: with
@@ -103,8 +110,11 @@ def schedule(step, steps, warmup=10, cooldown=0.6):
     return min(1.0, (step + 1) / warmup, (steps - step) / (cooldown * steps))
 
 
-def learn(net, pool, recipe, seed, rollout_fn, reward=rewards.correct, update_fn=update, label="RL",
-          before=None, measured=MEASURED):
+def learn(net: nn.Module, pool: Sequence, recipe: dict, seed: int, rollout_fn: Callable,
+          reward: Callable[[object, random.Random], float] = rewards.correct,
+          update_fn: Callable = update, label: str = "RL",
+          before: Callable[[int], object] | None = None,
+          measured: Sequence[str] = MEASURED) -> list[dict]:
     """`recipe["steps"]` updates of what `net` trains, each on the next recipe["problems"] of `pool`.
 
     rollout_fn: (problems, seed) -> what `rollout` returns, recipe["samples"] a problem, by the model
@@ -132,7 +142,7 @@ def learn(net, pool, recipe, seed, rollout_fn, reward=rewards.correct, update_fn
     return curve
 
 
-def train(profile, family, seed, base, folder):
+def train(profile: str, family: str, seed: int, base: Path, folder: Path) -> list[dict]:
     """One RL run from base/seed<seed> into folder/seed<seed>; the first seed keeps its way there
     in rl_steps.
 
@@ -159,7 +169,7 @@ def train(profile, family, seed, base, folder):
     return curve
 
 
-def run(profile, family):
+def run(profile: str, family: str) -> None:
     """All seeds of an RL model, in a pool of one-thread processes."""
     config = params.load(profile)
     base = Path("checkpoints") / profile / family / "base"
@@ -179,7 +189,7 @@ def run(profile, family):
                   checkpoints=[folder / f"seed{s}" for s in config["seeds"]])
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=run.__doc__)
     parser.add_argument("--profile", required=True)
     parser.add_argument("--family", required=True, choices=corpus.FAMILIES)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 
@@ -65,7 +66,7 @@ class Answers:
                          for problem, row in zip(self.problems, self.texts)])
 
 
-def answer(model: Model, task: ModuleType, problems: list, n: int = 1, **how) -> Answers:
+def answer(model: Model, task: ModuleType, problems: list, n: int = 1, **how: object) -> Answers:
     """n sampled answers of a model to each problem; how: what `engine.sample` takes beside."""
     prompts = [model.ask(task, problem) for problem in problems]
     how = {"stop": model.stop, **how}
@@ -146,6 +147,6 @@ def estimate(model: Model, task: ModuleType, problems: list, answers: int, max_n
             f"up to {minutes:,.0f} minutes; {size:.2g} GiB of weights in float32.")
 
 
-def by_problem(rows, n: int) -> list:
+def by_problem(rows: Sequence, n: int) -> list[list]:
     """A flat list, n a problem, as a list of lists of n."""
     return [rows[i:i + n] for i in range(0, len(rows), n)]

@@ -10,10 +10,12 @@ the Wilson interval takes over. Three seeds are few: the bootstrap over seeds un
 spread, which is why the seeds are also shown one by one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float
+from numpy.typing import ArrayLike
 from scipy.special import gammaln
 from scipy.stats import binomtest
 
@@ -40,7 +42,7 @@ class Crossing(NamedTuple):
     share: float
 
 
-def pass_at_k(n, c, k):
+def pass_at_k(n: ArrayLike, c: ArrayLike, k: ArrayLike) -> Float[np.ndarray, "..."]:
     """Chance that at least one of k samples is correct, from c correct ones among n.
 
     n, c, k: integers or integer arrays that broadcast; returns float64 of the broadcast shape.
@@ -62,7 +64,8 @@ def pass_at_k(n, c, k):
     return np.where(wrong < k, 1.0, -np.expm1(log_fail))
 
 
-def per_problem(correct, ks):
+def per_problem(correct: Bool[np.ndarray, "seeds problems samples"],
+                ks: Sequence[int]) -> Float[np.ndarray, "seeds problems ks"]:
     """pass@k of each seed and problem: (seeds, problems, samples) bool -> (seeds, problems, ks)."""
     correct = np.asarray(correct)
     if correct.ndim != 3:
@@ -98,7 +101,8 @@ def bootstrap(statistic: Callable, *sizes: int, resamples: int = 2000, seed: int
     return Interval(value, *ends(statistic(*drawn(*sizes, resamples=resamples, seed=seed))))
 
 
-def resampled_means(*scores, resamples=2000, seed=0):
+def resampled_means(*scores: Float[np.ndarray, "seeds problems ..."], resamples: int = 2000,
+                    seed: int = 0) -> list[Float[np.ndarray, "resamples ..."]]:
     """Bootstrap means of paired score tables.
 
     scores: arrays (seeds, problems, ...) that share their first two axes, which one draw of seeds
@@ -121,7 +125,8 @@ def resampled_means(*scores, resamples=2000, seed=0):
     return means
 
 
-def interval(f, *scores, resamples=2000, seed=0):
+def interval(f: Callable[..., np.ndarray], *scores: Float[np.ndarray, "seeds problems ..."],
+             resamples: int = 2000, seed: int = 0) -> Interval:
     """Interval of f(mean of scores[0], mean of scores[1], ...).
 
     scores: arrays (seeds, problems, ...), paired. f works elementwise on the means, so that it can
@@ -132,13 +137,14 @@ def interval(f, *scores, resamples=2000, seed=0):
     return Interval(value, *ends(f(*means)))
 
 
-def wilson(successes, n):
+def wilson(successes: int, n: int) -> Interval:
     """Wilson interval of the proportion successes / n (two integers)."""
     low, high = binomtest(int(successes), int(n)).proportion_ci(LEVEL, method="wilson")
     return Interval(successes / n, low, high)
 
 
-def mean_interval(scores, resamples=2000, seed=0):
+def mean_interval(scores: Float[np.ndarray, "seeds problems ..."], resamples: int = 2000,
+                  seed: int = 0) -> Interval:
     """Mean of scores in [0, 1] with its interval: (seeds, problems, ...) -> Interval of (...).
 
     Where every score is 0, or every score is 1, all resamples are equal and the bootstrap would
@@ -153,7 +159,8 @@ def mean_interval(scores, resamples=2000, seed=0):
     return Interval(value, low, high)
 
 
-def pass_curve(correct, ks, resamples=2000, seed=0):
+def pass_curve(correct: Bool[np.ndarray, "seeds problems samples"], ks: Sequence[int],
+               resamples: int = 2000, seed: int = 0) -> Interval:
     """pass@k with intervals: correct (seeds, problems, samples) bool -> Interval of (len(ks),)."""
     return mean_interval(per_problem(correct, ks), resamples=resamples, seed=seed)
 
@@ -185,12 +192,17 @@ def median(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> Interval
     return Interval(*map(float, bootstrap(of, *values.shape[:2], resamples=resamples, seed=seed)))
 
 
-def difference(x, base, resamples=2000, seed=0):
+def difference(x: Float[np.ndarray, "seeds problems ..."],
+               base: Float[np.ndarray, "seeds problems ..."], resamples: int = 2000,
+               seed: int = 0) -> Interval:
     """Paired interval of mean(x) - mean(base); both (seeds, problems, ...)."""
     return interval(lambda x, base: x - base, x, base, resamples=resamples, seed=seed)
 
 
-def gap_recovered(x, base, thinking, resamples=2000, seed=0):
+def gap_recovered(x: Float[np.ndarray, "seeds problems"],
+                  base: Float[np.ndarray, "seeds problems"],
+                  thinking: Float[np.ndarray, "seeds problems"], resamples: int = 2000,
+                  seed: int = 0) -> Interval | None:
     """Share of the gap between base and thinking model that x recovers, paired.
 
     x: scores (seeds, problems), or (seeds, problems, Q) where Q things were trained on, which are
@@ -208,7 +220,8 @@ def gap_recovered(x, base, thinking, resamples=2000, seed=0):
     return Interval(float(value), *map(float, ends((got - low)[gap > 0] / gap[gap > 0])))
 
 
-def when_and_how(before, after):
+def when_and_how(before: tuple[np.ndarray, np.ndarray],
+                 after: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
     """A gain in accuracy as (when, how), which add up to it exactly, for two (strategy, correct)
     pairs of arrays of one shape.
 
@@ -228,7 +241,8 @@ def when_and_how(before, after):
     return float(((q - p) * (c + d) / 2).sum()), float(((p + q) / 2 * (d - c)).sum())
 
 
-def cross_at(ks, a, b):
+def cross_at(ks: Sequence[int], a: Float[np.ndarray, "... ks"],
+             b: Float[np.ndarray, "... ks"]) -> Float[np.ndarray, "..."]:
     """The k at which curves a overtake curves b, linear in log k between grid points.
 
     ks: (K,) ascending; a, b: (..., K). Returns (...): ks[0] where a is not below b at the start
@@ -247,7 +261,9 @@ def cross_at(ks, a, b):
     return np.where(ahead.any(-1), k, np.inf)
 
 
-def crossing(ks, a, b, resamples=2000, seed=0):
+def crossing(ks: Sequence[int], a: Bool[np.ndarray, "seeds problems samples_a"],
+             b: Bool[np.ndarray, "seeds problems samples_b"], resamples: int = 2000,
+             seed: int = 0) -> Crossing:
     """The k at which pass@k of a (the base) overtakes that of b (the thinking model).
 
     a, b: correct (seeds, problems, samples) bool with the same seeds and problems; their numbers

@@ -1,10 +1,13 @@
 """What steps in while a model samples: vectors that are added to its residual stream, with the
 count of what was steered, models that read along, and what is done to the logits."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ class Steering:
     chosen at a steered position; count (R,) int64: vectors added.
     """
 
-    def __init__(self, steers, rows, n_rows, width, max_new, like):
+    def __init__(self, steers: Sequence[Steer], rows: slice, n_rows: int, width: int, max_new: int,
+                 like: Tensor):
         n, device = rows.stop - rows.start, like.device
         self.by_layer, self.width, self.touches = {}, width, 0
         for s in steers:
@@ -97,7 +101,8 @@ class Steering:
         self.gated = torch.zeros_like(self.count)  # that part of it that gates asked for
         self.at = torch.zeros(n, max_new, dtype=torch.bool, device=device)
 
-    def apply(self, layer, hidden, batch):
+    def apply(self, layer: int, hidden: Float[Tensor, "rows new width"],
+              batch: Any) -> Float[Tensor, "rows new width"]:
         """The residual stream (R, q, D) of the batch's live rows after block `layer`, steered."""
         self.touches += 1
         step = batch.end - self.width  # index of the token that is chosen from the last position
@@ -121,12 +126,13 @@ class Steering:
                 self.at[batch.live, step] |= on[:, -1]
         return hidden
 
-    def fan_out(self, source):
+    def fan_out(self, source: Int[Tensor, " rows"]) -> None:
         """Row r goes on from what was counted for row source[r]."""
         for x in (self.count, self.gated, self.at):
             x.copy_(x[source])
 
-    def check(self, prompt_lengths, lengths, touches):
+    def check(self, prompt_lengths: Int[Tensor, " rows"], lengths: Int[Tensor, " rows"],
+              touches: int) -> None:
         """RuntimeError unless the stream was touched so often, and steered at just the positions
         that follow from the lengths (R,) of prompts and rollouts."""
         if self.touches != touches:

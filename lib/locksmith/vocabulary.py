@@ -4,6 +4,8 @@ A trace is a list of words, so a model's output can be read, graded and labelled
 detokenisation rule (`grammar` says how it splits into steps).
 """
 
+from collections.abc import Iterable
+
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -24,17 +26,17 @@ STOP = tuple(IDS[word] for word in END)
 assert len(IDS) == len(VOCABULARY), "a word may stand in the vocabulary once only"
 
 
-def encode(words):
+def encode(words: Iterable[str]) -> list[int]:
     """Token ids (list of int) of a list of words. Raises KeyError on a word outside the lab."""
     return [IDS[word] for word in words]
 
 
-def decode(ids):
+def decode(ids: Iterable[int]) -> list[str]:
     """Words (list of str) of token ids; padding is left out."""
     return [VOCABULARY[i] for i in ids if i != PAD]
 
 
-def tokenizer():
+def tokenizer() -> PreTrainedTokenizerFast:
     """The same vocabulary as a `PreTrainedTokenizerFast`, for `AutoTokenizer` users."""
     core = Tokenizer(models.WordLevel(dict(IDS), unk_token="<pad>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -26,16 +26,19 @@ import atexit
 import hashlib
 import json
 import os
+import random
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from locksmith import prose
 from locksmith.errors import BadInput
@@ -54,7 +57,7 @@ class Problem:
     working: str = ""  # the right steps in words, where the task has them
 
     @property
-    def key(self):
+    def key(self) -> str:
         return canonical(self.question)
 
 
@@ -73,24 +76,24 @@ class Grade:
     behaviours: tuple = ()
 
     @property
-    def correct(self):
+    def correct(self) -> bool:
         return self.outcome == "right"
 
     @property
-    def trace(self):
+    def trace(self) -> bool:
         """Right, with at least one equation, all of which hold."""
         return self.correct and 0 < self.attempts == self.valid_attempts
 
 
 # --- problems -------------------------------------------------------------------------------------
 
-def canonical(question):
+def canonical(question: str) -> str:
     """The question in lower case with single spaces, and none around operators."""
     text = re.sub(r"\s+", " ", question.strip().lower())
     return re.sub(r" ?([-+*/=()]) ?", r"\1", text)
 
 
-def split_of(question):
+def split_of(question: str) -> str:
     """The split of a question, from a hash of its canonical form: 60, 20 and 20 % of them."""
     part = int(hashlib.sha256(canonical(question).encode()).hexdigest(), 16) % 5
     return SPLITS[max(part - 2, 0)]
@@ -100,7 +103,7 @@ def split_of(question):
 _INSTRUCTION = " Give the result as your final answer. Do not include units."
 
 
-def problems(split, n, seed, generator):
+def problems(split: str, n: int, seed: int, generator: dict[str, dict]) -> list[Problem]:
     """n different problems of a split, the same ones for the same seed.
 
     generator: task -> options of its reasoning-gym generator, e.g. {"basic_arithmetic": {"max_terms":
@@ -161,7 +164,7 @@ _SHOTS = {
 _SHOWN = {canonical(question) for shots in _SHOTS.values() for question, _, _ in shots}
 
 
-def prompt(problem, shots=4, steps=True):
+def prompt(problem: Problem, shots: int = 4, steps: bool = True) -> str:
     """The text to continue. shots: how many examples, 0 to 4; steps: whether they show the working
     or only the answer (the answer-only control)."""
     examples = _SHOTS["words" if problem.task.startswith("gsm") else "arithmetic"]
@@ -173,7 +176,7 @@ def prompt(problem, shots=4, steps=True):
     return f"{text}Q: {problem.question}\nA:"
 
 
-def stop_ids(tokenizer):
+def stop_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Ids of all tokens that end an answer: those with a line break in them, and the end token."""
     stop = {i for token, i in tokenizer.get_vocab().items() if "\n" in token or "Ċ" in token}
     return stop | ({tokenizer.eos_token_id} - {None})
@@ -183,7 +186,7 @@ def stop_ids(tokenizer):
 
 
 
-def extract(text):
+def extract(text: str) -> str | None:
     """The answer in a continuation, as written: what follows the last "answer is" of the first
     line, else the last number of that line, else None."""
     line = text.strip().split("\n")[0]
@@ -194,7 +197,7 @@ def extract(text):
     return numbers[-1] if numbers else None
 
 
-def stated(text):
+def stated(text: str) -> list[tuple[int, int]]:
     """Where the answer that `extract` finds stands in a continuation: its last place, or none."""
     said, line = extract(text), prose.first_line(text)
     start = -1 if said is None else text.find(line) + line.rfind(said)
@@ -208,7 +211,7 @@ def _is_value(text, quotients):
     return not re.search(rf"[0-9)\]}}]\s*{operators}+\s*[-(0-9]", text)
 
 
-def serve_verdicts():
+def serve_verdicts() -> None:
     """The grading process: lines of JSON [gold, answer, seconds] in; outcomes out."""
     import resource
     import signal
@@ -251,7 +254,7 @@ atexit.register(_stop_worker)
 
 
 @cache
-def verified(gold, answer, seconds=2.0):
+def verified(gold: str, answer: str, seconds: float = 2.0) -> str:
     """Whether math-verify finds the text `answer` equal to the text `gold`: "right", "wrong", or
     "error" if it fails or takes more than `seconds` of processor time (waiting does not count)."""
     global _worker
@@ -272,7 +275,7 @@ def verified(gold, answer, seconds=2.0):
     return outcome
 
 
-def grade(problem, text):
+def grade(problem: Problem, text: str) -> Grade:
     """Grade a continuation (text after the prompt). No answer at all is wrong, not an error."""
     answer, written = extract(text), prose.equations(text)
     counts = {"attempts": len(written), "valid_attempts": sum(one.holds for one in written)}
@@ -298,14 +301,15 @@ _REVIEWS = (
     "Review: 7 * 4 = 28, so the answer 27 is wrong.\n")
 
 
-def few_shot(examples, question):
+def few_shot(examples: Sequence[tuple[str, str, str]], question: str) -> str:
     """The text to continue: worked examples (question, working or "", answer), then the question."""
     shown = "".join(f"Q: {asked}\nA: {working + ' ' if working else ''}The answer is {answer}.\n"
                     for asked, working, answer in examples)
     return f"{shown}Q: {question}\nA:"
 
 
-def distinct(draw, n, split, shown=()):
+def distinct(draw: Callable[[], Problem], n: int, split: str,
+             shown: Collection[str] = ()) -> list[Problem]:
     """n different problems of a split from draw(), none of the canonical questions `shown`. BadInput
     where there are not so many."""
     if split not in SPLITS:
@@ -321,40 +325,40 @@ def distinct(draw, n, split, shown=()):
                    "that this generator gives.")
 
 
-def written_out(text, n):
+def written_out(text: str, n: int) -> bool:
     """Whether an answer writes at least n equations, right or wrong."""
     return len(prose.equations(text)) >= n
 
 
-def calculation(problem):
+def calculation(problem: Problem) -> str | None:
     """The calculation that a question asks for, or None where it asks for none."""
     found = _CALCULATION.search(problem.question)
     return found and found[0]
 
 
-def works_out(problem, text):
+def works_out(problem: Problem, text: str) -> bool:
     """The strategy: at least one equation, and as many as the question's calculation has operators."""
     asked = calculation(problem)
     return written_out(text, len(re.findall(r"[-+*/]", asked)) if asked else 1)
 
 
-def guess_answer(problem, rng, train):
+def guess_answer(problem: Problem, rng: random.Random, train: Sequence[Problem]) -> str:
     """The control that never reads the question: the answer of a random train problem."""
     return f" The answer is {rng.choice([p.answer for p in train])}."
 
 
-def fact_prompt(a, op, b):
+def fact_prompt(a: int, op: str, b: int) -> str:
     """The text that a plain fact's result continues, after two examples."""
     examples = [("Calculate 6 + 8.", "6 + 8 = 14.", "14"), ("Calculate 7 * 4.", "7 * 4 = 28.", "28")]
     return f"{few_shot(examples, f'Calculate {a} {op} {b}.')} {a} {op} {b} ="
 
 
-def review(problem, text):
+def review(problem: Problem, text: str) -> str:
     """The text that a critique of an answer continues, after two worked reviews."""
     return f"{_REVIEWS}Q: {problem.question}\nA:{text.rstrip()}\nReview:"
 
 
-def critique(problem, text):
+def critique(problem: Problem, text: str) -> str:
     """The work done again by a program, and whether the answer agrees with it."""
     said, right = extract(text) or "(none)", grade(problem, text).correct
     asked = calculation(problem)
@@ -362,19 +366,19 @@ def critique(problem, text):
     return f" {work.rstrip('.')}, so the answer {said} is {'right' if right else 'wrong'}.\n"
 
 
-def turned(critique):
+def turned(critique: str) -> str:
     """A critique with its verdict turned round."""
     other = {"right": "wrong", "wrong": "right"}
     return re.sub(_VERDICT, lambda match: other[match[0]], critique)
 
 
-def form(critique, rng):
+def form(critique: str, rng: random.Random) -> str:
     """A critique with every digit and its verdict drawn at random."""
     drawn = re.sub(r"\d", lambda _: str(rng.randrange(10)), critique)
     return re.sub(_VERDICT, lambda _: rng.choice(("right", "wrong")), drawn)
 
 
-def verdict(text):
+def verdict(text: str) -> str | None:
     """"right", "wrong" or None: the last word of a critique's first line, strictly."""
     found = re.search(r"is (right|wrong)\.$", prose.first_line(text))
     return found[1] if found else None
@@ -395,7 +399,7 @@ class WordSamples:
     seconds: float
 
 
-def fingerprint(model):
+def fingerprint(model: PreTrainedModel) -> str:
     """16 hex digits that tell models apart: from config, dtypes, shapes and the first 64 values
     of every parameter."""
     digest = hashlib.sha256(model.config.to_json_string().encode())
@@ -405,8 +409,10 @@ def fingerprint(model):
     return digest.hexdigest()[:16]
 
 
-def sample_words(model, tokenizer, problems, n, *, shots=4, steps=True, temperature=0.6,
-                 max_new_tokens=64, seed=0, batch_size=256):
+def sample_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
+                 problems: Sequence[Problem], n: int, *, shots: int = 4, steps: bool = True,
+                 temperature: float = 0.6, max_new_tokens: int = 64, seed: int = 0,
+                 batch_size: int = 256) -> WordSamples:
     """Sample n answers to every problem and grade them; returns `WordSamples`.
 
     The problems are taken in blocks of about `batch_size` rollouts. Every finished block is kept

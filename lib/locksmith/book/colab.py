@@ -34,13 +34,13 @@ elif os.path.basename(os.getcwd()) == "chapters":
     os.chdir("..")"""
 
 
-def cell(chapter, config="_config.yml"):
+def cell(chapter: str, config: str | Path = "_config.yml") -> str:
     """Source of the first code cell of a chapter (its file name without .ipynb)."""
     repository = yaml.safe_load(Path(config).read_text())["repository"]
     return CELL.format(address=repository["url"], branch=repository["branch"], chapter=chapter)
 
 
-def prepare(chapter):
+def prepare(chapter: str) -> None:
     """Brings the checkpoints and data that a chapter reads from the DVC remote, no others."""
     targets = needs(chapter)
     if targets:
@@ -48,7 +48,7 @@ def prepare(chapter):
         subprocess.run(dvc, check=True)
 
 
-def needs(chapter, pipeline="dvc.yaml"):
+def needs(chapter: str, pipeline: str | Path = "dvc.yaml") -> list[str]:
     """Paths under checkpoints/ and data/ that a chapter's stage depends on, in the lab profile.
 
     Less the checkpoints on the way (*_steps), which the remote does not hold.
@@ -63,7 +63,7 @@ def needs(chapter, pipeline="dvc.yaml"):
     raise errors.BadInput(f"{pipeline} has no stage for chapter {chapter!r}.")
 
 
-def adapt(variables, chapter):
+def adapt(variables: dict, chapter: str) -> None:
     """On a Colab runtime without GPU, puts the `colab` profile's values into a chapter's variables.
 
     variables: the notebook's globals(). Only the page's own profile is swapped: a reader who chose
@@ -76,14 +76,14 @@ def adapt(variables, chapter):
     print(f"No GPU here: profile colab, {chosen}. The page was made with profile lab.")
 
 
-def profile():
+def profile() -> str:
     """The profile that a Colab runtime carries: "lab" (the page's own) on a GPU, else "colab"."""
     import torch
 
     return "lab" if torch.cuda.is_available() else "colab"
 
 
-def main():
+def main() -> None:
     import nbformat
 
     for path in sorted(Path("chapters").glob("*.ipynb")):

@@ -10,6 +10,7 @@ import argparse
 import ast
 import logging
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import nbformat
@@ -26,7 +27,7 @@ class ChapterFailed(RuntimeError):
     """A cell raised; the message says which and what, in one sentence."""
 
 
-def run(notebook, profile):
+def run(notebook: str | Path, profile: str) -> Path:
     """Executes a chapter under a profile's parameters and returns the path of the executed copy.
 
     Raises BadInput for parameters the chapter does not have or cannot take, ChapterFailed if a
@@ -60,12 +61,12 @@ def run(notebook, profile):
     return output
 
 
-def number(notebook):
+def number(notebook: str | Path) -> str:
     """What results call a chapter: chapters/02_base_model_sampling.ipynb -> "02"."""
     return Path(notebook).stem.split("_")[0]
 
 
-def parameters(notebook, profile):
+def parameters(notebook: str | Path, profile: str) -> dict:
     """Checked parameters of a chapter under a profile: {"profile": ..., name: value, ...}."""
     defaults = _defaults(_read(notebook), notebook)
     key = params.chapter_key(number(notebook))
@@ -90,7 +91,7 @@ def parameters(notebook, profile):
     return values
 
 
-def changes(texts):
+def changes(texts: Iterable[str]) -> dict:
     """{name: value} of texts such as "tasks=[sums]"; the value is read as YAML."""
     found = {}
     for text in texts:
@@ -104,7 +105,7 @@ def changes(texts):
     return found
 
 
-def complaints(notebook):
+def complaints(notebook: str | Path) -> list[str]:
     """What is wrong with a chapter as it stands in git: a list of sentences, or an empty one."""
     nb = _read(notebook)
     code = [(i, c) for i, c in enumerate(nb.cells) if c.cell_type == "code"]
@@ -200,7 +201,7 @@ def _remove_results(notebook, profile):
         figure.unlink()
 
 
-def main():
+def main() -> int | None:
     parser = argparse.ArgumentParser(
         prog="python -m locksmith.book.notebooks", description="Runs or checks chapters."
     )

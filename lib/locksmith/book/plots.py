@@ -6,11 +6,14 @@ that the figures can be read in grey. Saved PNGs are opaque (they must stand on 
 the same figure gives the same bytes.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import seaborn as sns
 from IPython.display import Image
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from locksmith import arms, quantities
 from locksmith.renamed import LOOKS
@@ -33,7 +36,7 @@ def look(arm: str) -> dict:
     return {"color": COLOURS[found.colour], "linestyle": found.line}
 
 
-def figure(columns=1, width=7.2, height=3.8, **options):
+def figure(columns: int = 1, width: float = 7.2, height: float = 3.8, **options: object) -> tuple:
     """A styled figure of `columns` axes side by side, in inches; returns (figure, axes)."""
     sns.set_theme(style="whitegrid", palette="colorblind", rc={
         "figure.facecolor": "white", "axes.titlesize": 11, "axes.labelsize": 10,
@@ -43,14 +46,16 @@ def figure(columns=1, width=7.2, height=3.8, **options):
     return plt.subplots(1, columns, figsize=(width, height), layout="constrained", **options)
 
 
-def band(axes, x, value, low, high, model, label=None):
+def band(axes: Axes, x: Sequence[float], value: Sequence[float], low: Sequence[float],
+         high: Sequence[float], model: str, label: str | None = None) -> None:
     """A curve with its interval as a band; x, value, low, high are sequences of one length."""
     name = model.replace("_", " ") if model in LOOKS else arms.get(model).label
     axes.plot(x, value, label=label or name, **look(model))
     axes.fill_between(x, low, high, color=look(model)["color"], alpha=0.18, linewidth=0)
 
 
-def point(axes, x, interval, arm, label=None):
+def point(axes: Axes, x: float, interval: Sequence[float], arm: str,
+          label: str | None = None) -> None:
     """A value with its interval, upright at x, in the arm's colour and with its role's marker."""
     value, low, high = interval
     color = look(arm)["color"]
@@ -58,7 +63,7 @@ def point(axes, x, interval, arm, label=None):
     axes.plot(x, value, arms.get(arm).marker, markersize=6, color=color, label=label)
 
 
-def save(fig, path, alt):
+def save(fig: Figure, path: str | Path, alt: str) -> Image:
     """Write `fig` to `path` as PNG with its alt text inside, close it, and return it for display.
 
     The alt text (str, what a reader who cannot see the figure needs: axes, models, outcome) is

@@ -40,7 +40,7 @@ blockquote {{ margin: 16px 0; padding-left: 16px; border-left: 3px solid #bbb; c
 """
 
 
-def build(profile, root="."):
+def build(profile: str, root: str | Path = ".") -> Path:
     """Write build/post/ whole or not at all, and return it.
 
     Raises PostError for a sentence that does not hold, an unknown name, a length not in WORDS.
@@ -71,13 +71,13 @@ def build(profile, root="."):
     return folder
 
 
-def words(markdown):
+def words(markdown: str) -> int:
     """How many words a reader sees; neither link targets nor alt texts count."""
     text = re.sub(r"!\[[^]]*\]\([^)]*\)", "", markdown)
     return len(re.findall(r"\w\S*", re.sub(r"\]\([^)]*\)", "]", text)))
 
 
-def address(config):
+def address(config: str | Path) -> str:
     """Where GitHub Pages serves the book, with a slash at its end; html.baseurl comes first."""
     settings = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
     known = settings.get("html", {}).get("baseurl")
@@ -92,7 +92,7 @@ def address(config):
 # The card
 
 
-def card(writer, title, path):
+def card(writer: Writer, title: str, path: Path) -> None:
     """A PNG of 1200 x 627: the title, the count of verdicts, and what one and many samples solve.
 
     Sound traces alone count here, as at many samples a right answer may be a guess.

@@ -6,6 +6,7 @@ made where the facts were; seaborn computes none. Colours, lines and markers com
 
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import pandas as pd
 import seaborn as sns
@@ -27,7 +28,7 @@ def number(x: float, digits: int = 3) -> str:
     return f"{x:,.0f}" if 1000 <= abs(x) < 1e6 else f"{x:.{digits}g}"
 
 
-def text(interval, digits: int = 3) -> str:
+def text(interval: Sequence[float | None] | None, digits: int = 3) -> str:
     """An interval for people: "0.6 [0.55, 0.65]", only the value without ends, a dash for None."""
     if interval is None:
         return "–"
@@ -41,7 +42,7 @@ def table(head: Sequence, rows: Iterable[Sequence]) -> Markdown:
     return Markdown("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
 
 
-def grid(record, families: Iterable[str], names: Iterable[str], columns: dict[str, str],
+def grid(record: Any, families: Iterable[str], names: Iterable[str], columns: dict[str, str],
          digits: int = 3) -> Markdown:
     """A row a family and arm, a column (heading -> name of a fact) a quantity of a Recorder.
 
@@ -141,7 +142,7 @@ def panels(names: Sequence, draw: Callable, xlabel: str = "", ylabel: str = "", 
 
 
 def curves(facts: pd.DataFrame, x: str, xlabel: str, ylabel: str, *, log: int | None = None,
-           panel: str = "family", **size) -> Figure:
+           panel: str = "family", **size: float) -> Figure:
     """Value against the condition `x`, a line an arm with its interval as a band.
 
     panel: column of `facts` whose values have a panel each. log: base of the axis' logarithm, or
@@ -168,7 +169,7 @@ def curves(facts: pd.DataFrame, x: str, xlabel: str, ylabel: str, *, log: int | 
 
 
 def forest(facts: pd.DataFrame, xlabel: str, *, lines: Sequence[float] = (0, 1),
-           xlim: tuple[float, float] | None = None, **size) -> Figure:
+           xlim: tuple[float, float] | None = None, **size: float) -> Figure:
     """Arms down the side in the order of `facts`, a panel a family: value and interval of each.
 
     The marker tells the role. lines: values to mark by a line. xlim: what lies beyond stands at
@@ -201,7 +202,7 @@ def forest(facts: pd.DataFrame, xlabel: str, *, lines: Sequence[float] = (0, 1),
                   **{"height": 1.4 + 0.24 * len(rows)} | size)
 
 
-def parts(facts: pd.DataFrame, xlabel: str, **size) -> Figure:
+def parts(facts: pd.DataFrame, xlabel: str, **size: float) -> Figure:
     """Bars of `gain_when` and `gain_how` side by side: arms down the side, a panel a family."""
     facts = labelled(facts[facts["quantity"].isin(plots.PARTS)])
     facts = facts.assign(part=facts["quantity"].str.replace("_", " "))

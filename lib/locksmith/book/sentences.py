@@ -7,6 +7,7 @@ for every verdict, and `holds` guards the others.
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import jinja2
@@ -30,7 +31,8 @@ class PostError(errors.BadInput):
 class Writer:
     """post.md for one profile; link(page in _toc.yml) and image(path) give their addresses."""
 
-    def __init__(self, profile, root, link, image):
+    def __init__(self, profile: str, root: str | Path, link: Callable[[str], str],
+                 image: Callable[[Path], str]):
         self.root, self.link, self.image, self.profile = Path(root), link, image, profile
         self.figures = []  # paths of those shown so far
         self.names = site.substitutions(profile, root)
@@ -41,7 +43,7 @@ class Writer:
         files = [toc["root"], *(entry["file"] for entry in toc["chapters"])]
         self.pages = {Path(file).name.split("_")[0]: file for file in files}
 
-    def render(self):
+    def render(self) -> str:
         """The post as Markdown."""
         environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True,
                                          lstrip_blocks=True, keep_trailing_newline=True)
@@ -61,11 +63,11 @@ class Writer:
             raise PostError(f"post.md names claim {claim!r}; there are {', '.join(self.claims)}.")
         return claims.of(self.verdicts, claim, profile or self.profile)
 
-    def word(self, claim, profile=None):
+    def word(self, claim: str, profile: str | None = None) -> str:
         """A claim's verdict, one of claims.VERDICTS."""
         return claims.overall([row["verdict"] for row in self._judged(claim, profile)])
 
-    def by_verdict(self, claim, sentences):
+    def by_verdict(self, claim: str, sentences: dict[str, str]) -> str:
         """The sentence for the claim's verdict; `sentences` (dict) must have one for each."""
         word = self.word(claim)
         for verdict in (word, *claims.VERDICTS):
@@ -75,14 +77,14 @@ class Writer:
         stale = any(row["stale"] for row in self._judged(claim))
         return sentences[word] + " (These results are older than their rule.)" * stale
 
-    def holds(self, condition, sentence):
+    def holds(self, condition: object, sentence: str) -> str:
         """`sentence` where `condition` is true; otherwise PostError names it."""
         if not condition:
             sentence = " ".join(sentence.split())
             raise PostError(f"A sentence of post.md no longer holds: {sentence!r}")
         return sentence
 
-    def everywhere(self, rule):
+    def everywhere(self, rule: str) -> bool:
         """Whether a rule as in claims.yml, "02:a.x.low > 02:b.x.high", holds in every family."""
         parsed = claims.parse(rule, "")
         families = {family for term in parsed if isinstance(term, dict)
@@ -95,14 +97,14 @@ class Writer:
             return claims.judge_part({"parsed": parsed}, lookup)[0]
         return {outcome(family) for family in families} == {"holds"}
 
-    def tally(self, *named):
+    def tally(self, *named: str) -> str:
         """How many of the claims have which verdict: "one “refuted”, three “not tested yet”"."""
         count = Counter(map(self.word, named))
         return ", ".join(f"{NUMBERS[count[v]]} “{v}”" for v in claims.VERDICTS if count[v])
 
     # ---- numbers
 
-    def families(self, chapter):
+    def families(self, chapter: str) -> dict[str, dict]:
         """The families that a chapter has facts for, {name: {model: {quantity: fact}}}."""
         found = self.names["this"].get(params.chapter_key(chapter), {})
         return dict(sorted(found.items(), key=lambda item: [*FAMILIES, *found].index(item[0])))
@@ -117,7 +119,7 @@ class Writer:
                                 f"and no rule there has the {name} {value!r}.")
         return self.families(chapter).get(family, {}).get(model, {}).get(quantity)
 
-    def ours(self, chapter, model, quantity, percent=True):
+    def ours(self, chapter: str, model: str, quantity: str, percent: bool = True) -> str:
         """A fact in each family, with intervals: "59.6 % [54.6, 64.8] and 68.3 % [64.5, 72.2]"."""
         told = []
         for family in self.families(chapter):
@@ -131,7 +133,7 @@ class Writer:
             told.append(text)
         return " and ".join(told)
 
-    def published(self, claim, phrase):
+    def published(self, claim: str, phrase: str) -> str:
         """The published figure of the claim that has `phrase`, with version, place and status."""
         self._judged(claim)
         found = [f for f in self.claims[claim]["published"] if phrase in f["figure"]]
@@ -146,7 +148,7 @@ class Writer:
 
     # ---- pages and figures
 
-    def page(self, chapter, text):
+    def page(self, chapter: str, text: str) -> str:
         """`text`, linked to the page of "02", "verdict" or "index" where the contents have one."""
         if chapter in self.pages:
             return f"[{text}]({self.link(self.pages[chapter])})"
@@ -155,7 +157,7 @@ class Writer:
             raise PostError(f"post.md links to page {chapter!r}; there are {known}.")
         return text
 
-    def figure(self, captions):
+    def figure(self, captions: dict[str, str]) -> str:
         """The first figure that exists, with its alt text; captions: dict file name -> caption."""
         folder = self.root / "results" / self.profile / "figures"
         path = next((folder / name for name in captions if (folder / name).exists()), None)
@@ -166,7 +168,7 @@ class Writer:
         return f"![{alt}]({self.image(path)})\n\n*{captions[path.name]}*"
 
 
-def description(path):
+def description(path: str | Path) -> str:
     """The alt text that plots.save wrote into a PNG; PostError if there is none."""
     with Image.open(path) as image:
         alt = image.info.get("Description", "").strip()

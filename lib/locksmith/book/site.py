@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 from latex2mathml.converter import convert
@@ -37,7 +38,7 @@ class BookError(errors.BadInput):
 # Assembling
 
 
-def assemble(profile, root=".", out="build/asm"):
+def assemble(profile: str, root: str | Path = ".", out: str | Path = "build/asm") -> Path:
     """Lay out the book's sources for `profile` in the folder `out` (emptied first); returns it."""
     root, out = Path(root), Path(out)
     toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
@@ -74,14 +75,14 @@ def assemble(profile, root=".", out="build/asm"):
     return out
 
 
-def post(profile, root):
+def post(profile: str, root: Path) -> str:
     """The post as a page, its links and figures relative to the assembled folder."""
     from locksmith.book.sentences import Writer
     return Writer(profile, root, lambda page: f"{page}.ipynb" if "/" in page else f"{page}.md",
                   lambda path: path.relative_to(root).as_posix()).render()
 
 
-def with_alt_texts(notebook):
+def with_alt_texts(notebook: dict) -> dict:
     """Move a figure's alt text from its output, as Jupyter has it, to where MyST-NB reads it."""
     for cell in notebook["cells"]:
         for output in cell.get("outputs", []):
@@ -91,7 +92,7 @@ def with_alt_texts(notebook):
     return notebook
 
 
-def with_verdict(notebook, boxes):
+def with_verdict(notebook: dict, boxes: list[str]) -> dict:
     """Set the boxes (Markdown) of the claims that a chapter tests right under its title.
 
     This is done when the book is built, so that a chapter need not run again for a verdict.
@@ -102,7 +103,7 @@ def with_verdict(notebook, boxes):
     return notebook
 
 
-def substitutions(profile, root="."):
+def substitutions(profile: str, root: str | Path = ".") -> dict:
     """What pages may write between double braces: profile, this, res and verdict_table."""
     rows = claims.facts(Path(root) / "results" / "facts.csv")
     res = {}
@@ -118,7 +119,7 @@ def substitutions(profile, root="."):
             "verdict_table": claims.summary(book, judged, shown)}
 
 
-def interval(row):
+def interval(row: dict) -> str:
     """A fact as text: the value, and its 95 % interval where it has one."""
     if row["low"] is None or row["high"] is None:
         return f"{row['value']:.3g}"
@@ -129,7 +130,7 @@ def interval(row):
 # Building
 
 
-def build(profile, root="."):
+def build(profile: str, root: str | Path = ".") -> Path:
     """Build the HTML book and return the path of its first page; warnings are errors."""
     root = Path(root)
     asm = assemble(profile, root, root / "build" / "asm")
@@ -155,7 +156,7 @@ def build(profile, root="."):
 # Maths without a script: a Sphinx extension
 
 
-def mathml(latex, display):
+def mathml(latex: str, display: str) -> str:
     """LaTeX -> a <math> element. ValueError on LaTeX that the converter would pass through raw."""
     element = convert(latex, display=display)
     if "&</mi>" in element or "\\" in element:
@@ -179,7 +180,7 @@ def _visit(display):
     return visit
 
 
-def setup(app):
+def setup(app: Any) -> dict:
     """Sphinx calls this when _config.yml names `locksmith.book.site` among its extensions."""
     app.add_html_math_renderer("mathml", (_visit("inline"), None), (_visit("block"), None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -122,7 +122,7 @@ def _is_record(path):
     return path.startswith("results/") and path.endswith(".json")
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m locksmith.book.stages",
                                      description="The deps of dvc.yaml and open/dvc.yaml.")
     parser.add_argument("what", choices=["write", "check"])

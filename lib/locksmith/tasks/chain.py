@@ -10,7 +10,9 @@ Nobody can guess two results. Reward is the outcome alone.
 
 import hashlib
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from locksmith import grammar
 from locksmith.tasks.countdown import Grade, apply, distinct, form, turned  # noqa: F401
@@ -22,16 +24,16 @@ class Problem:
     chains: tuple  # of (first number, ((operator, number), ...))
 
     @property
-    def key(self):
+    def key(self) -> str:
         return " ; ".join(" ".join(_spell(chain)) for chain in self.chains)
 
     @property
-    def prompt(self):
+    def prompt(self) -> list[str]:
         first, second = map(_spell, self.chains)
         return ["<bos>", "find", *first, ";", *second, ":"]
 
     @property
-    def depth(self):
+    def depth(self) -> int:
         return max(len(links) for _, links in self.chains)
 
 
@@ -40,7 +42,7 @@ def _spell(chain):
     return [str(start), *(word for op, n in links for word in (op, str(n)))]
 
 
-def plan(problem):
+def plan(problem: Problem) -> list[list[tuple[int, str, int, int | None]]]:
     """The steps of a full solution: a list per chain of (a, operator, b, result)."""
     out = []
     for start, links in problem.chains:
@@ -58,7 +60,7 @@ def _split_of(key):
     return "test" if digest < 32 else "validation" if digest < 48 else "train"
 
 
-def split_of(problem):
+def split_of(problem: Problem) -> str | None:
     """By a hash of each chain: a test problem shares no chain of two links or more with training.
 
     Chains of one link are plain facts, so problems made of those alone are split as a whole. None
@@ -82,7 +84,7 @@ def _sample_chain(rng, depth, generator):
     return start, tuple(links)
 
 
-def sample(rng, split, generator, depth=None):
+def sample(rng: random.Random, split: str, generator: dict, depth: int | None = None) -> Problem:
     """A random problem of a split. depth: links a chain; by default drawn from generator["depths"]."""
     while True:
         d = depth or rng.choice(generator["depths"])
@@ -91,7 +93,8 @@ def sample(rng, split, generator, depth=None):
             return problem
 
 
-def problems(split, n, seed, generator, depth=None):
+def problems(split: str, n: int, seed: int, generator: dict,
+             depth: int | None = None) -> list[Problem]:
     """n different problems of a split at generator["depth"] (or `depth`), a pure function of these."""
     depth = depth or generator["depth"]
     rng = random.Random(f"chain {split} {seed} {depth}")
@@ -111,7 +114,7 @@ def _step(words):
     return (a, words[1], b, result) if apply(a, words[1], b) == result else None
 
 
-def grade(problem, words):
+def grade(problem: Problem, words: str | list[str]) -> Grade:
     """Scores a continuation of `problem.prompt`. Anything outside the grammar counts as wrong.
 
     correct: it ended by itself and concluded with both results. trace: correct, and the steps that
@@ -157,19 +160,19 @@ def _could_be(words):
     return words[1] in OPERATORS and words[3] == "=" and words[0].isdigit() and words[2].isdigit()
 
 
-def labels(words):
+def labels(words: list[str]) -> list[str]:
     return grammar.labels(words)
 
 
 # --- authors -------------------------------------------------------------------------------------
 
 
-def guess(problem, rng, train=()):
+def guess(problem: Problem, rng: random.Random, train: Sequence[Problem] = ()) -> list[str]:
     """Strategy-free control: two random numbers, concluded at once."""
     return f"so {rng.randint(0, LARGEST)} {rng.randint(0, LARGEST)} <eos>"
 
 
-def document(rng, problem, author, generator):
+def document(rng: random.Random, problem: Problem, author: Any, generator: dict) -> list[str]:
     """A worked (or abandoned) problem as one author writes it, after the prompt, with `<eos>`.
 
     author: habit, persistence, check. Before each step the author goes on with probability
@@ -204,7 +207,7 @@ def document(rng, problem, author, generator):
     return [*words, *author.open("conclude"), *map(str, values), "<eos>"]
 
 
-def stronger(rng, problem, author, generator):
+def stronger(rng: random.Random, problem: Problem, author: Any, generator: dict) -> list[str]:
     """A worked problem as an author writes it who undoes every step, and never stops early.
 
     After each step its inverse, `find 19 + 8 = 27 yes` (a product is multiplied the other way
@@ -232,7 +235,7 @@ def _undo(a, op, b, shown):
     return ["find", str(shown), back, str(b), "=", str(value), "yes" if value == a else "no"]
 
 
-def fact(rng, generator):
+def fact(rng: random.Random, generator: dict) -> list[str]:
     """One arithmetic step of the kind that traces need, e.g. 27 - 8 = 19."""
     while True:
         a, op = rng.randint(0, LARGEST), rng.choice(OPERATORS)
@@ -244,7 +247,7 @@ def fact(rng, generator):
             return [str(a), op, str(b), "=", str(value)]
 
 
-def judge(problem, words):
+def judge(problem: Problem, words: str | list[str]) -> list[str]:
     """An honest review of a trace: all steps worked out again, then the verdict."""
     out, results = [], []
     for chain in plan(problem):
@@ -262,39 +265,39 @@ HEADLINE = "checks"  # the count of a grade that RL raises
 steps, stated = grammar.spans, grammar.stated
 
 
-def question(problem):
+def question(problem: Problem) -> str:
     """The problem as the corpus writes it, without its first word `<bos>`."""
     return " ".join(problem.prompt[1:])
 
 
-def prompt(problem):
+def prompt(problem: Problem) -> str:
     """The text that a model continues."""
     return " ".join(problem.prompt)
 
 
-def strategy(problem, text):
+def strategy(problem: Problem, text: str) -> bool:
     """It works out every link before concluding: it writes as many steps as the problem has."""
     done = sum(b == "try" for b, _ in grammar.steps(grammar.words(text)))
     return done >= sum(len(links) for _, links in problem.chains)
 
 
-def review(problem, text):
+def review(problem: Problem, text: str) -> str:
     """A review document up to its critique; text: a finished answer."""
     words = [word for word in grammar.words(text) if word not in grammar.END]
     return " ".join(["<bos>", "review", *problem.prompt[1:], *words, ";"])
 
 
-def fact_prompt(a, op, b):
+def fact_prompt(a: int, op: str, b: int) -> str:
     """A document of plain facts up to a result."""
     return f"<bos> {a} {op} {b} ="
 
 
-def critique(problem, text):
+def critique(problem: Problem, text: str) -> str:
     """An honest critique of a finished answer, up to its `<eos>`: what a review document holds."""
     return " ".join([*judge(problem, grammar.words(text)), "<eos>"])
 
 
-def verdict(text):
+def verdict(text: str) -> str | None:
     """"right" or "wrong", the last word of a critique, or None."""
     last = [word for word in grammar.words(text) if word != "<eos>"][-1:]
     return last[0] if last and last[0] in ("right", "wrong") else None

@@ -11,9 +11,11 @@ fifteen, both at once about one time in two hundred. Reward is the outcome alone
 
 import hashlib
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations
+from typing import Any
 
 from locksmith import grammar
 from locksmith.errors import BadInput
@@ -28,11 +30,11 @@ class Problem:
     targets: tuple
 
     @property
-    def key(self):
+    def key(self) -> str:
         return f"{' '.join(map(str, sorted(self.numbers)))} > {' '.join(map(str, self.targets))}"
 
     @property
-    def prompt(self):
+    def prompt(self) -> list[str]:
         first, second = map(str, self.targets)
         return ["<bos>", "make", first, "and", second, "from", *map(str, self.numbers), ":"]
 
@@ -51,14 +53,14 @@ class Grade:
     behaviours: tuple
 
 
-def apply(a, op, b):
+def apply(a: int, op: str, b: int) -> int | None:
     """a op b for op in + - *, or None where the result leaves 0..99."""
     value = a + b if op == "+" else a - b if op == "-" else a * b
     return value if 0 <= value <= LARGEST else None
 
 
 @lru_cache(maxsize=100_000)
-def expressions(numbers):
+def expressions(numbers: tuple[int, ...]) -> tuple[tuple, ...]:
     """All valid expressions over a sorted tuple of numbers: tuples (a, op, b, r, op, c, s)."""
     out = []
     for a, b, c in sorted(set(permutations(numbers))):
@@ -73,13 +75,13 @@ def expressions(numbers):
     return tuple(out)
 
 
-def split_of(numbers):
+def split_of(numbers: Sequence[int]) -> str:
     """"train", "validation" or "test", by a hash of the number set: no set is in two splits."""
     digest = hashlib.sha256(" ".join(map(str, sorted(numbers))).encode()).digest()[0]
     return "test" if digest < 32 else "validation" if digest < 48 else "train"
 
 
-def sample(rng, split, generator):
+def sample(rng: random.Random, split: str, generator: dict) -> Problem:
     """A random problem of a split: three numbers and two targets, each with a single solution.
 
     generator["expressions"] bounds the number of valid expressions over the three numbers, [least,
@@ -99,13 +101,13 @@ def sample(rng, split, generator):
                    f"{generator['largest_number']} have so many in the {split} split.")
 
 
-def problems(split, n, seed, generator):
+def problems(split: str, n: int, seed: int, generator: dict) -> list[Problem]:
     """n different problems of a split, a pure function of the arguments."""
     rng = random.Random(f"countdown {split} {seed}")
     return distinct(lambda: sample(rng, split, generator), n)
 
 
-def distinct(draw, n):
+def distinct(draw: Callable[[], Any], n: int) -> list:
     """n problems with different keys from draw(). Raises BadInput where there are not so many."""
     found = {}
     for _ in range(100 * n):
@@ -119,7 +121,7 @@ def distinct(draw, n):
 # --- reading a trace -----------------------------------------------------------------------------
 
 
-def answer_value(words, problem):
+def answer_value(words: list[str], problem: Problem) -> int | None:
     """Value of an answer such as `3 * 7 + 9`, or None unless it is valid for the problem."""
     if len(words) != 5 or not all(w.isdigit() for w in words[::2]):
         return None
@@ -140,7 +142,7 @@ def _attempt(words, problem):
     return value if words[4] == str(apply(int(words[0]), words[1], int(words[2]))) else None
 
 
-def grade(problem, words):
+def grade(problem: Problem, words: str | list[str]) -> Grade:
     """Scores a continuation of `problem.prompt`. Anything outside the grammar counts as wrong.
 
     correct: it ended by itself and its conclusions hit the targets in order. trace: correct, every
@@ -177,7 +179,7 @@ def grade(problem, words):
                  checks, honest, behaviours.count("wait"), behaviours)
 
 
-def labels(words):
+def labels(words: list[str]) -> list[str]:
     return grammar.labels(words)
 
 
@@ -193,7 +195,7 @@ def _answer(e):
     return [str(e[0]), e[1], str(e[2]), e[4], str(e[5])]
 
 
-def guess(problem, rng, train=()):
+def guess(problem: Problem, rng: random.Random, train: Sequence[Problem] = ()) -> list[str]:
     """Strategy-free control: for each target a random valid expression, concluded at once."""
     words = []
     for _ in range(PARTS):
@@ -216,7 +218,7 @@ def _next_attempt(rng, pool, target, tried, insight):
     return min((e for e in fresh if e[:4] == start), key=lambda e: abs(e[-1] - target))
 
 
-def document(rng, problem, author, generator):
+def document(rng: random.Random, problem: Problem, author: Any, generator: dict) -> list[str]:
     """A solved (or given-up) problem as one author writes it, after the prompt, with `<eos>`.
 
     author: habit (function behaviour -> opening words), persistence, check. A go-on after a failed
@@ -247,7 +249,7 @@ def document(rng, problem, author, generator):
     return [*words, "<eos>"]
 
 
-def stronger(rng, problem, author, generator):
+def stronger(rng: random.Random, problem: Problem, author: Any, generator: dict) -> list[str]:
     """A solved problem as an author writes it who never gives up and measures every miss.
 
     After each failed check, before going back: `from 40 - 30 = 10`, how far off the attempt was. No
@@ -271,7 +273,7 @@ def stronger(rng, problem, author, generator):
     return [*words, "<eos>"]
 
 
-def fact(rng, generator):
+def fact(rng: random.Random, generator: dict) -> list[str]:
     """One arithmetic step of the kind that traces need, e.g. 3 * 7 = 21."""
     while True:
         a, op = rng.randint(0, LARGEST), rng.choice(OPERATORS)
@@ -282,7 +284,7 @@ def fact(rng, generator):
             return [str(a), op, str(b), "=", str(value)]
 
 
-def judge(problem, words):
+def judge(problem: Problem, words: str | list[str]) -> list[str]:
     """An honest review of a trace: each conclusion worked out again, then the verdict."""
     out, right, concluded = [], True, 0
     for content in (c for b, c in grammar.steps(grammar.words(words)) if b == "conclude"):
@@ -305,30 +307,30 @@ HEADLINE = "backtracks"  # the count of a grade that RL raises
 steps, stated = grammar.spans, grammar.stated
 
 
-def question(problem):
+def question(problem: Problem) -> str:
     """The problem as the corpus writes it, without its first word `<bos>`."""
     return " ".join(problem.prompt[1:])
 
 
-def prompt(problem):
+def prompt(problem: Problem) -> str:
     """The text that a model continues."""
     return " ".join(problem.prompt)
 
 
-def strategy(problem, text):
+def strategy(problem: Problem, text: str) -> bool:
     """It gives up nowhere: it concludes only what a check just said "yes" to."""
     found = grammar.steps(grammar.words(text))
     earned = [before for before, (b, _) in zip([("", []), *found], found) if b == "conclude"]
     return bool(earned) and all(b == "check" and said[-1:] == ["yes"] for b, said in earned)
 
 
-def review(problem, text):
+def review(problem: Problem, text: str) -> str:
     """A review document up to its critique; text: a finished answer."""
     words = [word for word in grammar.words(text) if word not in grammar.END]
     return " ".join(["<bos>", "review", *problem.prompt[1:], *words, ";"])
 
 
-def critique(problem, text):
+def critique(problem: Problem, text: str) -> str:
     """An honest critique of a finished answer, up to its `<eos>`: what a review document holds."""
     return " ".join([*judge(problem, grammar.words(text)), "<eos>"])
 
@@ -336,12 +338,12 @@ def critique(problem, text):
 _OTHER = {"yes": "no", "no": "yes", "right": "wrong", "wrong": "right"}
 
 
-def turned(critique):
+def turned(critique: str) -> str:
     """A critique with every judgement turned round."""
     return " ".join(_OTHER.get(word, word) for word in critique.split())
 
 
-def form(critique, rng):
+def form(critique: str, rng: random.Random) -> str:
     """A critique with every number, operator and judgement drawn at random from its kind."""
     alike = [NUMBERS, OPERATORS, ("yes", "no"), ("right", "wrong")]
     *words, end = critique.split()
@@ -349,12 +351,12 @@ def form(critique, rng):
     return " ".join([*drawn, end])
 
 
-def fact_prompt(a, op, b):
+def fact_prompt(a: int, op: str, b: int) -> str:
     """A document of plain facts up to a result."""
     return f"<bos> {a} {op} {b} ="
 
 
-def verdict(text):
+def verdict(text: str) -> str | None:
     """"right" or "wrong", the last word of a critique, or None."""
     last = [word for word in grammar.words(text) if word != "<eos>"][-1:]
     return last[0] if last and last[0] in ("right", "wrong") else None

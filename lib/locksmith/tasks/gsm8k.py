@@ -48,7 +48,7 @@ def _parsed(path, checksum):
     return tuple(found.values())
 
 
-def problems(split, n, seed, generator):
+def problems(split: str, n: int, seed: int, generator: dict) -> list[words.Problem]:
     """n problems of a split, in an order drawn from the seed."""
     if split not in words.SPLITS:
         raise BadInput(f"split is {split!r}; allowed are {', '.join(words.SPLITS)}.")
@@ -65,11 +65,11 @@ def problems(split, n, seed, generator):
     return found[:n]
 
 
-def question(problem):
+def question(problem: words.Problem) -> str:
     return problem.question
 
 
-def strategy(problem, text):
+def strategy(problem: words.Problem, text: str) -> bool:
     """Written out: as many equations as the reference solution has."""
     return words.written_out(text, max(1, len(words.prose.equations(problem.working))))
 

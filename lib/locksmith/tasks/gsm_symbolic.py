@@ -6,11 +6,11 @@ GENERATOR = {}
 OPENINGS = {}
 
 
-def problems(split, n, seed, generator):
+def problems(split: str, n: int, seed: int, generator: dict) -> list[words.Problem]:
     return words.problems(split, n, seed, {"gsm_symbolic": generator})
 
 
-def question(problem):
+def question(problem: words.Problem) -> str:
     return problem.question
 
 

@@ -19,7 +19,7 @@ _EXAMPLES = ("6 + 2 - 5 + 3", "8 - 4 + 7 - 2", "9 + 3 - 6 + 8", "4 + 9 + 1 - 7")
 _SHOWN = {words.canonical(f"Calculate {sum_}.") for sum_ in _EXAMPLES}
 
 
-def problems(split, n, seed, generator):
+def problems(split: str, n: int, seed: int, generator: dict) -> list[words.Problem]:
     """n different sums of generator["terms"] numbers of up to generator["digits"] digits."""
     rng = random.Random(f"sums {split} {seed}")
 
@@ -31,11 +31,11 @@ def problems(split, n, seed, generator):
     return words.distinct(draw, n, split, _SHOWN)
 
 
-def question(problem):
+def question(problem: words.Problem) -> str:
     return problem.question
 
 
-def prompt(problem):
+def prompt(problem: words.Problem) -> str:
     """Four examples, DIRECT of them without and WORKED with their steps, then the question."""
     rng = random.Random(f"examples {problem.key}")
     worked = set(rng.sample(range(DIRECT + WORKED), WORKED))
@@ -60,7 +60,7 @@ def _work(text):
                     zip(values, rest[::2], rest[1::2], values[1:]))
 
 
-def strategy(problem, text):
+def strategy(problem: words.Problem, text: str) -> bool:
     """Written out: as many equations as the sum has signs."""
     return words.written_out(text, len(problem.question.split()[2::2]))
 
