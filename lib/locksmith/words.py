@@ -399,16 +399,6 @@ class WordSamples:
     seconds: float
 
 
-def fingerprint(model: PreTrainedModel) -> str:
-    """16 hex digits that tell models apart: from config, dtypes, shapes and the first 64 values
-    of every parameter."""
-    digest = hashlib.sha256(model.config.to_json_string().encode())
-    for name, weight in model.named_parameters():
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().flatten()[:64].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def sample_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
                  problems: Sequence[Problem], n: int, *, shots: int = 4, steps: bool = True,
                  temperature: float = 0.6, max_new_tokens: int = 64, seed: int = 0,
@@ -421,6 +411,7 @@ def sample_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     """
     # Imported here: the grading process reads this module too and needs no torch.
     from locksmith.engine import sample
+    from locksmith.loading import fingerprint
 
     folder, mark = cache_dir() / "rollouts", fingerprint(model)
     folder.mkdir(parents=True, exist_ok=True)
