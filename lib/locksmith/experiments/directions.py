@@ -96,10 +96,10 @@ def noise(vector, seed):
     return out * np.linalg.norm(vector) / np.linalg.norm(out)
 
 
-def unit(x: np.ndarray, found: Places, behaviour: str) -> float:
+def unit(x: np.ndarray, at: Places, behaviour: str) -> float:
     """What strength 1 means: the mean norm of the residual stream x (N, D) where the behaviour is
     a choice. (Elsewhere it can be many times longer, at the end of the prompt above all.)"""
-    here = found.choice[behaviour]
+    here = at.choice[behaviour]
     return float(np.linalg.norm(x[here] if here.any() else x, axis=1).mean())
 
 
@@ -164,26 +164,26 @@ def layer_scores(pair: Pair, behaviour: str, sizes: Sizes, strength: float) -> l
     """
     model, task = pair.load("base", exact=not pair.rules.OPENINGS), pair.rules
     texts = documents(pair, model, sizes.n_problems, sizes.documents)
-    found = places(task, model, texts)
-    rows, y, groups = found.chosen(behaviour)
+    at = places(task, model, texts)
+    rows, y, groups = at.chosen(behaviour)
     if not enough(y, groups):
         return None
     layers = list(range(model.depth))
     streams = activations.residuals(model.net, [t.ids for t in texts], layers,
-                                    found.positions(len(texts)))
+                                    at.positions(len(texts)))
     if not task.OPENINGS:
         return [auroc(*score(streams[layer].numpy()[rows], y, groups)[:2]) for layer in layers]
     problems = pair.problems(sizes.n_problems, "validation")[:50]
     return [_own_effect(model, task, problems, Target(behaviour, layer), streams[layer].numpy(),
-                        found, (-strength, 0, strength), sizes.max_new_tokens, pair.seed)
+                        at, (-strength, 0, strength), sizes.max_new_tokens, pair.seed)
             for layer in layers]
 
 
-def _own_effect(model, task, problems, target, x, found, strengths, max_new_tokens, seed):
+def _own_effect(model, task, problems, target, x, at, strengths, max_new_tokens, seed):
     """The slope of the behaviour's rate along its choice vector in x."""
-    up, down = found.sides(target.behaviour)
+    up, down = at.sides(target.behaviour)
     vector = x[up].mean(0) - x[down].mean(0)
-    vector *= unit(x, found, target.behaviour) / np.linalg.norm(vector)
+    vector *= unit(x, at, target.behaviour) / np.linalg.norm(vector)
     table = dose(model, task, problems, target, {"base": vector}, strengths, max_new_tokens, seed)
     return float(slope(table["base"][..., 0], strengths).mean())
 
@@ -216,15 +216,15 @@ def milestone(pair: Pair, folder: Path, target: Target, sizes: Sizes, strength: 
     +-strength, at choices; None where the documents hold too few events."""
     model, task = pair.load_checkpoint(folder), pair.rules
     texts = documents(pair, model, sizes.n_problems, sizes.documents)
-    found = places(task, model, texts)
-    rows, y, groups = found.chosen(target.behaviour)
+    at = places(task, model, texts)
+    rows, y, groups = at.chosen(target.behaviour)
     if not enough(y, groups):
         return None
     exact = pair.load_checkpoint(folder, exact=True)
     x = activations.residuals(exact.net, [t.ids for t in texts], [target.layer],
-                              found.positions(len(texts)))[target.layer].numpy()
-    form = means(x, *found.sides(target.behaviour), found.problem, sizes.n_problems)
-    vector, size = form.vector(), unit(x, found, target.behaviour)
+                              at.positions(len(texts)))[target.layer].numpy()
+    form = means(x, *at.sides(target.behaviour), at.problem, sizes.n_problems)
+    vector, size = form.vector(), unit(x, at, target.behaviour)
     length = float(np.linalg.norm(vector))
     table = dose(model, task, pair.problems(n_test), target, {"own": vector * size / length},
                  (-strength, 0, strength), sizes.max_new_tokens)["own"]

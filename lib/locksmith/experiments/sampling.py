@@ -67,22 +67,22 @@ def draw(pair: Pair, role: str, n_problems: int, n: int, max_new_tokens: int,
     rollouts are as small as they can be, because they travel between processes."""
     model, problems = pair.load(role), pair.problems(n_problems)
     only = list(range(n_problems)) if only is None else [int(i) for i in only]
-    found = rollouts.answer(
+    answers = rollouts.answer(
         model, pair.rules, [problems[i] for i in only], n, max_new_tokens=max_new_tokens,
         temperature=temperature, seed=stream_seed(pair.seed, stream or role), keys=only)
-    return replace(found, rollouts=rollouts.compact(found.rollouts))
+    return replace(answers, rollouts=rollouts.compact(answers.rollouts))
 
 
 def guesses(pair: Pair, n_problems: int, n: int, only: Sequence | None = None) -> Guesses:
     """The control without a strategy, on all test problems or those whose indices are `only`."""
     task, problems = pair.rules, pair.problems(n_problems)
     train = pair.problems(TRAIN * n_problems, "train")
-    found = []
+    grades = []
     for i in range(n_problems) if only is None else only:
         rng = random.Random(f"guess {pair.seed} {problems[i].key}")
-        found.append([task.grade(problems[i], task.guess(problems[i], rng, train))
-                      for _ in range(n)])
-    return Guesses(*(np.array([[getattr(g, level) for g in row] for row in found])
+        grades.append([task.grade(problems[i], task.guess(problems[i], rng, train))
+                       for _ in range(n)])
+    return Guesses(*(np.array([[getattr(g, level) for g in row] for row in grades])
                      for level in Guesses._fields))
 
 
@@ -105,18 +105,18 @@ def likelihoods(pair: Pair, n_problems: int, traces: dict, width: int) -> dict:
     at most `width` of a kind and problem."""
     model, task, problems = pair.load("base", exact=True), pair.rules, pair.problems(n_problems)
     out = {}
-    for kind, found in traces.items():
-        ids, shape = [model.encode(text) for _, text in found], (n_problems, width)
-        prompts = [model.ask(task, problems[i]) for i, _ in found]
-        logprobs, ranks = engine.score(model.net, prompts, ids, ranks=True) if found else ([], [])
+    for kind, pairs in traces.items():
+        ids, shape = [model.encode(text) for _, text in pairs], (n_problems, width)
+        prompts = [model.ask(task, problems[i]) for i, _ in pairs]
+        logprobs, ranks = engine.score(model.net, prompts, ids, ranks=True) if pairs else ([], [])
         first = [(rank == 0).double() for rank in ranks]
-        tokens = [token for (_, text), *trace in zip(found, ids, logprobs, first)
+        tokens = [token for (_, text), *trace in zip(pairs, ids, logprobs, first)
                   for token in zip(labels(model, task, text, trace[0]),
                                    *(values.tolist() for values in trace[1:]))]
         out[kind] = Likelihood(
-            table(found, [float(x.mean()) for x in logprobs], shape),
-            table(found, [float(x.double().sum()) for x in logprobs], shape),
-            table(found, [float(x.mean()) for x in first], shape), tokens)
+            table(pairs, [float(x.mean()) for x in logprobs], shape),
+            table(pairs, [float(x.double().sum()) for x in logprobs], shape),
+            table(pairs, [float(x.mean()) for x in first], shape), tokens)
     return out
 
 
@@ -132,12 +132,12 @@ def apply(pair: Pair, method: str, n_problems: int, max_new_tokens: int, chains:
         options["read_answer"] = lambda i, ids: read_answer(model, task, chosen[i], ids)
     elif method != "greedy":
         options["seed"] = stream_seed(pair.seed, "methods")
-    found = getattr(decoding, method)(model.net, [model.ask(task, p) for p in chosen],
-                                      max_new_tokens=max_new_tokens, stop=model.stop, **options)
-    found = {method: found} if isinstance(found, decoding.Chosen) else found
+    selected = getattr(decoding, method)(model.net, [model.ask(task, p) for p in chosen],
+                                         max_new_tokens=max_new_tokens, stop=model.stop, **options)
+    selected = {method: selected} if isinstance(selected, decoding.Chosen) else selected
     return {PATHS.get(name, name.replace("_", "-")): outcome(
         [task.grade(p, model.decode(ids)) for p, ids in zip(chosen, one.continuations)], one, chains)
-        for name, one in found.items()}
+        for name, one in selected.items()}
 
 
 def outcome(grades: list, chosen: decoding.Chosen, chains: int = 1) -> Outcome:
@@ -180,14 +180,14 @@ def first(answers: Answers, n: int) -> list:
 def shuffled(task: ModuleType, text: str, rng: random.Random) -> str | None:
     """The same steps in another order, what stands between them in its place; None where there is
     no other."""
-    found = task.steps(text)
-    steps = [text[step.start:step.end] for step in found]
+    parts = task.steps(text)
+    steps = [text[step.start:step.end] for step in parts]
     if len(set(steps)) < 2:
         return None
     new = steps
     while new == steps:
         new = rng.sample(steps, len(steps))
-    edges = [0, *(edge for step in found for edge in (step.start, step.end)), len(text)]
+    edges = [0, *(edge for step in parts for edge in (step.start, step.end)), len(text)]
     between = [text[a:b] for a, b in zip(edges[::2], edges[1::2])]
     return "".join(gap + step for gap, step in zip(between, [*new, ""]))
 
@@ -205,12 +205,12 @@ def corrupted(text: str, rng: random.Random) -> str | None:
 def successes(answers: Answers, n: int) -> list:
     """(index of the problem, right trace), the first n a problem that can be shuffled and
     corrupted."""
-    task, found = tasks.load(answers.task), []
+    task, pairs = tasks.load(answers.task), []
     for i, (texts, right) in enumerate(zip(answers.texts, answers.correct)):
         usable = (text for text, good in zip(texts, right) if good
                   and shuffled(task, text, random.Random(0)) and corrupted(text, random.Random(0)))
-        found += [(i, text) for text in itertools.islice(usable, n)]
-    return found
+        pairs += [(i, text) for text in itertools.islice(usable, n)]
+    return pairs
 
 
 def variants(thinking: Answers, base: Answers, n: int, seed: int) -> dict:
@@ -267,10 +267,10 @@ def found_among(mine: list, theirs: list, ks: np.ndarray, itself: bool = False) 
 # --- means of what is not everywhere ----------------------------------------------------------------
 
 
-def table(found: list, values: list, shape: tuple[int, int]) -> np.ndarray:
-    """One value a trace of `found`, [(index of the problem, ...)], as (P, traces), NaN for none."""
+def table(traces: list, values: list, shape: tuple[int, int]) -> np.ndarray:
+    """One value a trace of `traces`, [(index of the problem, ...)], as (P, traces), NaN for none."""
     out = np.full(shape, np.nan)
-    for (i, _), value in zip(found, values, strict=True):
+    for (i, _), value in zip(traces, values, strict=True):
         out[i, np.isnan(out[i]).argmax()] = value
     return out
 

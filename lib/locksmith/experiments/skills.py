@@ -91,18 +91,11 @@ def summary(tally):
     for name in ("attempts", "checks", "backtracks", "tokens"):
         quantity = "tokens_per_answer" if name == "tokens" else name
         out[quantity] = stats.interval(lambda mean: mean, tally[name])
-    return {name: found for name, found in out.items() if found is not None}
+    return {name: interval for name, interval in out.items() if interval is not None}
 
 
 def by_position(tally):
     """{name of the position: Interval of the share of valid attempts there}."""
     shares = {name: stats.share(tally["valid_at"][..., i], tally["attempts_at"][..., i])
               for i, name in enumerate(POSITION_NAMES)}
-    return {name: found for name, found in shares.items() if found is not None}
-
-
-def fact(family, name, quantity, found, n_problems, n_samples, seeds):
-    """A fact as `results.write` takes it, from an Interval."""
-    value, low, high = (float(x) for x in found)
-    return {"family": family, "model": name, "quantity": quantity, "value": value, "low": low,
-            "high": high, "n_problems": n_problems, "n_samples": n_samples, "seeds": list(seeds)}
+    return {name: interval for name, interval in shares.items() if interval is not None}

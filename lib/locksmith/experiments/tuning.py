@@ -88,11 +88,11 @@ def candidates(pairs: list[Pair], problems: list, n: int, max_new_tokens: int):
         tables.append([[Solution(_ended(base, text), bool(right)) if done else None
                         for text, right, done in zip(*rows)]
                        for rows in zip(drawn.texts, drawn.correct, drawn.stopped)])
-    found = []
+    chosen = []
     for rows in zip(*tables, strict=True):
         mixed = dict.fromkeys(one for turn in zip(*rows, strict=True) for one in turn if one)
-        found.append(list(mixed)[:n])
-    return found, generated / len(problems)
+        chosen.append(list(mixed)[:n])
+    return chosen, generated / len(problems)
 
 
 def _ended(model, text):
@@ -409,27 +409,27 @@ def self_solved(pair: Pair, n_problems: int, samples: int, max_new_tokens: int):
     base = pair.load("base")
     drawn = rollouts.answer(base, pair.rules, pool(pair, n_problems), samples,
                             max_new_tokens=max_new_tokens, seed=4)
-    found = []
+    pairs = []
     for problem, texts, right in zip(drawn.problems, drawn.texts, drawn.correct):
         solved = dict.fromkeys(_ended(base, text) for text, ok in zip(texts, right) if ok)
         if solved:
-            found.append([(pair.rules.prompt(problem), text) for text in solved])
-    return found, int(drawn.lengths.sum())
+            pairs.append([(pair.rules.prompt(problem), text) for text in solved])
+    return pairs, int(drawn.lengths.sum())
 
 
 def elsewhere(pair: Pair, other: str, pairs: list, recipe: Recipe, n_problems: int) -> tuple:
     """(before, after): share of another task's problems that the base solves, and solves after
     `supervise` on pairs of its own task."""
     trained, abroad = TRAINS[recipe.trains](pair), pair._replace(task=other)
-    asked, found = abroad.problems(n_problems), []
+    asked, shares = abroad.problems(n_problems), []
     for train in (False, True):
         model, _ = trained.ask()
         if train:
             supervise(trained, model, pairs, recipe, pair.seed)
             model, _ = trained.ask()
         answers = rollouts.answer(model, abroad.rules, asked, max_new_tokens=64, seed=pair.seed)
-        found.append(float(answers.correct.mean()))
-    return tuple(found)
+        shares.append(float(answers.correct.mean()))
+    return tuple(shares)
 
 
 def operations(parameters: int, trained: float = 0, sampled: float = 0) -> float:

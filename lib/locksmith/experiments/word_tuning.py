@@ -95,12 +95,12 @@ def told(problem, index, rates, answers, spent):
 def judged(problems, rng):
     """(problem, answer) pairs to review: each problem with its right answer and with a wrong one, which
     differ in nothing else, so that always saying the same is right half of the time."""
-    found = []
+    pairs = []
     for problem in problems:
         off = rng.choice((-10, -2, -1, 1, 2, 10))
         for said in (problem.answer, str(int(problem.answer) + off)):
-            found.append((problem, f" {words.calculation(problem)} = {said}. The answer is {said}."))
-    return found
+            pairs.append((problem, f" {words.calculation(problem)} = {said}. The answer is {said}."))
+    return pairs
 
 
 # --- training ---------------------------------------------------------------------------------------
