@@ -14,8 +14,8 @@ from locksmith.loading import Pair
 PAIRS = {("sums", seed): Pair("toy", "sums", seed, "toy", "toy/thinking") for seed in (0, 1)}
 
 
-def study(size=tuning.Size(4, 1, 12)):
-    return Study(PAIRS, parallel.Serial(), size)
+def study():
+    return Study(PAIRS, parallel.Serial(), tuning.Size(4, 1, 12))
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +74,17 @@ def test_shares_by_hand():
 
 def test_the_best_within_a_budget_by_hand():
     gap = [stats.Interval(x, x, x) for x in (0.2, 0.5, 0.9)]
-    shown = {("sums", arm("thinking")): Shown(None, 100, 1e9), ("sums", arm("prefix")): Shown(gap[0], 90, None),
-             ("sums", arm("majority")): Shown(gap[1], 800, None), ("sums", arm("lora-rl")): Shown(gap[2], 100, 1e8)}
+    points = {"thinking": Shown(None, 100, 1e9), "prefix": Shown(gap[0], 90, None),
+              "majority": Shown(gap[1], 800, None), "lora-rl": Shown(gap[2], 100, 1e8)}
+    shown = {("sums", arm(name)): point for name, point in points.items()}
     best = {budget: study().best("sums", shown, *budget) for budget in ((0, 1), (0, 10), (0.1, 1), (0, 0.1))}
     assert [found and found[0].id for found in best.values()] == ["prefix", "majority", "lora-rl", None]
 
 
 def test_every_arm_that_a_rule_of_the_claim_reads_is_one_of_the_study(walked):
     rules = next(c for c in claims.load()["claims"] if c["id"] == "cheaper-keys")["parts"]
-    own = {name for part in rules for name in re.findall(r"(?:^|\s)([a-z-]+)\.gap_recovered", part["rule"])}
-    others = {pair for part in rules for pair in re.findall(r"(\d\d):([a-z-]+)\.gap_recovered", part["rule"])}
+    text = "\n".join(part["rule"] for part in rules)
+    own = set(re.findall(r"(?:^|\s)([a-z-]+)\.gap_recovered", text))
+    others = set(re.findall(r"(\d\d):([a-z-]+)\.gap_recovered", text))
     assert own <= {name.id for _, name in walked.scores} | {"vector-rl", "sft-solved", "rl-higher-rate"}
     assert own and all(name in cheaper_keys.OTHERS[chapter] for chapter, name in others)

@@ -1,12 +1,11 @@
 """Chapter 3's study: what each arm is trained on, and how outcomes become shares, parts and costs."""
 
 import re
-from concurrent.futures import Executor
 from itertools import product
 
 import numpy as np
 import pytest
-from locksmith import arms, parallel
+from locksmith import arms, parallel, results
 from locksmith.book import claims
 from locksmith.errors import BadInput
 from locksmith.experiments import critics, one_problem, tuning
@@ -18,9 +17,9 @@ PAIRS = {("sums", seed): Pair("toy", "sums", seed, "toy", "toy/thinking") for se
 RECIPE = tuning.Recipe(2, 24, 0.001)
 
 
-def study(size=tuning.Size(4, 2, 16), pool: Executor | None = None):
+def study():
     """A study of sums with two single problems, each with a right and two wrong solutions."""
-    made = Study(PAIRS, pool or parallel.Serial(), size, RECIPE)
+    made = Study(PAIRS, parallel.Serial(), tuning.Size(4, 2, 16), RECIPE)
     problems = tuning.pool(PAIRS["sums", 0], 2)
     solutions = [[tuning.Solution(f" The answer is {int(p.answer) + off}.\n", off == 0)
                   for off in (0, 1, 2)] for p in problems]
@@ -107,6 +106,24 @@ def test_a_problem_that_gains_all_and_one_that_gains_nothing_make_half(known):
     assert known.recovered("sums", arm, 1).value == pytest.approx(1)
     assert whole.low < 0.2 and whole.high > 0.8  # two problems that differ: nothing is certain
     assert known.recovered("sums", Arm("thinking")) is None
+    assert known.each("sums", arm) == pytest.approx([0, 1])
+    best = known.best_and_worst("sums", arm)
+    assert best["best"][0] == 1 and best["worst"][0] == 0
+
+
+def test_facts_name_their_arm_and_stand_once(known):
+    known.keep(0.5, {("sums", "critiques", 1, seed): known.outcomes["sums", Arm("critiques")][seed, 1]
+                     for seed in SEEDS})
+    record = results.Recorder("toy", "03", seeds=SEEDS, n_problems=50, n_samples=4)
+    known.record(record, {})
+    assert {Arm.of(fact) for fact in record.facts} == {arm for _, arm in known.outcomes}
+    rows = record.frame("gap_recovered")
+    assert [Arm.of(row) for _, row in rows.iterrows()] == [Arm("critiques"), Arm("critiques", 0.5)]
+    assert record.get("sums", "critiques", "gap_recovered", learning_rate=0.5).value == pytest.approx(1)
+    assert known.not_below("sums", Arm("critiques")) == []  # of other arms
+    known.keep(None, {("sums", "flipped-critiques", 0, seed): known.outcomes["sums", Arm("thinking")][
+        seed, 0] for seed in SEEDS})
+    assert known.not_below("sums", Arm("critiques")) == ["flipped critiques"]
 
 
 def test_when_and_how_add_up_to_the_gain(known):

@@ -31,6 +31,12 @@ class Arm(NamedTuple):
     id: str
     learning_rate: float | None = None
 
+    @classmethod
+    def of(cls, fact) -> "Arm":
+        """The arm of a fact (a dict, or a row of its table)."""
+        rate = fact.get("learning_rate")
+        return cls(fact["model"], None if rate is None or np.isnan(rate) else rate)
+
     @property
     def given(self) -> dict:
         """The conditions of its facts."""
@@ -241,6 +247,11 @@ class Study:
                 k = {"k": 1} if quantity.endswith("at_k") else {}
                 record.fact(task, arm.id, quantity, value, **k, **arm.given)
             record.extra[f"accuracy {task} {arm.label}"] = self.scores(task, arm).mean(1)
+
+    def each(self, task: str, arm: Arm) -> list[float]:
+        """Share of the gap by each of an arm's single problems."""
+        singles = range(self.scores(task, arm).shape[2])
+        return [self.recovered(task, arm, q).value for q in singles]
 
     def best_and_worst(self, task: str, arm: Arm) -> dict:
         """"best" and "worst" -> (number of the single problem, share of the gap)."""
