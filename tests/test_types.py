@@ -6,8 +6,7 @@ import pytest
 from repository import ROOT
 
 LIBRARY = ROOT / "lib" / "locksmith"
-MODULES = {".".join(p.relative_to(LIBRARY).with_suffix("").parts): p for p in LIBRARY.rglob("*.py")
-           if p.parent.name != "experiments"}
+MODULES = {".".join(p.relative_to(LIBRARY).with_suffix("").parts): p for p in LIBRARY.rglob("*.py")}
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 

@@ -25,7 +25,10 @@ import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from locksmith import engine, packaged, words
 from locksmith.errors import BadInput
@@ -53,31 +56,31 @@ class Work:
 
 # --- the tools ------------------------------------------------------------------------------------
 
-def conversation(system, question, work):
+def conversation(system: str, question: str, work: str) -> list[dict]:
     """The messages of a tool's own conversation."""
     user = f"Question: {question}" + f"\n\nWork so far:\n{work}" * bool(work)
     return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
 
-def understand(question, work):
+def understand(question: str, work: str) -> list[dict]:
     """Says what is asked, which numbers are given and which steps lead to the answer."""
     return conversation("You help to understand a question. Say in one or two sentences which numbers "
                         "it gives and which operation it asks for. Do not solve it.", question, work)
 
 
-def recall(question, work):
+def recall(question: str, work: str) -> list[dict]:
     """Recalls a similar question together with its solution."""
     return conversation("You recall what helps with a question. Write one similar question with "
                         "other numbers, and its solution step by step.", question, work)
 
 
-def examine(question, work):
+def examine(question: str, work: str) -> list[dict]:
     """Checks the work so far and says whether its answer is right."""
     return conversation("You check the work on a question. Work out the result yourself, then say "
                         "whether the answer in the work is right or wrong.", question, work)
 
 
-def backtrack(question, work):
+def backtrack(question: str, work: str) -> list[dict]:
     """Goes back to the first step that is wrong and takes another way from there."""
     return conversation("You find the first wrong step in the work on a question, if there is one, "
                         "and solve the question in another way from there.", question, work)
@@ -88,7 +91,7 @@ TOOLS = {"understand": understand, "recall": recall, "examine": examine, "backtr
 
 # --- how a model calls them -----------------------------------------------------------------------
 
-def parse(text):
+def parse(text: str) -> tuple[list[str], int]:
     """(names, malformed): the tools called in a message, in order, and how many calls are no call.
 
     A call is <tool_call>{"name": "recall"}</tool_call>, the form of SmolLM2, Qwen and Hermes;
@@ -115,7 +118,7 @@ def _about(name):
     return TOOLS[name].__doc__.splitlines()[0]
 
 
-def tool_listing(tokenizer):
+def tool_listing(tokenizer: PreTrainedTokenizerBase) -> tuple[list[dict], list[dict] | None]:
     """(messages, schemas): how a conversation begins in which the model may call tools.
 
     Schemas (JSON, for the template's `tools`) where the template shows them, else a system message.
@@ -220,7 +223,9 @@ def _notes(ask, works, names, texts, shift):
     return notes[shift:] + notes[:shift]
 
 
-def solve(model, tokenizer, problems, *, schedule, max_new_tokens=64, rounds=3, temperature=0.0, seed=0):
+def solve(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
+          problems: Sequence[words.Problem], *, schedule: str, max_new_tokens: int = 64,
+          rounds: int = 3, temperature: float = 0.0, seed: int = 0) -> list[Work]:
     """Works on `words.Problem`s by one of SCHEDULES; returns a list of `Work`.
 
     max_new_tokens: of every call. rounds: how often "model" may call tools before its answer.
@@ -249,7 +254,9 @@ def solve(model, tokenizer, problems, *, schedule, max_new_tokens=64, rounds=3, 
 
 # --- answers --------------------------------------------------------------------------------------
 
-def vote(model, tokenizer, problems, calls, *, max_new_tokens=64, temperature=0.6, seed=0):
+def vote(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
+         problems: Sequence[words.Problem], calls: Sequence[int], *, max_new_tokens: int = 64,
+         temperature: float = 0.6, seed: int = 0) -> list[Work]:
     """Self-consistency with calls[i] plain answers to problem i; returns a list of `Work`.
 
     The answer is the first text with the most frequent value, of equally frequent ones the first
@@ -273,7 +280,7 @@ def vote(model, tokenizer, problems, calls, *, max_new_tokens=64, temperature=0.
     return works
 
 
-def final(work):
+def final(work: Work) -> str:
     """The line of the answer for words.grade, which reads only one: the last in which "answer is"
     is followed by something, else the last with a number, else ""."""
     return _final(work.answer)
@@ -300,7 +307,8 @@ def _value(text):
 
 # --- the work of one process ------------------------------------------------------------------------
 
-def job(weights, problems, schedule, max_new_tokens, rounds, votes=None):
+def job(weights: tuple, problems: Sequence[words.Problem], schedule: str, max_new_tokens: int,
+        rounds: int, votes: Sequence[int] | None = None) -> list[Work]:
     """`solve`, or with `votes` (a count a problem) `vote`. weights: arguments of `packaged.load`."""
     net, tokenizer = packaged.load(*weights)
     if votes:

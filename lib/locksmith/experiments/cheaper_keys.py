@@ -5,6 +5,7 @@ base and test problems, and takes in what other chapters measured. An arm is an 
 conditions, such as few-shot with 2 examples.
 """
 
+from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import NamedTuple
@@ -44,12 +45,12 @@ class Arm(NamedTuple):
         return ", ".join([arms.get(self.id).label, *map(quantities.plain, self.given.values())])
 
 
-def arm(name: str, **conditions) -> Arm:
+def arm(name: str, **conditions: object) -> Arm:
     """few-shot with 2 examples: arm("few-shot", examples=2)."""
     return Arm(name, tuple(conditions.items()))
 
 
-def by_share(item) -> tuple:
+def by_share(item: tuple) -> tuple:
     """Sorts ((task, Arm), `Shown`) by task and share."""
     (task, _), point = item
     return task, point.gap.value if point.gap else 0
@@ -81,7 +82,7 @@ class Study:
         self.seeds = list(dict.fromkeys(seed for _, seed in pairs))
         self.scores, self.logs, self.tried = {}, {}, {}
 
-    def run(self, function, jobs: dict) -> dict:
+    def run(self, function: Callable, jobs: dict) -> dict:
         return parallel.run(self.workers, function, jobs)
 
     # --- at test time
@@ -98,7 +99,7 @@ class Study:
         return found | {arm("prefix", variant=words.strip()): ("prefix", {"words": words})
                         for words in prefixes}
 
-    def try_out(self, methods: dict, n: int | None = None, budgets: dict | None = None):
+    def try_out(self, methods: dict, n: int | None = None, budgets: dict | None = None) -> None:
         """Test-time methods on all pairs. budgets: (task, Arm, seed) -> tokens an answer, of a vote."""
         jobs = {(task, name, seed): dict(
             pair=pair, method=method, n=n or self.size.n, n_problems=self.size.n_problems,
@@ -112,7 +113,7 @@ class Study:
             self.scores[task, name] = Scores(*(np.stack(x) for x in zip(*(f[:3] for f in found))))
             self.logs[task, name] = [f.log for f in found]
 
-    def vote(self):
+    def vote(self) -> None:
         """The controls within a budget: a vote within the tools' tokens on each problem, and guesses
         within those of a thinking answer."""
         tool, vote, guess = (arm(name) for name in ("cognitive-tools", "matched-vote", "guess"))
@@ -128,12 +129,12 @@ class Study:
 
     # --- training little
 
-    def thinking(self):
+    def thinking(self) -> None:
         """The thinking model as it is."""
         self.keep(self.run(tuning.untouched, {(task, arm("thinking"), seed): dict(
             pair=pair, which="thinking", size=self.size) for (task, seed), pair in self.pairs.items()}))
 
-    def fine_tune(self, solved: list, n_pool: int, samples: int, recipe: tuning.Recipe):
+    def fine_tune(self, solved: list, n_pool: int, samples: int, recipe: tuning.Recipe) -> None:
         """SFT on the first problems that the base solved itself among n_pool, as many as `solved`."""
         self.tried = self.run(tuning.self_solved, {key: dict(
             pair=pair, n_problems=n_pool, samples=samples, max_new_tokens=self.size.max_new_tokens)
@@ -142,7 +143,7 @@ class Study:
             pair=pair, pairs=sum(self.tried[task, seed][0][:m], []), recipe=recipe, size=self.size)
             for (task, seed), pair in self.pairs.items() for m in solved if self.tried[task, seed][0]}))
 
-    def reinforce(self, recipe: dict, ways: dict):
+    def reinforce(self, recipe: dict, ways: dict) -> None:
         """RL that trains little, on many problems. ways: arm id -> (learning rate, options of
         `tuning.reinforced`)."""
         done = self.run(tuning.reinforced, {(task, arm(name), seed): dict(
@@ -157,7 +158,7 @@ class Study:
                 self.scores[key] = Scores(np.stack([log[part].mean(1) for log in logs]), None, None)
                 self.logs[key] = logs
 
-    def keep(self, done: dict):
+    def keep(self, done: dict) -> None:
         """Outcomes by (task, Arm, seed); an arm that is not there for all seeds keeps those it has."""
         for task, name in dict.fromkeys(key[:2] for key in done):
             found = [done[task, name, seed] for seed in self.seeds if (task, name, seed) in done]

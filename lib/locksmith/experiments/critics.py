@@ -6,25 +6,29 @@ arms.yml. What a model itself says is not among them: it needs a batch of calls
 (`tuning.own_critiques`).
 """
 
+import random
+from types import ModuleType
+from typing import Any
+
 WRONG_RATE = 0.3  # of the noisy critic
 
 
-def exact(task, problem, text, rng):
+def exact(task: ModuleType, problem: Any, text: str, rng: random.Random) -> str:
     """A program that does the work again."""
     return task.critique(problem, text)
 
 
-def flipped(task, problem, text, rng):
+def flipped(task: ModuleType, problem: Any, text: str, rng: random.Random) -> str:
     """The same work, every judgement turned round."""
     return task.turned(task.critique(problem, text))
 
 
-def noisy(task, problem, text, rng):
+def noisy(task: ModuleType, problem: Any, text: str, rng: random.Random) -> str:
     """Flipped in three cases out of ten, exact otherwise."""
     return (flipped if rng.random() < WRONG_RATE else exact)(task, problem, text, rng)
 
 
-def form(task, problem, text, rng):
+def form(task: ModuleType, problem: Any, text: str, rng: random.Random) -> str:
     """Format only: an exact critique with its numbers and judgements drawn at random."""
     return task.form(task.critique(problem, text), rng)
 

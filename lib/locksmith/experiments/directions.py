@@ -9,13 +9,15 @@ Dose-response: the share of steps that are the behaviour against the strength at
 added, all arms in one batch with common random numbers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 
 from locksmith import activations, rollouts, stats, steering
 from locksmith.experiments.places import FOLLOWS, Places, Sizes, attempts, documents, gate, kinds, places
@@ -47,7 +49,9 @@ class Means:
     n_up: np.ndarray
     n_down: np.ndarray
 
-    def vector(self, weights=None):
+    def vector(
+        self, weights: Float[np.ndarray, "weightings problems"] | None = None,
+    ) -> Float[np.ndarray, "... width"]:
         """Difference of means (D,), or (B, D) under weights (B, P) of the problems."""
         w = np.ones((1, len(self.up))) if weights is None else np.asarray(weights, float)
         out = (w @ self.up / np.maximum(w @ self.n_up, 1e-9)[:, None]
@@ -55,7 +59,9 @@ class Means:
         return out[0] if weights is None else out
 
 
-def means(x, up, down, problems, n_problems):
+def means(x: Float[np.ndarray, "points width"], up: Bool[np.ndarray, " points"],
+          down: Bool[np.ndarray, " points"], problems: Int[np.ndarray, " points"],
+          n_problems: int) -> Means:
     """`Means` of x (N, D) over the points `up` against the points `down`, (N,) bool each."""
     def sums(chosen):
         total = np.zeros((n_problems, x.shape[1]))
@@ -65,12 +71,14 @@ def means(x, up, down, problems, n_problems):
     return Means(a, b, n_a, n_b)
 
 
-def cosine(a, b):
+def cosine(a: Float[np.ndarray, "... width"],
+           b: Float[np.ndarray, "... width"]) -> Float[np.ndarray, "..."]:
     """Cosine of the last axes."""
     return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
 
 
-def cosine_interval(pairs, resamples=1000, seed=0):
+def cosine_interval(pairs: Sequence[Sequence[tuple[Means, Means]]], resamples: int = 1000,
+                    seed: int = 0) -> stats.Interval:
     """Cosine of two vectors with its interval over seeds and problems.
 
     pairs: one list a seed of (Means, Means); of several the largest cosine counts, each time.
@@ -83,14 +91,14 @@ def cosine_interval(pairs, resamples=1000, seed=0):
         mean, len(pairs[0][0][0].up), len(pairs), resamples=resamples, seed=seed)))
 
 
-def halves(m, seed=0):
+def halves(m: Means, seed: int = 0) -> tuple[Means, Means]:
     """Two `Means` from random halves of the problems: how alike vectors of one kind can be."""
     first = np.random.default_rng(seed).permutation(len(m.up)) % 2 == 0
     return tuple(Means(m.up * k[:, None], m.down * k[:, None], m.n_up * k, m.n_down * k)
                  for k in (first, ~first))
 
 
-def noise(vector, seed):
+def noise(vector: Float[np.ndarray, " width"], seed: int) -> Float[np.ndarray, " width"]:
     """A random direction with the norm of `vector` (D,)."""
     out = np.random.default_rng(seed).normal(size=len(vector))
     return out * np.linalg.norm(vector) / np.linalg.norm(out)
@@ -105,7 +113,7 @@ def unit(x: np.ndarray, at: Places, behaviour: str) -> float:
 
 # --- steering -------------------------------------------------------------------------------------
 
-def counts(task: ModuleType, grade, text: str, length: int, stopped: bool,
+def counts(task: ModuleType, grade: Any, text: str, length: int, stopped: bool,
            behaviour: str) -> tuple:
     """One answer in COUNTS; length: its tokens."""
     opened, tried = kinds(task, grade, text), attempts(task, text)
@@ -115,8 +123,8 @@ def counts(task: ModuleType, grade, text: str, length: int, stopped: bool,
             grade.valid_attempts / max(grade.attempts, 1))
 
 
-def dose(model: Model, task: ModuleType, problems: list, target: Target, vectors: dict, strengths,
-         max_new_tokens: int, seed: int = 0) -> dict[str, np.ndarray]:
+def dose(model: Model, task: ModuleType, problems: list, target: Target, vectors: dict,
+         strengths: Sequence[float], max_new_tokens: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Dose-response in one batch: name -> (strengths, problems, len(COUNTS)) float64.
 
     vectors: name -> (D,), already of the length that strength 1 means. All arms and strengths of a
@@ -140,14 +148,15 @@ def dose(model: Model, task: ModuleType, problems: list, target: Target, vectors
             for name in vectors}
 
 
-def slope(values, strengths):
+def slope(values: Float[np.ndarray, "... strengths problems"],
+          strengths: Sequence[float]) -> Float[np.ndarray, "... problems"]:
     """Least-squares slope against strength: values (..., S, P) -> (..., P)."""
     s = np.asarray(strengths, float) - np.mean(strengths)
     return np.tensordot(np.moveaxis(values, -2, -1), s / (s**2).sum(), axes=1)
 
 
-def steer(pair: Pair, role: str, target: Target, vectors: dict, strengths, n_problems: int,
-          max_new_tokens: int) -> dict[str, np.ndarray]:
+def steer(pair: Pair, role: str, target: Target, vectors: dict, strengths: Sequence[float],
+          n_problems: int, max_new_tokens: int) -> dict[str, np.ndarray]:
     """`dose` of a model of the pair on test problems."""
     return dose(pair.load(role), pair.rules, pair.problems(n_problems), target, vectors, strengths,
                 max_new_tokens, pair.seed)

@@ -22,23 +22,28 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from locksmith import drawing, rollouts, steering
 from locksmith.errors import BadInput
 from locksmith.experiments import taxonomy
 from locksmith.loading import Pair
+from locksmith.steering import Moment
 
 # What a number that is derived from u is for: see _fresh.
 STREAMS = ("candidate", "other category", "random category", "random position")
 
 
-def draw(logits, u):
+def draw(logits: Float[Tensor, "rows vocabulary"],
+         u: Float[Tensor, " rows"]) -> Int[Tensor, " rows"]:
     """The tokens (R,) that a model with these logits (R, V) draws at temperature 1 and u (R,)."""
     return drawing.draw(logits, u, 1.0, 1.0)[0]
 
 
-def logit_push(net, table, categories):
+def logit_push(net: PreTrainedModel, table: Int[Tensor, " vocabulary"],
+               categories: int) -> Float[Tensor, "categories width"]:
     """(K, D) unit vectors: for each category of `table` (V,) the mean unembedding row of its
     tokens, zeros for one that no token opens. categories: their number K.
 
@@ -52,7 +57,7 @@ def logit_push(net, table, categories):
 
 # --- who decides, who executes --------------------------------------------------------------------
 
-def swap(decisions: taxonomy.Decisions):
+def swap(decisions: taxonomy.Decisions) -> Callable[[Tensor, Moment], Tensor]:
     """A logits processor for `engine.sample`: the guide model decides, the sampled one executes.
 
     p(token) = p_D(token) for the tokens of decisions; the rest of the mass, 1 - p_D(decision), is
@@ -81,10 +86,10 @@ class Oracle(NamedTuple):
     n_guides = 1
 
     @property
-    def layer(self):
+    def layer(self) -> int | None:
         return self.tell.layer
 
-    def __call__(self, moment):
+    def __call__(self, moment: Moment) -> Int[Tensor, " rows"]:
         logits, hidden = moment.guides[0]
         theirs = draw(logits, moment.u)
         category = self.tell.category(theirs, hidden)
@@ -98,10 +103,10 @@ class Disagreement(NamedTuple):
     n_guides = 2
 
     @property
-    def layer(self):
+    def layer(self) -> int | None:
         return self.tell.layer
 
-    def __call__(self, moment):
+    def __call__(self, moment: Moment) -> Int[Tensor, " rows"]:
         (logits, hidden), (own, _) = moment.guides[:2]
         theirs, own = draw(logits, moment.u), draw(own, moment.u)
         category = self.tell.category(theirs, hidden)
@@ -118,7 +123,7 @@ class Probe(NamedTuple):
     n_guides = 0
     layer = None
 
-    def __call__(self, moment):
+    def __call__(self, moment: Moment) -> Int[Tensor, " rows"]:
         hidden = moment.hidden[:, -1].float()
         p = F.linear(hidden, self.weight.to(hidden), self.intercept.to(hidden)).softmax(-1)
         p, k = p[:, :-1].max(-1)
@@ -132,14 +137,14 @@ class OtherCategory(NamedTuple):
     categories: int
 
     @property
-    def n_guides(self):
+    def n_guides(self) -> int:
         return self.chooser.n_guides
 
     @property
-    def layer(self):
+    def layer(self) -> int | None:
         return self.chooser.layer
 
-    def __call__(self, moment):
+    def __call__(self, moment: Moment) -> Int[Tensor, " rows"]:
         k, u = self.chooser(moment), _fresh(moment.u, "other category")
         other = (k + 1 + (u * (self.categories - 1)).long()) % self.categories
         return torch.where(k >= 0, other, -1)
@@ -153,7 +158,7 @@ class RandomPositions(NamedTuple):
     n_guides = 0
     layer = None
 
-    def __call__(self, moment):
+    def __call__(self, moment: Moment) -> Int[Tensor, " rows"]:
         cdf = torch.as_tensor(self.frequencies, dtype=torch.float64).cumsum(0)
         u = _fresh(moment.u, "random category") * cdf[-1].item()
         k = (u[:, None] >= cdf[:-1].to(u)).sum(-1)
@@ -166,7 +171,7 @@ class Always(NamedTuple):
     n_guides = 0
     layer = None
 
-    def __call__(self, moment):
+    def __call__(self, moment: Moment) -> Int[Tensor, " rows"]:
         return torch.full_like(moment.rows, self.category)
 
 
@@ -186,11 +191,12 @@ class Gate:
     step, -1 = none, for a logits processor; `decisions` the rows, steps and choices of all steps.
     """
 
-    def __init__(self, choose, categories, strength=1.0, coefficients=None):
+    def __init__(self, choose: Callable[[Moment], Tensor], categories: int, strength: float = 1.0,
+                 coefficients: nn.Module | None = None):
         self.choose, self.categories, self.strength = choose, categories, strength
         self.coefficients, self.decisions = coefficients, []
 
-    def __call__(self, moment):
+    def __call__(self, moment: Moment) -> Float[Tensor, "rows new categories"]:
         self.which = self.choose(moment)
         step = moment.positions[:, -1] + 1 - moment.prompt_lengths
         self.decisions.append(torch.stack([moment.rows, step, self.which]))
@@ -203,7 +209,7 @@ class Gate:
         strengths[:, -1] = self.strength * last
         return strengths
 
-    def table(self, like):
+    def table(self, like: Int[Tensor, "rows time"]) -> Int[Tensor, "rows time"]:
         """The choices (R, T) int64, -1 = none, for rollouts of tokens (R, T)."""
         out = torch.full_like(like, -1)
         rows, steps, which = torch.cat(self.decisions, 1)
@@ -214,7 +220,7 @@ class Gate:
 
 # --- what is drawn at steered positions -----------------------------------------------------------
 
-def ceiling(gate: Gate):
+def ceiling(gate: Gate) -> Callable[[Tensor, Moment], Tensor]:
     """A logits processor: where the gate fires, the thinking model's own token is put in, as no
     vector could."""
     def process(logits, moment):
@@ -222,7 +228,7 @@ def ceiling(gate: Gate):
     return process
 
 
-def rerank(gate: Gate, candidates: int = 4):
+def rerank(gate: Gate, candidates: int = 4) -> Callable[[Tensor, Moment], Tensor]:
     """A logits processor: reranking. Where the gate fires, several tokens are drawn from the
     steered distribution, and the one that the thinking model holds likeliest is taken (the
     selection of the paper's first version: its logits enter the hybrid beside the vector)."""
@@ -344,7 +350,7 @@ def run(pair: Pair, arm: Arm, n_problems: int, n: int, max_new_tokens: int,
                answers.ids, rollouts.by_problem(which, n))
 
 
-def handed_over(which):
+def handed_over(which: Int[np.ndarray, " tokens"]) -> float:
     """Bits a steered token from the decisions (N,) at all tokens, -1 = not steered; see `Run`."""
     _, counts = np.unique(which, return_counts=True)
     p, share = counts / len(which), (which >= 0).mean()

@@ -4,7 +4,10 @@ A `Study` holds one task's pairs and, as the chapter goes on, what was read and 
 The functions below it record facts; a page shows them.
 """
 
+from collections.abc import Hashable
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +17,7 @@ from locksmith.experiments import categories, directions, probes, reading, uncer
 from locksmith.experiments.directions import COUNTS, Target, noise, slope
 from locksmith.experiments.places import ANOTHER, Sizes, behaviours, documents, headline, places
 from locksmith.experiments.reading import AGAIN, STABLE, Form, Probe
-from locksmith.loading import ROLES, Pair
+from locksmith.loading import ROLES, Model, Pair
 from locksmith.results import Recorder
 
 COLUMN = {name: i for i, name in enumerate(COUNTS)}
@@ -62,7 +65,7 @@ class Study:
         return self.pairs[0].task
 
     @property
-    def rules(self):
+    def rules(self) -> ModuleType:
         return self.pairs[0].rules
 
     @property
@@ -101,7 +104,7 @@ class Study:
 
     # --- measuring --------------------------------------------------------------------------------
 
-    def choose_layers(self, pool) -> None:
+    def choose_layers(self, pool: Executor) -> None:
         """`directions.layer_scores` with the first seed, and the best block by them."""
         jobs = {b: {"pair": self.pairs[0], "behaviour": b, "sizes": self.sizes,
                     "strength": PROBE_STRENGTH} for b in behaviours(self.rules)}
@@ -109,12 +112,12 @@ class Study:
         self.layers = {b: directions.best_layer(self.rules, scores)
                        for b, scores in self.layer_scores.items() if scores}
 
-    def read(self, pool, windows: list[tuple]) -> None:
+    def read(self, pool: Executor, windows: list[tuple]) -> None:
         jobs = {pair.seed: {"pair": pair, "roles": self.roles, "layers": self.layers,
                             "sizes": self.sizes, "windows": windows} for pair in self.pairs}
         self.readings = list(parallel.run(pool, reading.read, jobs).values())
 
-    def categorise(self, pool, samples: int) -> None:
+    def categorise(self, pool: Executor, samples: int) -> None:
         """Categories of the thinking model's steps, where the task knows no kinds of them."""
         if self.rules.OPENINGS or "thinking" not in self.roles:
             return
@@ -123,7 +126,7 @@ class Study:
                 for pair in self.pairs}
         self.found = list(parallel.run(pool, categories.find, jobs).values())
 
-    def steer(self, pool) -> None:
+    def steer(self, pool: Executor) -> None:
         """Dose-response of the headline in all models and both ways, of the other behaviour in the
         pair at choices."""
         wanted = [(b, role, where) for b in self.layers for role in self.roles for where in WAYS
@@ -140,7 +143,7 @@ class Study:
             by_seed = [done[*w, i] for i in range(len(self.pairs))]
             self.doses |= {Dosed(*w, arm): table for arm, table in _in_all(by_seed).items()}
 
-    def steer_early(self, pool) -> None:
+    def steer_early(self, pool: Executor) -> None:
         """The thinking model, steered at choices by the base's vectors from windows before the
         place and from stable places."""
         b, jobs = self.headline, {}
@@ -159,7 +162,7 @@ class Study:
         if len(jobs) == len(self.pairs):
             self.early = _in_all(list(parallel.run(pool, directions.steer, jobs).values()))
 
-    def ask(self, pool, samples: int) -> None:
+    def ask(self, pool: Executor, samples: int) -> None:
         """Whether the base and the thinking model know that they are wrong; samples: own
         answers."""
         jobs = {(role, i): {"pair": pair, "role": role, "layer": self.layer,
@@ -171,7 +174,7 @@ class Study:
         self.knowing = [{role: done[role, i] for role in self.compared}
                         for i in range(len(self.pairs))]
 
-    def follow(self, pool, n_test: int) -> None:
+    def follow(self, pool: Executor, n_test: int) -> None:
         """The checkpoints on the way to the base and the thinking model, of the first seed."""
         if self.headline not in self.layers:
             return
@@ -184,7 +187,7 @@ class Study:
 
     # --- what it comes to -------------------------------------------------------------------------
 
-    def auroc(self, *which, **more) -> stats.Interval | None:
+    def auroc(self, *which: Hashable, **more: Hashable) -> stats.Interval | None:
         """AUROC of a `Probe` over seeds and problems, None where a seed had too few events."""
         found = [read.scores.get(Probe(*which, **more)) for read in self.readings]
         return None if None in found else probes.auroc_interval(found)
@@ -273,7 +276,7 @@ def earlier(profile: str, chapter: str) -> Recorder | None:
     return Recorder.reopen(profile, chapter) if there else None
 
 
-def example(study: Study, model) -> str:
+def example(study: Study, model: Model) -> str:
     """The shortest document that holds the headline behaviour, its choices marked `>>` and the
     other places `·`."""
     texts = documents(study.pairs[0], model, min(8, study.sizes.n_problems), study.sizes.documents)
@@ -442,7 +445,7 @@ def record_stability(rec: Recorder, study: Study) -> None:
                  on="thinking", variant="documents")
 
 
-def knows(study: Study, role: str, *which) -> list[probes.Scored] | None:
+def knows(study: Study, role: str, *which: Hashable) -> list[probes.Scored] | None:
     """One `Scored` a seed of `uncertainty.Knowing`, None where a seed had too few answers."""
     found = [know[role].scores.get(which) for know in study.knowing]
     return None if None in found else found

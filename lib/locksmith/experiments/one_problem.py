@@ -7,7 +7,7 @@ chapter's, a learning rate.
 
 import functools
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from typing import NamedTuple
 
@@ -32,7 +32,7 @@ class Arm(NamedTuple):
     learning_rate: float | None = None
 
     @classmethod
-    def of(cls, fact) -> "Arm":
+    def of(cls, fact: dict) -> "Arm":
         """The arm of a fact (a dict, or a row of its table)."""
         rate = fact.get("learning_rate")
         return cls(fact["model"], None if rate is None or np.isnan(rate) else rate)
@@ -68,7 +68,7 @@ class Study:
         self.seeds = list(dict.fromkeys(seed for _, seed in pairs))
         self.single, self.held_out, self.outcomes = {}, {}, {}
 
-    def run(self, function, jobs: dict) -> dict:
+    def run(self, function: Callable, jobs: dict) -> dict:
         return parallel.run(self.workers, function, jobs)
 
     def bases(self, task: str) -> list:
@@ -77,7 +77,7 @@ class Study:
 
     # --- one problem and its solutions
 
-    def choose(self, n: int, n_pool: int, samples: int, n_solutions: int):
+    def choose(self, n: int, n_pool: int, samples: int, n_solutions: int) -> None:
         """n single problems of n_pool training problems, by how often the first base solves them, and
         up to n_solutions by the bases of all seeds."""
         longest, first = self.size.max_new_tokens, self.seeds[0]
@@ -123,7 +123,7 @@ class Study:
         exact = tuning.critique_pairs(rules, problem, solutions, critics.exact, rng())
         return tuning.shuffle_targets(exact, rng()) if arm == "shuffled-critiques" else exact
 
-    def judge(self, n: int):
+    def judge(self, n: int) -> None:
         """Critiques of two solutions to each of n validation problems, for arms to be judged by."""
         problems = {task: self.pairs[task, self.seeds[0]].problems(n, "validation")
                     for task in self.tasks}
@@ -137,13 +137,13 @@ class Study:
                                              some[:each], critics.exact, None)]
                 for task in self.tasks}
 
-    def train(self, names: Iterable[str], singles: Iterable[int], lr: float | None = None):
+    def train(self, names: Iterable[str], singles: Iterable[int], lr: float | None = None) -> None:
         """Supervised arms on single problems, at a learning rate of their own or the chapter's."""
         texts = {(task, arm, q): self.texts(task, arm, q)
                  for task in self.tasks for arm in names for q in singles}
         self.supervise({(*key, seed): pairs for key, pairs in texts.items() for seed in self.seeds}, lr)
 
-    def train_own(self, singles: Iterable[int]):
+    def train_own(self, singles: Iterable[int]) -> None:
         """Critiques by the base itself, or exact ones for a base none of whose own came to an end."""
         asked = {(task, q, seed): self.texts(task, "critiques", q)
                  for task in self.tasks for q in singles for seed in self.seeds}
@@ -153,7 +153,7 @@ class Study:
         self.supervise({(task, "own-critiques", q, seed): pairs or asked[task, q, seed]
                         for (task, q, seed), pairs in own.items()})
 
-    def train_many(self, n_pool: int, n: int):
+    def train_many(self, n_pool: int, n: int) -> None:
         """Critiques of one solution to each of n problems that come after the first n_pool."""
         problems = {task: tuning.pool(self.pairs[task, self.seeds[0]], n_pool + n)[n_pool:]
                     for task in self.tasks}
@@ -161,7 +161,7 @@ class Study:
         self.supervise({(task, "many-critiques", 0, seed): many[task]
                         for task in self.tasks for seed in self.seeds})
 
-    def supervise(self, texts: dict, lr: float | None = None):
+    def supervise(self, texts: dict, lr: float | None = None) -> None:
         """Train on {(task, arm id, single problem, seed): [(text, continuation)]}; what is empty is
         left out."""
         recipe = self.recipe if lr is None else self.recipe._replace(lr=lr)
@@ -169,13 +169,13 @@ class Study:
             pair=self.pairs[key[0], key[3]], pairs=pairs, recipe=recipe, size=self.size,
             judged=self.held_out.get(key[0])) for key, pairs in texts.items() if pairs}))
 
-    def untouched(self, which: Iterable[str] = ("base", "thinking")):
+    def untouched(self, which: Iterable[str] = ("base", "thinking")) -> None:
         """The models as they are."""
         self.keep(None, self.run(tuning.untouched, {(task, name, 0, seed): dict(
             pair=pair, which=name, size=self.size)
             for name in which for (task, seed), pair in self.pairs.items()}))
 
-    def reinforce(self, recipe: dict, singles: Iterable[int]):
+    def reinforce(self, recipe: dict, singles: Iterable[int]) -> None:
         """RL: on single problems, with as many rollouts a step as half of those on many, and the arms
         of SPURIOUS on many. recipe: as `rl.learn` takes it."""
         one = recipe | {"problems": 1, "samples": recipe["samples"] * recipe["problems"] // 2}
@@ -188,7 +188,7 @@ class Study:
         self.keep(None, self.run(tuning.reinforced, {
             key: dict(job, size=self.size, trains=self.recipe.trains) for key, job in jobs.items()}))
 
-    def keep(self, lr: float | None, done: dict):
+    def keep(self, lr: float | None, done: dict) -> None:
         """Outcomes by (task, arm id, single problem, seed)."""
         for (task, arm, q, seed), found in done.items():
             self.outcomes.setdefault((task, Arm(arm, lr)), {})[seed, q] = found
@@ -231,7 +231,7 @@ class Study:
                           for base, row in zip(self.rows(task, Arm("base")), self.rows(task, arm))])
         return [stats.interval(lambda m: m, parts[..., i]) for i in (0, 1)]
 
-    def record(self, record: results.Recorder, rollouts: dict):
+    def record(self, record: results.Recorder, rollouts: dict) -> None:
         """Facts of every arm, and in `extra` its accuracy by seed and single problem. rollouts: as in
         `operations`."""
         for task, arm in self.outcomes:

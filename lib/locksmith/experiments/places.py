@@ -18,13 +18,16 @@ token.
 
 import random
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from locksmith import corpus, grammar, prose, rollouts, vocabulary
 from locksmith.errors import BadInput
@@ -131,7 +134,8 @@ def _slip(rng, text, equation):
     return text[:result.start()] + str(wrong) + text[result.end():]
 
 
-def traces(model: Model, task: ModuleType, problems: list, each: int, **how):
+def traces(model: Model, task: ModuleType, problems: list, each: int,
+           **how: object) -> tuple[list[Text], rollouts.Answers]:
     """A model's own answers, `each` a problem, problem-major: (texts, `rollouts.Answers`)."""
     found = rollouts.answer(model, task, problems, each, **how)
     return [Text([*prompt, *ids], len(prompt), i)
@@ -180,7 +184,9 @@ class Places:
         here = self.choice["check" if behaviour == "try" else behaviour]
         return mine & here, ~mine & here
 
-    def chosen(self, behaviour: str, kind: str = "choice"):
+    def chosen(
+        self, behaviour: str, kind: str = "choice",
+    ) -> tuple[Bool[np.ndarray, " places"], Bool[np.ndarray, " chosen"], Int[np.ndarray, " chosen"]]:
         """(rows (N,) bool, labels (n,) bool, problems (n,) int) of a contrast's n places."""
         up, down = self.sides(behaviour, kind)
         return up | down, up[up | down], self.problem[up | down]
@@ -269,7 +275,8 @@ def finished(task: ModuleType, ids: torch.Tensor) -> torch.Tensor:
 
 # --- while a model writes -------------------------------------------------------------------------
 
-def gate(model: Model, task: ModuleType, behaviour: str, where: str, strengths: torch.Tensor):
+def gate(model: Model, task: ModuleType, behaviour: str, where: str,
+         strengths: Float[Tensor, " rows"]) -> Callable:
     """A gate of `steering.Steer`: strengths (R,) for output rows, at the places `where` names.
 
     where: "all" from the end of the prompt on (the published way), or "choice", the places where
@@ -309,7 +316,7 @@ def opening_ids(model: Model, task: ModuleType, behaviour: str) -> list[int]:
     return sorted({model.encode(f" {opening}")[0] for opening in OPENINGS_IN_WORDS[behaviour]})
 
 
-def kinds(task: ModuleType, grade, text: str) -> list[str]:
+def kinds(task: ModuleType, grade: Any, text: str) -> list[str]:
     """The kinds of an answer's steps: the task's, or in words "backtracking", "conclude" or "step"
     by how a step begins."""
     if task.OPENINGS:

@@ -4,9 +4,11 @@ A probe is a logistic regression on the standardised residual stream at some pla
 problems that it was not fitted on.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
@@ -37,7 +39,8 @@ def score_shuffled(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> Scored:
     return score(x, shuffled(y), groups)
 
 
-def held_out(x, y, groups):
+def held_out(x: Float[np.ndarray, "points width"], y: Bool[np.ndarray, " points"],
+             groups: Int[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
     """Log odds (N,) by a logistic regression on standardised x (N, D), each for a group not seen.
 
     y (N,) bool; groups (N,) int, one a problem.
@@ -49,19 +52,22 @@ def held_out(x, y, groups):
     return scores
 
 
-def shuffled(y):
+def shuffled(y: Bool[np.ndarray, " points"]) -> Bool[np.ndarray, " points"]:
     """The labels in a random order: the control for what so many dimensions find by chance."""
     return np.random.default_rng(0).permutation(y)
 
 
-def enough(y, groups):
+def enough(y: Bool[np.ndarray, " points"], groups: Int[np.ndarray, " points"]) -> bool:
     """Whether there are events enough of both outcomes, in problems enough for the folds."""
     y = np.asarray(y, bool)
     return (min(y.sum(), (~y).sum()) >= ENOUGH
             and min(len(set(groups[y])), len(set(groups[~y]))) >= FOLDS)
 
 
-def auroc(scores, y, weights=None):
+def auroc(
+    scores: Float[np.ndarray, " points"], y: Bool[np.ndarray, " points"],
+    weights: Float[np.ndarray, "weightings points"] | None = None,
+) -> float | Float[np.ndarray, " weightings"]:
     """Chance that a random positive scores above a random negative, ties counting half.
 
     scores (N,), y (N,) bool; weights (B, N): one value for each of B weightings, (B,).
@@ -80,7 +86,8 @@ def auroc(scores, y, weights=None):
     return float(value[0]) if one else value
 
 
-def auroc_interval(by_seed, resamples=1000, seed=0):
+def auroc_interval(by_seed: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+                   resamples: int = 1000, seed: int = 0) -> stats.Interval:
     """Mean AUROC over seeds with its interval over seeds and problems.
 
     by_seed: one (scores, y, problems) a seed, arrays of one length each. Where a resample leaves a seed

@@ -6,7 +6,9 @@ with: the same on an untrained model, on the embeddings alone, on shuffled label
 forecast of the next token, and in the lab what the document's hidden author does by habit.
 """
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -71,7 +73,7 @@ class Reading:
     stable: dict = field(default_factory=dict)
 
     def vector(self, reader: str, at: str, behaviour: str | None = None, kind: str = "choice",
-               **which) -> np.ndarray | None:
+               **which: Hashable) -> np.ndarray | None:
         """The difference of means (D,) of a `Form`, None where there were too few events."""
         found = self.means.get(Form(reader, at, behaviour or at, kind, **which))
         return None if found is None else found.vector()
@@ -131,7 +133,8 @@ def count(found: Places, behaviour: str) -> dict:
             "of all": int((found.opens == behaviour).sum())}
 
 
-def stream(model: Model, texts: list[Text], found: Places, layers=None) -> dict[int, np.ndarray]:
+def stream(model: Model, texts: list[Text], found: Places,
+           layers: Sequence[int] | None = None) -> dict[int, np.ndarray]:
     """{layer: (N, D)} at all places; by default at all blocks and the embeddings (-1)."""
     read = activations.residuals(model.net, [t.ids for t in texts],
                                  list(range(-1, model.depth)) if layers is None else layers,
@@ -139,7 +142,8 @@ def stream(model: Model, texts: list[Text], found: Places, layers=None) -> dict[
     return {layer: x.numpy() for layer, x in read.items()}
 
 
-def probe(source: str, role: str, task, found: Places, streams: dict, layers: dict) -> dict:
+def probe(source: str, role: str, task: ModuleType, found: Places, streams: dict,
+          layers: dict) -> dict:
     """Probe -> Scored of every behaviour: its choice at every layer and with shuffled labels at
     the behaviour's; the easier question, whether it opens at any place, at the latter and the
     embeddings."""
@@ -159,7 +163,7 @@ def probe(source: str, role: str, task, found: Places, streams: dict, layers: di
     return out
 
 
-def forms(source: str, role: str, task, found: Places, streams: dict, layers: dict,
+def forms(source: str, role: str, task: ModuleType, found: Places, streams: dict, layers: dict,
           n_problems: int) -> dict:
     """Form -> Means of every contrast with enough events, at the layer of every behaviour."""
     out = {}
@@ -172,14 +176,16 @@ def forms(source: str, role: str, task, found: Places, streams: dict, layers: di
     return out
 
 
-def forecast(model: Model, task, texts: list[Text], found: Places) -> dict[str, np.ndarray]:
+def forecast(model: Model, task: ModuleType, texts: list[Text],
+             found: Places) -> dict[str, np.ndarray]:
     """behaviour -> the model's own probability (N,) that it opens next, at each of the places."""
     logits = activations.logits(model.net, [t.ids for t in texts], found.positions(len(texts)))
     p = logits.softmax(-1)
     return {b: p[:, opening_ids(model, task, b)].sum(-1).double().numpy() for b in behaviours(task)}
 
 
-def references(source: str, task, forecasts: dict, texts: list[Text], found: Places) -> dict:
+def references(source: str, task: ModuleType, forecasts: dict, texts: list[Text],
+               found: Places) -> dict:
     """What no probe needs to beat: the models' own forecasts, and the author's hidden habit."""
     out = {}
     for b in behaviours(task):

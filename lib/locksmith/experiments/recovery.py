@@ -24,6 +24,7 @@ from locksmith import parallel, stats
 from locksmith.errors import BadInput
 from locksmith.experiments import hybrid, steering_arms, vectors
 from locksmith.experiments.steering_arms import Fits, Setting
+from locksmith.loading import Model
 
 MOST = 0.12  # the largest share of tokens that may be steered, the published one
 PARTNERS = ("distilled", "taught")  # models that may take the thinking model's part
@@ -303,7 +304,7 @@ class Experiment:
         return out
 
 
-def seen(run, n):
+def seen(run: hybrid.Run, n: int) -> tuple[float, list[float]]:
     """(share of tokens at which it steered, how often which of n categories)."""
     which = np.concatenate(sum(run.which, []))
     counts = np.bincount(which[which >= 0], minlength=n) + 1e-9
@@ -316,7 +317,7 @@ def partner_ids(role: str) -> dict:
             "hybrid": f"hybrid-with-{role}"}
 
 
-def bracketed(model, ids: list, which: list) -> str:
+def bracketed(model: Model, ids: list, which: list) -> str:
     """The text of token ids, those with a category (>= 0) in brackets."""
     text, out = model.decode(ids), ""
     for (start, end), category in zip(model.spans(ids), which, strict=True):

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -121,7 +121,7 @@ def likelihoods(pair: Pair, n_problems: int, traces: dict, width: int) -> dict:
 
 
 def apply(pair: Pair, method: str, n_problems: int, max_new_tokens: int, chains: int = 1,
-          **options) -> dict:
+          **options: object) -> dict:
     """Arm -> `Outcome` of a method of `decoding` on the base, for each of its selectors.
 
     chains: independent answers a problem, over which accuracy and tokens are averaged.
@@ -147,7 +147,7 @@ def outcome(grades: list, chosen: decoding.Chosen, chains: int = 1) -> Outcome:
                                chosen.tokens)), chosen.log)
 
 
-def read_answer(model: Model, task: ModuleType, problem, ids: list) -> tuple[object, list]:
+def read_answer(model: Model, task: ModuleType, problem: Any, ids: list) -> tuple[object, list]:
     """(canonical answer or None, indices in `ids` of the tokens that state it)."""
     text = model.decode(ids)
     answer = task.grade(problem, text).answer

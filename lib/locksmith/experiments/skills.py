@@ -6,6 +6,10 @@ checkpoint in every way that is compared.
 """
 
 import random
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +22,8 @@ POSITIONS = (1, 2, 3, 5, 9, 17)
 POSITION_NAMES = ("1", "2", "3-4", "5-8", "9-16", "17+")
 
 
-def tally(task, problems, traces):
+def tally(task: ModuleType, problems: Sequence,
+          traces: Sequence[list[str]]) -> dict[str, np.ndarray]:
     """Counts of `traces` (lists of words, problem-major, equally many a problem).
 
     Returns {name: float64 (problems,)}: for each of COUNTS the mean over a problem's samples, and
@@ -38,21 +43,23 @@ def tally(task, problems, traces):
             "attempts_at": mean[1], "valid_at": mean[2]}
 
 
-def valid_attempts(task, problem, words):
+def valid_attempts(task: ModuleType, problem: Any, words: list[str]) -> list[bool]:
     """For each attempt of a trace, in order, whether it is valid (list of bool)."""
     return [bool(task.grade(problem, ["try", *content]).valid_attempts)
             for behaviour, content in grammar.steps(words) if behaviour in ("try", "wait")]
 
 
-def guesses(task, problems, samples, seed):
+def guesses(task: ModuleType, problems: Sequence, samples: int,
+            seed: int) -> dict[str, np.ndarray]:
     """The tally of the strategy-free control."""
     rng = random.Random(f"guess {seed}")
     return tally(task, problems, [grammar.words(task.guess(p, rng)) for p in problems
                                   for _ in range(samples)])
 
 
-def measure(checkpoint, family, generator, *, problems, samples, max_new_tokens, low_temperature,
-            depths, seed=0):
+def measure(checkpoint: str | Path, family: str, generator: dict, *, problems: int, samples: int,
+            max_new_tokens: int, low_temperature: float, depths: Sequence[int],
+            seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
     """The tallies of one checkpoint, by the way it was sampled.
 
     "sampled" (temperature 1, `samples` a problem), "greedy" and "low temperature" (one a problem),
@@ -77,12 +84,12 @@ def measure(checkpoint, family, generator, *, problems, samples, max_new_tokens,
     return out
 
 
-def stack(tallies):
+def stack(tallies: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Tallies of several seeds as one: {name: (seeds, problems, ...)}."""
     return {name: np.stack([t[name] for t in tallies]) for name in tallies[0]}
 
 
-def summary(tally):
+def summary(tally: dict[str, np.ndarray]) -> dict[str, stats.Interval]:
     """{name of the fact: Interval} of a stacked tally; a share of nothing is left out."""
     out = {"pass_at_k[k=1]": stats.mean_interval(tally["correct"]),
            "trace_pass_at_k[k=1]": stats.mean_interval(tally["trace"]),
@@ -94,7 +101,7 @@ def summary(tally):
     return {name: interval for name, interval in out.items() if interval is not None}
 
 
-def by_position(tally):
+def by_position(tally: dict[str, np.ndarray]) -> dict[str, stats.Interval]:
     """{name of the position: Interval of the share of valid attempts there}."""
     shares = {name: stats.share(tally["valid_at"][..., i], tally["attempts_at"][..., i])
               for i, name in enumerate(POSITION_NAMES)}

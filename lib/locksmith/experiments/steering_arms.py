@@ -117,71 +117,71 @@ def _in_body(fits, body, study=None):
 # --- models, and who decides ----------------------------------------------------------------------
 
 @once
-def base(fits):
+def base(fits: Fits) -> Arm:
     return Arm()
 
 
 @once
-def thinking(fits):
+def thinking(fits: Fits) -> Arm:
     return Arm(runs="thinking")
 
 
 @once
-def twin(fits):
+def twin(fits: Fits) -> Arm | None:
     return Arm(runs="twin") if "twin" in fits.bodies else None
 
 
 @once
-def thinking_decides_base_executes(fits):
+def thinking_decides_base_executes(fits: Fits) -> Arm:
     return Arm(decides="thinking")
 
 
 @once
-def base_decides_thinking_executes(fits):
+def base_decides_thinking_executes(fits: Fits) -> Arm:
     return Arm(runs="thinking", decides="base")
 
 
 @once
-def thinking_decides_twin_executes(fits):
+def thinking_decides_twin_executes(fits: Fits) -> Arm | None:
     return Arm(runs="twin", decides="thinking") if "twin" in fits.bodies else None
 
 
 @once
-def thinking_decides_untrained_executes(fits):
+def thinking_decides_untrained_executes(fits: Fits) -> Arm:
     return Arm(runs="untrained", decides="thinking")
 
 
 # --- the hybrid, and other ways to its vectors and times ------------------------------------------
 
 @over_strengths
-def hybrid(fits):
+def hybrid(fits: Fits) -> Arm | None:
     return _in_body(fits, "base")
 
 
 @over_thresholds
-def probe(fits):
+def probe(fits: Fits) -> Arm:
     weight, intercept = fits.fitted.probe
     return replace(hybrid(fits), gate=decoding.Probe(weight, intercept, fits.setting.threshold))
 
 
 @over_strengths
-def network(fits):
+def network(fits: Fits) -> Arm:
     return replace(hybrid(fits), vectors=fits.network, coefficients=fits.coefficients)
 
 
 @over_strengths
-def difference_of_means(fits):
+def difference_of_means(fits: Fits) -> Arm:
     return replace(hybrid(fits), vectors=fits.fitted.means)
 
 
 @once
-def true_kinds(fits):
+def true_kinds(fits: Fits) -> Arm | None:
     """(what the taxonomy loses)"""
     return _with_kinds(fits, "base")
 
 
 @once
-def oracle(fits):
+def oracle(fits: Fits) -> Arm:
     return replace(hybrid(fits), gate=decoding.Oracle(fits.study.tell))
 
 
@@ -193,13 +193,13 @@ def _with_kinds(fits, body):
 # --- ceilings: the thinking model's own token -----------------------------------------------------
 
 @once
-def ceiling(fits):
+def ceiling(fits: Fits) -> Arm:
     """(it should: this is what the gate's times are worth)"""
     return replace(_nothing_added(fits), processor=decoding.ceiling)
 
 
 @once
-def ceiling_oracle(fits):
+def ceiling_oracle(fits: Fits) -> Arm:
     return replace(ceiling(fits), gate=decoding.Oracle(fits.study.tell))
 
 
@@ -210,70 +210,70 @@ def _nothing_added(fits):
 # --- controls -------------------------------------------------------------------------------------
 
 @over_strengths
-def bias_only(fits):
+def bias_only(fits: Fits) -> Arm:
     """being nudged is enough"""
     return replace(hybrid(fits), vectors=torch.zeros_like(fits.vectors) + fits.fitted.bias)
 
 
 @over_strengths
-def one_vector(fits):
+def one_vector(fits: Fits) -> Arm:
     """there is nothing to choose among"""
     return replace(hybrid(fits), vectors=torch.zeros_like(fits.vectors) + fits.one)
 
 
 @over_strengths
-def other_category(fits):
+def other_category(fits: Fits) -> Arm:
     """*which* does not matter"""
     return replace(hybrid(fits), gate=decoding.OtherCategory(hybrid(fits).gate, fits.study.n))
 
 
 @over_strengths
-def random_vectors(fits):
+def random_vectors(fits: Fits) -> Arm:
     """the directions do not matter"""
     return replace(hybrid(fits), vectors=vectors.random_like(fits.vectors, fits.pair.seed))
 
 
 @over_strengths
-def random_positions(fits):
+def random_positions(fits: Fits) -> Arm:
     """*when* does not matter"""
     return replace(hybrid(fits), gate=decoding.RandomPositions(fits.rate, fits.frequencies))
 
 
 @once
-def always_on(fits):
+def always_on(fits: Fits) -> Arm:
     """there is no need of a gate"""
     commonest = max(range(fits.study.n), key=fits.study.categories.count)
     return replace(hybrid(fits), gate=decoding.Always(commonest))
 
 
 @over_strengths
-def twin_vectors(fits):
+def twin_vectors(fits: Fits) -> Arm | None:
     """fitting teaches"""
     return _in_body(fits, "twin")
 
 
 @once
-def twin_vectors_true_kinds(fits):
+def twin_vectors_true_kinds(fits: Fits) -> Arm | None:
     """fitting teaches, even where a backtrack's vector is not also a new attempt's"""
     return _with_kinds(fits, "twin")
 
 
 @over_strengths
-def untrained_vectors(fits):
+def untrained_vectors(fits: Fits) -> Arm:
     """the words' first embeddings are enough"""
     there = fits.bodies["untrained"][fits.setting.layer].both
     return replace(hybrid(fits), vectors=same_norm(there, fits.vectors))
 
 
 @over_strengths
-def unrelated_vectors(fits):
+def unrelated_vectors(fits: Fits) -> Arm:
     """any fitted vector will do"""
     there = fits.bodies["unrelated"][fits.setting.layer].both
     return replace(hybrid(fits), vectors=same_norm(there, fits.vectors))
 
 
 @over_strengths
-def logit_push(fits):
+def logit_push(fits: Fits) -> Arm:
     """the vector is its token"""
     model, fitted = fits.pair.load("base"), fits.bodies["base"]
     push = decoding.logit_push(model.net, fits.study.opening, fits.study.n)
@@ -282,12 +282,12 @@ def logit_push(fits):
 
 
 @over_strengths
-def reranking(fits):
+def reranking(fits: Fits) -> Arm:
     """its likelihood does the work"""
     return replace(hybrid(fits), processor=decoding.rerank)
 
 
 @once
-def reranking_alone(fits):
+def reranking_alone(fits: Fits) -> Arm:
     """nothing needs to be steered"""
     return replace(_nothing_added(fits), processor=decoding.rerank)

@@ -17,21 +17,24 @@ of a closed set, the opening tells it (`Openings`); elsewhere it is the stronges
 thinking model's residual stream at that position (`Latents`, as in the authors' later code).
 """
 
+from collections.abc import Callable, Hashable, Sequence
 from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from sklearn.cluster import KMeans
 from sklearn.metrics import (
     adjusted_mutual_info_score,
     normalized_mutual_info_score,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from locksmith import activations, prose
 from locksmith.loading import Model
+from locksmith.steering import Moment
 
 
 class Step(NamedTuple):
@@ -63,7 +66,8 @@ def steps(model: Model, task: ModuleType, texts: list, starts: list) -> list[Ste
     return out
 
 
-def averages(model: Model, texts: list, steps: list, layers, most: int = 2**28) -> dict:
+def averages(model: Model, texts: list, steps: list, layers: Sequence[int],
+             most: int = 2**28) -> dict:
     """Mean residual stream over each step's tokens: {layer: (steps, D) float32}.
 
     steps: in the order of their texts. most: numbers that are read before they are averaged.
@@ -84,7 +88,8 @@ def averages(model: Model, texts: list, steps: list, layers, most: int = 2**28) 
     return {layer: torch.cat([part[layer] for part in parts]) for layer in layers}
 
 
-def normalise(x, mean):
+def normalise(x: Float[Tensor, "steps width"],
+              mean: Float[Tensor, " width"]) -> Float[Tensor, "steps width"]:
     """Centred on `mean` (D,) and scaled to unit length."""
     return F.normalize(x - mean, dim=-1)
 
@@ -93,7 +98,7 @@ class Autoencoder(nn.Module):
     """Top-k sparse autoencoder: the decoder's rows have unit norm, the encoder starts as its
     transpose (the paper's code, k = 3)."""
 
-    def __init__(self, dims, latents, k, seed):
+    def __init__(self, dims: int, latents: int, k: int, seed: int):
         super().__init__()
         rows = torch.randn(latents, dims, generator=torch.Generator().manual_seed(seed))
         self.decoder = nn.Parameter(F.normalize(rows, dim=-1))
@@ -102,28 +107,29 @@ class Autoencoder(nn.Module):
         self.outer = nn.Parameter(torch.zeros(dims))
         self.k = min(k, latents)
 
-    def encode(self, x):
+    def encode(self, x: Float[Tensor, "steps width"]) -> Float[Tensor, "steps latents"]:
         """Latents (N, K) before the top k are chosen; x (N, D) normalised."""
         return (x - self.outer) @ self.encoder.T + self.inner
 
-    def forward(self, x):
+    def forward(self, x: Float[Tensor, "steps width"]) -> Float[Tensor, "steps width"]:
         """x (N, D) rebuilt from its k strongest latents."""
         top = self.encode(x).topk(self.k, -1)
         sparse = torch.zeros(len(x), len(self.inner)).scatter(-1, top.indices, top.values.relu())
         return sparse @ F.normalize(self.decoder, dim=-1) + self.outer
 
     @torch.no_grad()
-    def assign(self, x):
+    def assign(self, x: Float[Tensor, "steps width"]) -> Int[Tensor, " steps"]:
         """Category of each step, the strongest latent: (N,) int64."""
         return self.encode(x).argmax(-1)
 
     @torch.no_grad()
-    def rebuilt(self, x):
+    def rebuilt(self, x: Float[Tensor, "steps width"]) -> float:
         """Share of the variance of x that is rebuilt."""
         return 1 - float((self(x) - x).square().sum() / (x - x.mean(0)).square().sum())
 
 
-def fit(x, latents, k=3, steps=300, lr=0.02, batch=128, seed=0):
+def fit(x: Float[Tensor, "steps width"], latents: int, k: int = 3, steps: int = 300,
+        lr: float = 0.02, batch: int = 128, seed: int = 0) -> Autoencoder:
     """An `Autoencoder` of x (N, D), by a few hundred steps of Adam on the squared error: quick."""
     net = Autoencoder(x.shape[1], latents, k, seed)
     draw = torch.Generator().manual_seed(seed)
@@ -139,7 +145,8 @@ def fit(x, latents, k=3, steps=300, lr=0.02, batch=128, seed=0):
     return net.eval()
 
 
-def fit_published(x, latents, k=3, epochs=300, patience=10, batch=512, seed=0):
+def fit_published(x: Float[Tensor, "steps width"], latents: int, k: int = 3, epochs: int = 300,
+                  patience: int = 10, batch: int = 512, seed: int = 0) -> Autoencoder:
     """An `Autoencoder` of x (N, D), trained as in the authors' code: Adam at 2e-4 / sqrt(K /
     16384), the loss in shares of a batch's variance, until `patience` epochs did not lower it."""
     net = Autoencoder(x.shape[1], latents, k, seed)
@@ -166,7 +173,9 @@ def fit_published(x, latents, k=3, epochs=300, patience=10, batch=512, seed=0):
 AUTOENCODERS = {"quick": fit, "published": fit_published}
 
 
-def choose(fitted: dict, held_out: dict, sizes: list, train=fit):
+def choose(
+    fitted: dict, held_out: dict, sizes: list, train: Callable[..., Autoencoder] = fit,
+) -> tuple[list[dict], tuple[int, Tensor, Autoencoder]]:
     """Layer and number of latents by agreement between seeds: (table, best).
 
     fitted, held_out: {layer: (N, D)} step averages, not normalised. train: one of AUTOENCODERS.
@@ -186,7 +195,7 @@ def choose(fitted: dict, held_out: dict, sizes: list, train=fit):
     return table, found[max(range(len(table)), key=lambda i: table[i]["agreement"])]
 
 
-def purity(categories, kinds):
+def purity(categories: Sequence[int], kinds: Sequence[Hashable]) -> float:
     """Share of steps whose kind is the commonest one of their category."""
     categories, kinds = np.asarray(categories), np.asarray(kinds)
     common = sum(np.unique(kinds[categories == c], return_counts=True)[1].max()
@@ -194,20 +203,22 @@ def purity(categories, kinds):
     return common / len(categories)
 
 
-def scores(categories, kinds):
+def scores(categories: Sequence[int], kinds: Sequence[Hashable]) -> tuple[float, float]:
     """(purity, normalised mutual information) of an assignment against the true kinds."""
     return (float(purity(categories, kinds)),
             float(normalized_mutual_info_score(list(kinds), list(categories))))
 
 
-def kmeans(x, test, latents, seed=0):
+def kmeans(x: Float[Tensor, "steps width"], test: Float[Tensor, "tested width"], latents: int,
+           seed: int = 0) -> Int[np.ndarray, " tested"]:
     """Assignment of `test` (N, D) by k-means fitted on x: the plain baseline."""
     return KMeans(latents, n_init=4, random_state=seed).fit(x.numpy()).predict(test.numpy())
 
 
 # --- while a model writes -------------------------------------------------------------------------
 
-def by_opening(texts, steps, categories, latents, size):
+def by_opening(texts: Sequence[list[int]], steps: Sequence[Step], categories: Sequence[int],
+               latents: int, size: int) -> Int[Tensor, " vocabulary"]:
     """(V,) int64: of each token that begins a step, the category most of its steps have; else -1.
 
     size: of the vocabulary, V.
@@ -241,7 +252,7 @@ class Decisions(NamedTuple):
     decision: torch.Tensor
     owned: torch.Tensor
 
-    def owns(self, moment) -> torch.Tensor:
+    def owns(self, moment: Moment) -> Bool[Tensor, " rows"]:
         """(R,) bool: the next token is a decision whatever it is; see `engine.Moment`."""
         owned = self.owned.to(moment.tokens.device)[moment.tokens[:, -1]]
         first = moment.positions[:, -1] + 1 == moment.prompt_lengths
@@ -268,15 +279,16 @@ class Openings(NamedTuple):
     table: torch.Tensor
     layer = None  # no residual stream is read
 
-    def category(self, token, hidden):
+    def category(self, token: Int[Tensor, " rows"], hidden: Tensor | None) -> Int[Tensor, " rows"]:
         """(R,) of tokens (R,): their step's category, -1 where they begin none."""
         return self.table.to(token.device)[token]
 
-    def opens(self, token, moment):
+    def opens(self, token: Int[Tensor, " rows"], moment: Moment) -> Bool[Tensor, " rows"]:
         """(R,) bool: the token begins a step."""
         return self.category(token, None) >= 0
 
-    def differ(self, own, theirs, category):
+    def differ(self, own: Int[Tensor, " rows"], theirs: Int[Tensor, " rows"],
+               category: Int[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
         """(R,) bool: the token `own` is of another category, or of none."""
         return self.category(own, None) != category
 
@@ -285,21 +297,24 @@ class Latents(nn.Module):
     """Categories told by the thinking model's residual stream after `layer`, centred and scaled as
     the step averages were: the strongest latent. decisions: of the task, see `Decisions`."""
 
-    def __init__(self, mean, autoencoder, layer, decisions):
+    def __init__(self, mean: Float[Tensor, " width"], autoencoder: Autoencoder, layer: int,
+                 decisions: Decisions):
         super().__init__()
         self.mean, self.autoencoder = mean, autoencoder.requires_grad_(False)
         self.layer, self.decisions = layer, decisions
 
-    def category(self, token, hidden):
+    def category(self, token: Int[Tensor, " rows"],
+                 hidden: Float[Tensor, "rows width"]) -> Int[Tensor, " rows"]:
         """(R,) of residual streams (R, D)."""
         hidden = hidden.float().to(self.mean.device)
         return self.autoencoder.assign(normalise(hidden, self.mean)).to(token.device)
 
-    def opens(self, token, moment):
+    def opens(self, token: Int[Tensor, " rows"], moment: Moment) -> Bool[Tensor, " rows"]:
         """(R,) bool: the token begins a sentence, a line, or the answer."""
         return self.decisions.owns(moment)
 
-    def differ(self, own, theirs, category):
+    def differ(self, own: Int[Tensor, " rows"], theirs: Int[Tensor, " rows"],
+               category: Int[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
         """(R,) bool: the tokens are not the same."""
         return own != theirs
 

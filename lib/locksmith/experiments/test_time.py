@@ -14,7 +14,9 @@ lab's tasks have: documents for `few_shot`, openings of steps for a `prefix` tha
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -38,19 +40,19 @@ class Job(NamedTuple):
     seed: int
 
     @property
-    def task(self):
+    def task(self) -> ModuleType:
         return self.pair.rules
 
     @property
-    def prompts(self):
+    def prompts(self) -> list[list[int]]:
         return [self.model.ask(self.task, problem) for problem in self.problems]
 
-    def sample(self, prompts, cap):
+    def sample(self, prompts: Sequence[list[int]], cap: int) -> decoding.Chosen:
         """A `Chosen`: one plain sample from each prompt (ids), of at most `cap` tokens."""
         return decoding.low_temperature(self.model.net, prompts, 1.0, max_new_tokens=cap,
                                         stop=self.model.stop, seed=self.seed)
 
-    def guesses(self, problems):
+    def guesses(self, problems: Sequence) -> list[list[int]]:
         """Ids of a guess at each problem, ended."""
         rng = random.Random(f"guess {self.seed}")
         train = self.task.problems("train", GUESSED, 0, self.pair.generator)
@@ -58,11 +60,11 @@ class Job(NamedTuple):
         return [self.model.encode(text + self.model.end) for text in texts]
 
 
-def base(job):
+def base(job: Job) -> decoding.Chosen:
     return job.sample(job.prompts, job.cap)
 
 
-def prefix(job, words):
+def prefix(job: Job, words: str) -> decoding.Chosen:
     """words: the text that every answer begins with."""
     ids = job.model.encode(words)
     if len(ids) >= job.cap or job.model.decode(ids) != words:
@@ -73,7 +75,7 @@ def prefix(job, words):
                           tokens=found.tokens + len(ids))
 
 
-def few_shot(job, shots):
+def few_shot(job: Job, shots: int) -> decoding.Chosen:
     """shots: documents before each problem, other ones for every answer, half the context at most.
 
     log: the number of their tokens, "shown", and the "cap" on an answer that this leaves. The base
@@ -90,7 +92,7 @@ def few_shot(job, shots):
         log={"shown": np.array([*map(len, before)]), "cap": np.full(len(prompts), cap)})
 
 
-def rich(job, rng, room):
+def rich(job: Job, rng: random.Random, room: int) -> list[int]:
     """Ids of a pre-training document of at most `room` tokens, solved without an error left standing,
     that shows the behaviour the task is about (`HEADLINE`) at least once."""
     task, generator = job.task, job.pair.generator
@@ -104,7 +106,7 @@ def rich(job, rng, room):
     raise BadInput(f"shots: hardly any rich document has at most {room} words; allowed are fewer.")
 
 
-def cognitive_tools(job, dummy=False, **options):
+def cognitive_tools(job: Job, dummy: bool = False, **options: object) -> decoding.Chosen:
     """options: tools and rounds, as in `tools.solve`. log: sums over an answer, as in `Work`."""
     works = tools.solve(tools.asking(job.model, job.seed), job.model, job.task, job.problems,
                         max_new_tokens=job.cap, dummy=dummy, **options)
@@ -113,11 +115,11 @@ def cognitive_tools(job, dummy=False, **options):
     return decoding.Chosen([w.ids for w in works], np.array([w.tokens for w in works]), log)
 
 
-def dummy_tools(job, **options):
+def dummy_tools(job: Job, **options: object) -> decoding.Chosen:
     return cognitive_tools(job, dummy=True, **options)
 
 
-def matched_vote(job, budget):
+def matched_vote(job: Job, budget: int | Sequence[int] | np.ndarray) -> decoding.Chosen:
     """budget: tokens an answer, one number or one a problem."""
     def draw(problems):
         return engine.sample(job.model.net, [job.model.ask(job.task, p) for p in problems],
@@ -125,7 +127,7 @@ def matched_vote(job, budget):
     return _vote(job, budget, draw)
 
 
-def guess(job, budget):
+def guess(job: Job, budget: int | Sequence[int] | np.ndarray) -> decoding.Chosen:
     """budget: tokens an answer, one number or one a problem."""
     def draw(problems):
         guesses = job.guesses(problems)
@@ -160,7 +162,7 @@ METHODS = {f.__name__: f for f in (base, prefix, few_shot, cognitive_tools, dumm
 
 
 def solve(pair: Pair, method: str, n_problems: int, max_new_tokens: int, split: str = "test",
-          n: int = 1, **options) -> sampling.Outcome:
+          n: int = 1, **options: object) -> sampling.Outcome:
     """`sampling.Outcome` of a method on the base, n answers for each of the first n_problems of a split.
 
     options: what the method asks for beside the job, such as words, shots, tools or budget.

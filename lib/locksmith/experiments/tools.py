@@ -24,7 +24,7 @@ Not in the paper: DUMMIES, the same calls without their content.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 
@@ -61,10 +61,10 @@ class Work:
     wrong: int = 0
 
     @property
-    def ended(self):
+    def ended(self) -> bool:
         return bool(self.ids) and self.ids[-1] in self.stop
 
-    def force(self, ids):
+    def force(self, ids: Sequence[int]) -> None:
         self.ids = [*self.ids, *ids]
         self.tokens += len(ids)
 
@@ -77,7 +77,8 @@ class Call:
     task: ModuleType
     cap: int
 
-    def __call__(self, works, prompts, most, stop=(), temperature=1.0):
+    def __call__(self, works: list[Work], prompts: list[list[int]], most: int | Sequence[int],
+                 stop: Collection[int] = (), temperature: float = 1.0) -> list[list[int]]:
         """Continuations (lists of ids, the stop included) of prompts[i], paid for by works[i].
 
         most: tokens at most, one number or one a prompt; the context may leave fewer. Where it leaves
@@ -97,16 +98,16 @@ class Call:
             works[i].tokens += len(ids)
         return found
 
-    def opening(self, kind):
+    def opening(self, kind: str) -> list[int]:
         """Ids of the first opening of a kind of step; none where the task knows no kinds."""
         return self.model.encode(" ".join(self.task.OPENINGS[kind][0])) if self.task.OPENINGS else []
 
-    def openings(self):
+    def openings(self) -> set[int]:
         """The ids that every step begins with, where the task knows them."""
         return {self.model.encode(" ".join(opening))[0]
                 for openings in self.task.OPENINGS.values() for opening in openings}
 
-    def cut(self, ids, place, behind=""):
+    def cut(self, ids: list[int], place: int, behind: str = "") -> list[int]:
         """The ids of the first `place` characters of an answer and of a text behind them."""
         kept = sum(end <= place for _, end in self.model.spans(ids))
         rest = self.model.decode(ids)[len(self.model.decode(ids[:kept])):place] + behind
@@ -131,7 +132,7 @@ def asking(model: Model, seed: int) -> Callable:
 
 # --- the tools ------------------------------------------------------------------------------------
 
-def understand(call, works):
+def understand(call: Call, works: list[Work]) -> None:
     """The first step is worked out by a call of its own, which has to open with an attempt."""
     opening, stop = call.opening("try"), call.openings()
     for work in works:
@@ -144,7 +145,7 @@ def understand(call, works):
             work.ids = call.cut(work.ids, first[0].end)
 
 
-def draft(call, works):
+def draft(call: Call, works: list[Work]) -> None:
     """Not a tool: answers go on to their end; one found wrong that no tool changed begins anew."""
     for work in works:
         if work.ended and work.verdict == "wrong":
@@ -157,7 +158,7 @@ def draft(call, works):
         work.full = not work.ended
 
 
-def recall(call, works):
+def recall(call: Call, works: list[Work]) -> None:
     """The result of each arithmetic step is asked for as a fact, once; the first that the answer has
     otherwise is replaced, and the answer goes on from there."""
     model, new = call.model, []
@@ -183,7 +184,7 @@ def facts(text: str) -> list:
     return [((m[1], m[2], m[3]), m.start(4), m[4]) for m in _FACT.finditer(text)]
 
 
-def examine(call, works):
+def examine(call: Call, works: list[Work]) -> None:
     """The likeliest critique of each ended answer, and the verdict in it."""
     model, works = call.model, [w for w in works if w.ended]
     prompts = [model.begin(call.task.review(w.problem, model.decode(w.ids))) for w in works]
@@ -196,7 +197,7 @@ def examine(call, works):
         work.full = work.verdict is None  # no room for a verdict: the answer stays as it is
 
 
-def backtrack(call, works):
+def backtrack(call: Call, works: list[Work]) -> None:
     """Cuts an answer off before the conclusion found wrong; without an examiner, before its last.
 
     It goes on with a backtrack after a failed check. Elsewhere, where no author goes back (the chain's
@@ -217,7 +218,7 @@ def backtrack(call, works):
 
 # --- calls without content ------------------------------------------------------------------------
 
-def wasted(tool):
+def wasted(tool: Callable[[Call, list[Work]], None]) -> Callable[[Call, list[Work]], None]:
     """The same calls, but the answers stay as they were."""
     def dummy(call, works):
         before = [w.ids for w in works]
@@ -227,7 +228,7 @@ def wasted(tool):
     return dummy
 
 
-def swapped(call, works):
+def swapped(call: Call, works: list[Work]) -> None:
     """The same reviews, but each work gets the verdict on another: only their rate is kept."""
     examine(call, works)
     works = [w for w in works if w.ended and w.verdict]
@@ -243,7 +244,8 @@ DRAFTING, JUDGING = ("draft", "recall", "draft"), ("examine", "backtrack")
 
 
 def solve(ask: Callable, model: Model, task: ModuleType, problems: list, *, max_new_tokens: int,
-          tools=tuple(TOOLS), rounds: int = 3, dummy: bool = False) -> list[Work]:
+          tools: Collection[str] = tuple(TOOLS), rounds: int = 3,
+          dummy: bool = False) -> list[Work]:
     """Works on problems by the fixed schedule.
 
     tools: names of those in use; without any, a plain draft. A round is DRAFTING and JUDGING; in

@@ -18,12 +18,14 @@ import functools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
-from transformers import DynamicCache, LlamaForCausalLM
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache, LlamaForCausalLM, PreTrainedModel
 
 from locksmith import (
     cache,
@@ -75,7 +77,8 @@ def spread(rates: np.ndarray, n: int) -> list[int]:
     return ordered[np.linspace(0, len(ordered) - 1, n).round().astype(int)].tolist()
 
 
-def candidates(pairs: list[Pair], problems: list, n: int, max_new_tokens: int):
+def candidates(pairs: list[Pair], problems: list, n: int,
+               max_new_tokens: int) -> tuple[list[list[Solution]], float]:
     """Up to n different finished solutions of each problem, by the different bases of some pairs in
     turn: P lists of Solution, and the tokens generated a problem. A thinking model writes none."""
     bases = {pair.folder("base") or pair.base: pair for pair in pairs}  # many seeds may have one base
@@ -102,7 +105,8 @@ def _ended(model, text):
 
 # --- what is trained on ---------------------------------------------------------------------------
 
-def critique_pairs(task, problem, solutions: list[Solution], critic: Callable, rng) -> list:
+def critique_pairs(task: ModuleType, problem: Any, solutions: list[Solution], critic: Callable,
+                   rng: random.Random) -> list:
     """Critiques of a problem's solutions by a critic of `critics`: [(text, continuation)]."""
     return [(task.review(problem, one.text), critic(task, problem, one.text, rng))
             for one in solutions]
@@ -123,7 +127,7 @@ def _continue(model, pairs, max_new_tokens, **how):
                          max_new_tokens=max_new_tokens, **how)
 
 
-def shuffle_targets(pairs: list, rng) -> list:
+def shuffle_targets(pairs: list, rng: random.Random) -> list:
     """Every input with the target of another: a random cycle through all pairs."""
     order = list(range(len(pairs)))
     rng.shuffle(order)
@@ -131,12 +135,12 @@ def shuffle_targets(pairs: list, rng) -> list:
     return [(given, pairs[other[i]][1]) for i, (given, _) in enumerate(pairs)]
 
 
-def solution_pairs(task, problem, solutions: list[Solution], right: bool) -> list:
+def solution_pairs(task: ModuleType, problem: Any, solutions: list[Solution], right: bool) -> list:
     """(prompt, solution) of those solutions of a problem whose grade is `right`."""
     return [(task.prompt(problem), one.text) for one in solutions if one.correct == right]
 
 
-def verdicts_right(model: Model, task, pairs: list, max_new_tokens: int) -> float:
+def verdicts_right(model: Model, task: ModuleType, pairs: list, max_new_tokens: int) -> float:
     """Share of critiques (greedy) that end in the target's verdict: can the model judge?"""
     out = _continue(model, pairs, max_new_tokens, temperature=0.0)
     said = [task.verdict(model.decode(ids)) if done else None
@@ -176,7 +180,8 @@ class Trained(NamedTuple):
         return self.net.config.get_text_config().vocab_size <= FEW_WORDS
 
 
-def shared_prefix_logits(net, ids, start):
+def shared_prefix_logits(net: PreTrainedModel, ids: Int[Tensor, "rows time"],
+                         start: int) -> Float[Tensor, "rows last vocabulary"]:
     """Logits (B, T - start, V) of the positions from `start` on. What all rows begin with, the worked
     examples and often the question, is read once; a head of 262k tokens sees none of it."""
     same = (ids == ids[:1]).all(0).long().cumprod(0).sum().item()
@@ -224,14 +229,14 @@ class Vectors(nn.Module):
     """One vector a block, added to the residual stream after it at every position; the model's own
     weights are no parameters of this module and stay as they are. layers: the blocks."""
 
-    def __init__(self, net, layers):
+    def __init__(self, net: PreTrainedModel, layers: Sequence[int]):
         super().__init__()
         self.layers, self.frozen = list(layers), [net.requires_grad_(False)]
         self.config = net.config
         self.table = nn.Parameter(torch.zeros(len(self.layers), net.config.hidden_size,
                                               device=net.device))
 
-    def forward(self, **inputs):
+    def forward(self, **inputs: object) -> Any:
         """The model's own forward with the vectors added, with gradients for them."""
         blocks = cache.blocks(self.frozen[0])
         hooks = [blocks[i].register_forward_hook(lambda m, a, out, v=v: _added(out, v))
@@ -242,7 +247,7 @@ class Vectors(nn.Module):
             for hook in hooks:
                 hook.remove()
 
-    def steers(self, like):
+    def steers(self, like: Tensor) -> list[engine.Steer]:
         """The vectors for `engine.sample`, of the dtype of the tensor `like`."""
         return [engine.Steer(i, v.detach().to(like)) for i, v in zip(self.layers, self.table)]
 
@@ -288,7 +293,7 @@ def reinforce(trained: Trained, pair: Pair, problems: list, recipe: dict, reward
                     label=f"{reward} reward, {pair.task} seed {pair.seed}")
 
 
-def rollout_fn(ask: Callable, task, recipe: dict) -> Callable:
+def rollout_fn(ask: Callable, task: ModuleType, recipe: dict) -> Callable:
     """What `rl.learn` takes for rollouts: answers of ask() -> (`Model` as it stands, its steers)."""
     def rollout(problems, seed):
         model, steer = ask()
@@ -379,7 +384,7 @@ def tuned(pair: Pair, pairs: list, recipe: Recipe, size: Size, judged: list | No
 
 
 def reinforced(pair: Pair, problems: list, recipe: dict, size: Size, trains: str = "weights",
-               apart: bool = False, layers: list | None = None, **options) -> Outcome:
+               apart: bool = False, layers: list | None = None, **options: object) -> Outcome:
     """`Outcome` of the base after `reinforce` (reward, bonus); log: its curve and text_loss, the latter
     not for vectors. apart: also correct (P, n) with the vectors at the "first token" of an answer
     alone, and at the "later tokens" alone."""
@@ -403,7 +408,8 @@ def _later(moment):
     return ~_first(moment)
 
 
-def self_solved(pair: Pair, n_problems: int, samples: int, max_new_tokens: int):
+def self_solved(pair: Pair, n_problems: int, samples: int,
+                max_new_tokens: int) -> tuple[list[list[tuple[str, str]]], int]:
     """(what the base solves of `pool` when it tries each problem so often, tokens generated): for
     each problem solved the list of (prompt, solution) pairs, different solutions only."""
     base = pair.load("base")

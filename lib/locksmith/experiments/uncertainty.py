@@ -5,13 +5,14 @@ step whether the step just written is valid. The control reads the same answers 
 model: what the surface of a text gives away.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 
 from locksmith import grammar, vocabulary
 from locksmith.experiments import skills
@@ -26,7 +27,8 @@ MOMENTS = ("prompt", "first attempt", "last attempt", "answer", "answer unchecke
 ARMS = ("correctness", "noise")  # directions that are steered
 
 
-def calibration(scores, y, bins=10):
+def calibration(scores: Float[np.ndarray, " answers"], y: Bool[np.ndarray, " answers"],
+                bins: int = 10) -> tuple[float, list[tuple[float, float, int]]]:
     """(expected calibration error, rows of (mean probability, share true, n)) of log odds.
 
     Bins hold equally many scores; the error is the mean distance between the two, weighted by n.
@@ -95,7 +97,7 @@ def _word_moments(task, model, problem, text, grade) -> Iterator[tuple]:
         yield "step", place, holds
 
 
-def answers(task: ModuleType, problem, ids: list[int], start: int) -> list[tuple[bool, dict]]:
+def answers(task: ModuleType, problem: Any, ids: list[int], start: int) -> list[tuple[bool, dict]]:
     """The answers of a lab's trace: (right, {moment: place}) each, from prompt and trace `ids`.
 
     "answer" is the last word of the conclusion's opening, before anything of the answer stands
@@ -139,7 +141,8 @@ class Knowing(NamedTuple):
     dose: dict | None
 
 
-def uncertainty(pair: Pair, role: str, layer: int, sizes: Sizes, n_test: int, strengths) -> Knowing:
+def uncertainty(pair: Pair, role: str, layer: int, sizes: Sizes, n_test: int,
+                strengths: Sequence[float]) -> Knowing:
     """Probes of a model's own answers to validation problems, and steering along right minus wrong
     at the answer, everywhere, on test problems. sizes.documents: answers a problem."""
     problems = pair.problems(sizes.n_problems, "validation")

@@ -22,14 +22,17 @@ the blocks above are run again (`upper`).
 
 import copy
 import random
+from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from sklearn.linear_model import LogisticRegression
-from torch import nn
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from locksmith import activations, rollouts
 from locksmith.errors import BadInput
@@ -48,7 +51,7 @@ class Traces(NamedTuple):
     steps: list
     successful: bool
 
-    def part(self, first, last):
+    def part(self, first: int, last: int) -> "Traces":
         """The traces from `first` to before `last`, steps renumbered."""
         chosen = [s._replace(text=s.text - first) for s in self.steps if first <= s.text < last]
         return Traces(self.texts[first:last], self.starts[first:last], chosen, self.successful)
@@ -75,7 +78,7 @@ def traces(pair: Pair, n: int, max_new_tokens: int) -> Traces:
 
 # --- the frozen body above a block ----------------------------------------------------------------
 
-def upper(model, layer):
+def upper(model: PreTrainedModel, layer: int) -> PreTrainedModel:
     """The model above block `layer`: called with inputs_embeds = the residual stream after it.
 
     It shares the model's weights. BadInput for decoders whose blocks do not stand in
@@ -103,7 +106,7 @@ class Mark(NamedTuple):
     category: int
 
 
-def marks(steps, categories):
+def marks(steps: Sequence[taxonomy.Step], categories: Sequence[int]) -> list[Mark]:
     """A `Mark` for each step: vector at its decision position, loss over the step."""
     return [Mark(s.text, s.start - 1, s.end, int(c))
             for s, c in zip(steps, categories, strict=True)]
@@ -182,7 +185,8 @@ def _frozen(body):
 
 # --- three kinds of vectors -----------------------------------------------------------------------
 
-def means(stream, traces, categories, n):
+def means(stream: Float[Tensor, "tokens width"], traces: Traces, categories: Sequence[int],
+          n: int) -> Float[Tensor, "n width"]:
     """Difference of means, (n, D): stream (all tokens of all texts, D) is the body's residual."""
     first = np.cumsum([0, *map(len, traces.texts)])
     at = stream[[int(first[s.text]) + s.start - 1 for s in traces.steps]]
@@ -197,7 +201,10 @@ def _unit(stream):
     return float(stream.square().mean().sqrt())
 
 
-def optimised(body, traces, marks, n, layer, *, stream, bias=None, steps=60, lr=0.3, seed=0):
+def optimised(body: PreTrainedModel, traces: Traces, marks: Sequence[Mark], n: int, layer: int, *,
+              stream: Float[Tensor, "tokens width"], bias: Float[Tensor, " width"] | None = None,
+              steps: int = 60, lr: float = 0.3,
+              seed: int = 0) -> tuple[Float[Tensor, "n width"], float]:
     """(vectors (n, D), loss) of the paper's first version, see the module's docstring.
 
     marks: where the vectors of which of the n categories stand. bias (D,): frozen, added to each of
@@ -214,7 +221,7 @@ def optimised(body, traces, marks, n, layer, *, stream, bias=None, steps=60, lr=
     return vectors.detach(), float(np.mean(losses[-(len(losses) // 3 + 1):]))
 
 
-def random_spans(traces, seed=0):
+def random_spans(traces: Traces, seed: int = 0) -> list[Mark]:
     """Marks as many and as long as the steps, anywhere in their traces: what the bias learns."""
     draw, out = random.Random(f"spans {seed}"), []
     for s in traces.steps:
@@ -230,18 +237,20 @@ class Coefficients(nn.Module):
     unit: the residual stream is divided by it on the way in.
     """
 
-    def __init__(self, dims, n, hidden, unit, seed=0):
+    def __init__(self, dims: int, n: int, hidden: int, unit: float, seed: int = 0):
         super().__init__()
         self.unit = unit
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.inner, self.outer = nn.Linear(dims, hidden), nn.Linear(hidden, n)
 
-    def forward(self, x):
+    def forward(self, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows n"]:
         return F.softplus(self.outer(F.gelu(self.inner(x / self.unit))))
 
 
-def network(body, traces, marks, n, layer, *, stream, hidden=64, steps=120, lr=0.3, seed=0):
+def network(body: PreTrainedModel, traces: Traces, marks: Sequence[Mark], n: int, layer: int, *,
+            stream: Float[Tensor, "tokens width"], hidden: int = 64, steps: int = 120,
+            lr: float = 0.3, seed: int = 0) -> tuple[Float[Tensor, "n width"], Coefficients]:
     """(vectors (n, D), Coefficients): the later version; the vectors' categories are its own.
 
     marks: the positions where the models disagree; their categories are ignored, and the loss is on
@@ -263,7 +272,7 @@ def network(body, traces, marks, n, layer, *, stream, hidden=64, steps=120, lr=0
     return vectors.detach(), coefficients.eval().requires_grad_(False)
 
 
-def random_like(vectors, seed):
+def random_like(vectors: Float[Tensor, "n width"], seed: int) -> Float[Tensor, "n width"]:
     """Random directions with the same norms, (n, D)."""
     drawn = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(seed))
     return F.normalize(drawn, dim=-1) * vectors.norm(dim=-1, keepdim=True)
@@ -271,7 +280,8 @@ def random_like(vectors, seed):
 
 # --- where the models disagree, and a gate that needs only the base -------------------------------
 
-def disagreeing(body, traces, marks, tell, seed=0, most=2**28):
+def disagreeing(body: PreTrainedModel, traces: Traces, marks: Sequence[Mark],
+                tell: taxonomy.Categoriser, seed: int = 0, most: int = 2**28) -> list[Mark]:
     """Those marks at which a token drawn from the body differs from the thinking model's.
 
     The paper compares the two models' greedy tokens; here answers are drawn, so draws are compared.
@@ -292,7 +302,8 @@ def disagreeing(body, traces, marks, tell, seed=0, most=2**28):
         own[m.text, m.position], torch.tensor(traces.texts[m.text][m.position + 1]), m.category)]
 
 
-def probe(stream, traces, marks, n):
+def probe(stream: Float[Tensor, "tokens width"], traces: Traces, marks: Sequence[Mark],
+          n: int) -> tuple[Float[Tensor, "classes width"], Float[Tensor, " classes"]]:
     """(weight (n + 1, D), intercept (n + 1,)): multinomial logistic regression on the body's
     residual at every position of the traces; class = a mark's category, n = no mark here. With the
     marks of `disagreeing` it tells where the body alone would decide otherwise. A category without

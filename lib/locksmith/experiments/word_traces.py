@@ -11,14 +11,17 @@ a wrong result, one number apart.
 
 import copy
 import random
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from locksmith import activations, cache, engine, stats, steering
 from locksmith.experiments import directions, probes
-from locksmith.loading import Pair
+from locksmith.loading import Model, Pair
 from locksmith.results import Recorder
 
 OPENINGS = {
@@ -41,26 +44,26 @@ class Sum:
     wrong: int
 
     @property
-    def right(self):
+    def right(self) -> int:
         return self.numbers[0] + self.numbers[1]
 
     @property
-    def carries(self):
+    def carries(self) -> bool:
         return self.numbers[0] % 10 + self.numbers[1] % 10 > 9
 
     @property
-    def question(self):
+    def question(self) -> str:
         return "Question: What is {} plus {} plus {}?\nAnswer:".format(*self.numbers)
 
-    def step(self, result):
+    def step(self, result: int) -> str:
         return " {} plus {} is {}.".format(*self.numbers[:2], result)
 
-    def rest(self):
+    def rest(self) -> str:
         total = self.right + self.numbers[2]
         return f" {self.right} plus {self.numbers[2]} is {total}. The answer is {total}."
 
 
-def sums(n, seed):
+def sums(n: int, seed: int | str) -> list[Sum]:
     """n different sums of two-digit numbers, every second one with a carry in its first step."""
     rng, found = random.Random(f"sums {seed}"), {}
     while len(found) < n:
@@ -71,7 +74,7 @@ def sums(n, seed):
     return list(found.values())
 
 
-def trace(rng, one, behaviour):
+def trace(rng: random.Random, one: Sum, behaviour: str | None) -> tuple[str, str]:
     """(question and answer, the sentence that is the behaviour or "") for a behaviour or None."""
     sentence = ""
     if behaviour:
@@ -81,7 +84,7 @@ def trace(rng, one, behaviour):
     return one.question + said + one.rest(), sentence
 
 
-def examples():
+def examples() -> str:
     """The worked examples at the start of every text, one a kind."""
     rng = random.Random("examples")
     kinds = ("backtracking", "uncertainty", None)
@@ -89,7 +92,7 @@ def examples():
                    for one, kind in zip(sums(3, "examples"), kinds, strict=True))
 
 
-def first_tokens(tokenizer, behaviour):
+def first_tokens(tokenizer: PreTrainedTokenizerBase, behaviour: str) -> list[int]:
     """Ids of the tokens that open a behaviour's sentence after a full stop."""
     return sorted({tokenizer.encode(" " + o.split(",")[0].split()[0], add_special_tokens=False)[0]
                    for o in OPENINGS[behaviour]})
@@ -97,7 +100,10 @@ def first_tokens(tokenizer, behaviour):
 
 # --- reading --------------------------------------------------------------------------------------
 
-def boundaries(net, tokenizer, asked):
+def boundaries(
+    net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Sum],
+) -> tuple[dict[int, Float[np.ndarray, "texts width"]], Bool[np.ndarray, " texts"],
+           Bool[np.ndarray, " texts"], Int[np.ndarray, " texts"]]:
     """The residual stream at the boundary of every minimal pair.
 
     Returns ({layer: (2 n, D)} float32, wrong (2 n,) bool, carries (2 n,) bool, pair (2 n,) int).
@@ -111,7 +117,8 @@ def boundaries(net, tokenizer, asked):
             np.repeat([one.carries for one in asked], 2), np.repeat(np.arange(n), 2))
 
 
-def span_vectors(net, tokenizer, asked, layer, seed=0):
+def span_vectors(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Sum],
+                 layer: int, seed: int = 0) -> dict[str, Float[np.ndarray, " width"]]:
     """behaviour -> (D,): mean over a behaviour's first tokens, from the one before its sentence on,
     minus the mean over all tokens of the traces (Venhoff et al., arXiv 2506.18167)."""
     rng, start = random.Random(f"spans {seed}"), examples()
@@ -140,7 +147,10 @@ def span_vectors(net, tokenizer, asked, layer, seed=0):
 # --- steering -------------------------------------------------------------------------------------
 
 @torch.no_grad()
-def opening_probabilities(net, tokenizer, asked, layer, vectors):
+def opening_probabilities(
+    net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Sum], layer: int,
+    vectors: Sequence[np.ndarray],
+) -> dict[str, Float[np.ndarray, "results sums arms"]]:
     """P that a behaviour opens at the boundary, steered there alone.
 
     vectors (A, D). Returns behaviour -> (2, len(asked), A): after the right and the wrong result.
@@ -174,7 +184,10 @@ def opening_probabilities(net, tokenizer, asked, layer, vectors):
     return out
 
 
-def free_rates(net, tokenizer, asked, layer, vectors, max_new_tokens, stop, seed=0):
+def free_rates(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Sum],
+               layer: int, vectors: Sequence[np.ndarray], max_new_tokens: int,
+               stop: int | Set[int],
+               seed: int = 0) -> tuple[dict[str, Float[np.ndarray, "arms sums"]], list[list[str]]]:
     """How often sentences of free samples open with a behaviour, steered at every new position.
 
     vectors (A, D). Returns behaviour -> (A, len(asked)), and the texts (A lists).
@@ -239,7 +252,7 @@ def auroc(held: tuple, layer: int, what: str, shuffle: bool = False) -> stats.In
     return probes.auroc_interval([score(streams[layer][rows], y, pair[rows])])
 
 
-def vectors_of(model, held: tuple, reading: list[Sum], layer: int) -> dict[str, np.ndarray]:
+def vectors_of(model: Model, held: tuple, reading: list[Sum], layer: int) -> dict[str, np.ndarray]:
     """(D,) by name, all as long as the residual stream at the boundary: `span_vectors`, error minus
     right of minimal pairs, and NOISES random ones."""
     streams, wrong, _, _ = held
@@ -251,8 +264,8 @@ def vectors_of(model, held: tuple, reading: list[Sum], layer: int) -> dict[str, 
     return {name: vector * length / np.linalg.norm(vector) for name, vector in found.items()}
 
 
-def record_steering(rec: Recorder, pair: Pair, streams: dict, layer: int, asked: tuple, strengths,
-                    max_new_tokens: int) -> dict:
+def record_steering(rec: Recorder, pair: Pair, streams: dict, layer: int, asked: tuple,
+                    strengths: Sequence[float], max_new_tokens: int) -> dict:
     """The base's vectors steer the base and, where there is one, its successor: at the boundary, and
     in free samples. asked: (sums that vectors come from, others that are steered). Returns
     (role, behaviour, arm) -> (strengths, sums), the probability that the behaviour opens."""

@@ -11,10 +11,13 @@ Critics, the trainers' logits and the rollouts of RL are those of `critics` and 
 
 import functools
 import random
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from locksmith import arms, engine, finetune, model, packaged, prose, rewards, rl, stats, words
 from locksmith.errors import BadInput
@@ -36,13 +39,14 @@ exact, flipped, form = (functools.partial(critic, words)
 CRITICS = {"critiques": exact, "flipped-critiques": flipped, "format-only": form}
 
 
-def works_out(text):
+def works_out(text: str) -> bool:
     """Whether an answer writes a calculation out with its result: the strategy that is told apart from
     being right ("when" and "how")."""
     return words.written_out(prose.first_line(text), 1)
 
 
-def critiques(problem, answers, critic, seed):
+def critiques(problem: words.Problem, answers: Sequence[str], critic: Callable,
+              seed: int) -> list[tuple[str, str]]:
     """(text, critique) pairs of one critic on one problem's answers."""
     rng = random.Random(f"{seed} {problem.key}")
     return [(words.review(problem, text), critic(problem, text, rng)) for text in answers]
@@ -58,13 +62,15 @@ def continuations(arm: str, problem: words.Problem, answers: list[str]) -> list[
     return tuning.shuffle_targets(written, random.Random(seed)) if arm == "shuffled-critiques" else written
 
 
-def pairs(tokenizer, written):
+def pairs(tokenizer: PreTrainedTokenizerBase,
+          written: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
     """(input, target) token ids of (text, continuation) pairs, for `finetune.fit`."""
     return [(tokenizer(given).input_ids, tokenizer(wanted, add_special_tokens=False).input_ids)
             for given, wanted in written]
 
 
-def single(weights, problems, samples, n, max_new_tokens):
+def single(weights: tuple, problems: Sequence[words.Problem], samples: int, n: int,
+           max_new_tokens: int) -> tuple[int, np.ndarray, list[str], int]:
     """One problem to train on: the middle one, by solve rate, of those that the model solves at all.
 
     Returns (its index, solve rates (P,), up to n different answers to it with a number in them, tokens
@@ -82,7 +88,8 @@ def single(weights, problems, samples, n, max_new_tokens):
     return chosen, drawn.correct.mean(1), answers, drawn.tokens + again.tokens
 
 
-def told(problem, index, rates, answers, spent):
+def told(problem: words.Problem, index: int, rates: Sequence[float], answers: Sequence[str],
+         spent: int) -> dict:
     """What a page tells of the problem that `single` chose, and what critics say of one wrong answer."""
     right = [words.grade(problem, text).correct for text in answers]
     example = answers[right.index(False) if False in right else 0]
@@ -92,7 +99,8 @@ def told(problem, index, rates, answers, spent):
                           for name, critic in CRITICS.items()}}
 
 
-def judged(problems, rng):
+def judged(problems: Sequence[words.Problem],
+           rng: random.Random) -> list[tuple[words.Problem, str]]:
     """(problem, answer) pairs to review: each problem with its right answer and with a wrong one, which
     differ in nothing else, so that always saying the same is right half of the time."""
     pairs = []
@@ -105,7 +113,7 @@ def judged(problems, rng):
 
 # --- training ---------------------------------------------------------------------------------------
 
-def logits_from(inputs):
+def logits_from(inputs: Sequence[list[int]]) -> Callable:
     """`logits` for a trainer whose shortest input is that of `inputs` (lists of token ids)."""
     return functools.partial(tuning.shared_prefix_logits, start=min(map(len, inputs)) - 1)
 
@@ -124,7 +132,10 @@ class Outcome(NamedTuple):
     log: dict
 
 
-def outcome(net, tokenizer, problems, n, max_new_tokens, low_temperature, seed, judged, log=None):
+def outcome(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
+            problems: Sequence[words.Problem], n: int, max_new_tokens: int, low_temperature: float,
+            seed: int, judged: Sequence[tuple[words.Problem, str]],
+            log: dict | None = None) -> Outcome:
     """`Outcome` of a model on problems. judged: (problem, answer) pairs for it to review, greedily."""
     drawn, low = (words.sample_words(net, tokenizer, problems, n, shots=SHOTS, temperature=temperature,
                                      max_new_tokens=max_new_tokens, seed=seed)
@@ -140,7 +151,7 @@ def outcome(net, tokenizer, problems, n, max_new_tokens, low_temperature, seed, 
                    log or {})
 
 
-def english_loss(net, tokenizer):
+def english_loss(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
     """Loss on English: what tuning on sums makes a model forget (`tuning.text_loss`)."""
     return tuning.text_loss(_model(net, tokenizer), tuning.english())
 
@@ -160,7 +171,8 @@ def gain_parts(o: Outcome, base: Outcome) -> list[stats.Interval]:
 
 # --- the work of one process ------------------------------------------------------------------------
 
-def arm(weights, seed, test, supervise=None, reinforce=None):
+def arm(weights: tuple, seed: int, test: dict, supervise: dict | None = None,
+        reinforce: dict | None = None) -> Outcome:
     """`Outcome` of a model as it is, or after training a fresh adapter in one of two ways.
 
     weights: arguments of `packaged.load`; test: those of `outcome`; supervise: of `supervised`, or
@@ -174,7 +186,9 @@ def arm(weights, seed, test, supervise=None, reinforce=None):
     return outcome(trained.merge_and_unload(), tokenizer, log=log, **test)
 
 
-def supervised(trained, tokenizer, seed, written, steps, target_tokens, lr):
+def supervised(trained: nn.Module, tokenizer: PreTrainedTokenizerBase, seed: int,
+               written: Sequence[tuple[str, str]], steps: int, target_tokens: int,
+               lr: float) -> dict:
     """`finetune.fit` on (text, continuation) pairs; returns losses and tokens read."""
     data = pairs(tokenizer, written)
     losses, read = finetune.fit(trained, data, steps, target_tokens, lr, seed,
@@ -203,7 +217,8 @@ TASK = SimpleNamespace(
     grade=lambda problem, text: Answer(words.grade(problem, text).correct, works_out(text)))
 
 
-def reinforced(trained, tokenizer, seed, problems, recipe, reward="correct"):
+def reinforced(trained: nn.Module, tokenizer: PreTrainedTokenizerBase, seed: int,
+               problems: Sequence[words.Problem], recipe: dict, reward: str = "correct") -> dict:
     """`rl.learn` on problems, with one of REWARDS; returns its curve."""
     def ask():
         return _model(model.merged(trained).eval(), tokenizer), []
