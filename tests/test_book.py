@@ -153,11 +153,8 @@ def test_verdict_page_shows_every_claim_with_numbers_and_status(pages):
     assert "0.966 to 0.974, at least 0.696 to 0.704" in text
     assert "reported by a third party, not checked" in text
     assert "<strong>In the lab: holds.</strong> Every part holds." in text
-    notebook = json.loads((ROOT / "chapters" / "verdict.ipynb").read_text())
-    sources = ["".join(cell["source"]) for cell in notebook["cells"]]
     for claim in claims.load(ROOT / "claims.yml")["claims"]:
-        at = sources.index(f"## {claim['title']}")
-        assert sources[at + 1] == f'show("{claim["id"]}")'
+        assert f"<h2>{claim['title']}<a" in text.replace("’", "'")
 
 
 def test_chapters_open_with_the_verdict_on_their_claim(pages):

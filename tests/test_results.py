@@ -224,6 +224,7 @@ def test_a_recorder_keeps_what_was_measured_under_which_conditions():
 
 
 @pytest.mark.parametrize("arm, quantity, given, said", [
+    ("base", "pass_at_k", {}, "Quantity pass_at_k is given without k; allowed"),
     ("bsae", "pass_at_k", {"k": 1}, "arm 'bsae' is unknown; did you mean base"),
     ("base", "pass_at_n", {"k": 1}, "Quantity 'pass_at_n' is unknown"),
     ("base", "cosine", {"agianst": "thinking"}, "Condition 'agianst' .* did you mean against"),

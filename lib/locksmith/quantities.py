@@ -113,6 +113,9 @@ QUANTITIES = {
 }
 
 
+NEEDS = {"pass_at_k": "k", "trace_pass_at_k": "k"}  # a condition without which it says nothing
+
+
 def name(quantity: str, conditions: dict) -> str:
     """`pass_at_k[k=256, temperature=0.3]`: the quantity, its conditions in CONDITIONS' order."""
     told = [f"{key}={plain(conditions[key])}" for key in CONDITIONS if key in conditions]
@@ -142,6 +145,14 @@ def check(quantity: str, conditions: dict) -> dict:
     if quantity not in QUANTITIES:
         raise errors.BadInput(unknown("Quantity", quantity, QUANTITIES))
     return typed(quantity, conditions)
+
+
+def complete(quantity: str, conditions: dict) -> None:
+    """Raises BadInput where a condition is missing without which a fact says nothing."""
+    needed = NEEDS.get(quantity)
+    if needed and needed not in conditions:
+        raise errors.BadInput(f"Quantity {quantity} is given without {needed}; allowed is "
+                              f"{quantity}[{needed}=1] and the like.")
 
 
 def typed(of: str, conditions: dict) -> dict:

@@ -88,6 +88,7 @@ class Recorder:
         arm, quantity, given = _named(arm, quantity, given)
         for name in (arm, *(given[key] for key in ARMS if key in given)):
             arms.get(name)
+        quantities.complete(quantity, given)
         self.facts.append({"family": family, "model": arm, "quantity": quantity, **given,
                            **dict(zip(("value", "low", "high"), ends, strict=True)), **size})
         return stats.Interval(*ends)

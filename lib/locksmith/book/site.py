@@ -61,7 +61,9 @@ def assemble(profile: str, root: str | Path = ".", out: str | Path = "build/asm"
         number = target.name.split("_")[0]
         boxes = [claims.box(claim, judged, shown, number) for claim in book["claims"]
                  if number in (claim["chapter"], *claim.get("chapters", {}).values())]
-        notebook = with_verdict(with_alt_texts(notebook), boxes)
+        notebook = with_claims(with_verdict(with_alt_texts(notebook), boxes), [
+            f"## {claim['title']}\n\n{claims.section(claim, judged, shown)}"
+            for claim in book["claims"]])
         target.write_text(json.dumps(notebook, indent=1), encoding="utf-8")
     (out / "post.md").write_text(post(profile, root), encoding="utf-8")
     for file in [root / "results" / "facts.csv", *root.glob("results/*/figures/*.png")]:
@@ -100,6 +102,20 @@ def with_verdict(notebook: dict, boxes: list[str]) -> dict:
     first = notebook["cells"][0]
     title, _, prose = "".join(first["source"]).partition("\n")
     first["source"] = "\n\n".join([title, *boxes, prose.strip()])
+    return notebook
+
+
+def with_claims(notebook: dict, sections: list[str]) -> dict:
+    """Set sections (Markdown) where a cell is tagged `claims`: headings that a cell prints are none
+    that a page could be linked to."""
+    cells = []
+    for cell in notebook["cells"]:
+        if "claims" in cell["metadata"].get("tags", []):
+            cells += [{"cell_type": "markdown", "id": f"claim-{i}", "metadata": {}, "source": section}
+                      for i, section in enumerate(sections)]
+        else:
+            cells.append(cell)
+    notebook["cells"] = cells
     return notebook
 
 

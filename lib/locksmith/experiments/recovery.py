@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from locksmith import arms as names
-from locksmith import parallel, stats
+from locksmith import parallel, quantities, stats
 from locksmith.errors import BadInput
 from locksmith.experiments import hybrid, steering_arms, vectors
 from locksmith.experiments.steering_arms import Fits, Setting
@@ -342,6 +342,11 @@ def measures(rows: pd.DataFrame) -> dict:
             "steered_share": stats.interval(lambda s, d: s / np.maximum(d, 1e-9), steered, drawn),
             "truncated": stats.mean_interval(scores(rows, "truncated")),
             "tokens_per_answer": stats.interval(lambda m: m, scores(rows, "tokens"))}
+
+
+def conditions(quantity: str) -> dict:
+    """What a measured quantity is measured at: accuracies are of one sample."""
+    return {"k": 1} if quantity in quantities.NEEDS else {}
 
 
 def summary(outcomes: pd.DataFrame, settings: dict) -> pd.DataFrame:
