@@ -10,8 +10,9 @@ nine.
 2. `speedup_vs_hooks`: the same hybrid by forward hooks on `generate`, where the thinking model
    reads along with a cache of its own. Both draw at the same uniform numbers and must write the
    same tokens (a rounding may flip a draw: at least 98 % of the rollouts).
-3. `speedup_vs_hooks` and `speedup_vs_nnsight`, `[variant=constant]`: one vector at every even position,
-   no second model, same tokens. nnsight runs in an environment of its own, without this library:
+3. `speedup_vs_hooks` and `speedup_vs_nnsight`, `[variant=constant]`: one vector at every even
+   position, no second model, same tokens. nnsight runs in an environment of its own, without this
+   library:
 
        python -m venv nn && nn/bin/pip install torch==2.13.0 transformers==5.23.0 nnsight==0.8.1
        python benchmarks/hybrid.py --nnsight nn/bin/python

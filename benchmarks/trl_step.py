@@ -112,7 +112,8 @@ def main():
             pairs = compare(config, args.family, way, shape, args.steps, folder)
         ours, theirs = ([n / s for s, n in side] for side in zip(*pairs, strict=True))
         speedup = [a / b for a, b in zip(ours, theirs, strict=True)]
-        for quantity, values in (("tokens_per_second", theirs), ("tokens_per_second[variant=ours]", ours),
+        for quantity, values in (("tokens_per_second", theirs),
+                                 ("tokens_per_second[variant=ours]", ours),
                                  ("speedup_vs_trl", speedup)):
             name = f"trl-{way}".replace("_", "-")
             found = record.fact("rl", name, quantity,

@@ -54,7 +54,8 @@ def environment(folder):
 @contextmanager
 def smoke_lab(root, families=("countdown", "chain"), models=("base", "thinking")):
     """Inside: `root` is the working folder, with the smoke profile's problems, and models with
-    random weights where `loading` looks for seed 0. Which of `models` a model is, is its weights' seed.
+    random weights where `loading` looks for seed 0. Which of `models` a model is,
+    is its weights' seed.
     """
     (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     with pytest.MonkeyPatch.context() as patch:

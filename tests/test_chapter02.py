@@ -1,4 +1,5 @@
-"""Chapter 2's library: what is drawn and judged on tiny random models, and what is done to traces."""
+"""Chapter 2's library: what is drawn and judged on tiny random models,
+and what is done to traces."""
 
 import json
 import random
@@ -157,7 +158,7 @@ def test_answers_are_read_where_they_stand():
     assert min(places) > len(ids) / 2
 
 
-# --- traces -----------------------------------------------------------------------------------------
+# --- traces --------------------------------------------------------------------------------------
 
 TRACE = "try 9 * 3 = 27 maybe 27 - 8 = 19 check 19 yes try 45 - 18 = 27 so 19 27 <eos>"
 WRITTEN = " 5 + 7 = 12. 12 - 3.5 = 8.5, 8.5 * 2 = 17. The answer is 17.\n"
@@ -182,7 +183,8 @@ def test_shuffled_traces_keep_their_steps_and_change_their_order(task, text, ste
 def test_shuffled_lab_traces_stay_in_the_grammar():
     for seed in range(20):
         new = sampling.shuffled(COUNTDOWN, TRACE, random.Random(seed)).split()
-        assert sorted(map(str, grammar.steps(new))) == sorted(map(str, grammar.steps(TRACE.split())))
+        assert sorted(map(str, grammar.steps(new))) == sorted(map(str,
+                                                                  grammar.steps(TRACE.split())))
         assert new[-1] == "<eos>"
 
 
@@ -220,7 +222,8 @@ def test_only_right_traces_that_can_be_changed_are_scored():
 
 @pytest.mark.parametrize("pair, text", [(PAIR, TRACE), (TOYS, WRITTEN)], ids=("lab", "words"))
 def test_likelihoods_are_the_bases_own(pair, text):
-    found = sampling.likelihoods(pair, N, {"some": [(0, text), (2, text), (2, text)], "none": []}, 2)
+    found = sampling.likelihoods(pair, N, {"some": [(0, text), (2, text), (2, text)], "none": []},
+                                 2)
     model = pair.load("base", exact=True)
     ids, prompt = model.encode(text), model.ask(pair.rules, pair.problems(N)[2])
     with torch.no_grad():
@@ -231,7 +234,8 @@ def test_likelihoods_are_the_bases_own(pair, text):
     assert np.isclose(found["some"].per_token[2, 1], np.mean(own), rtol=1e-4)
     best = np.mean([int(logprobs[place].argmax()) == i for place, i in zip(places, ids)])
     assert found["some"].likeliest[2, 0] == pytest.approx(best)
-    assert np.isnan(found["some"].total[[0, 1], [1, 0]]).all() and np.isnan(found["none"].total).all()
+    assert np.isnan(found["some"].total[[0, 1], [1, 0]]).all()
+    assert np.isnan(found["none"].total).all()
     assert len(found["some"].tokens) == 3 * len(ids) and not found["none"].tokens
 
 

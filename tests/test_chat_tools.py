@@ -5,7 +5,8 @@ from locksmith import packaged, words
 from locksmith.errors import BadInput
 from locksmith.experiments import chat_tools
 
-PROBLEMS = [words.Problem("basic_arithmetic", f"Calculate {a} + 2.", str(a + 2)) for a in (11, 22, 33, 44)]
+PROBLEMS = [words.Problem("basic_arithmetic", f"Calculate {a} + 2.", str(a + 2))
+            for a in (11, 22, 33, 44)]
 CALL = '<tool_call>{"name": "recall"}</tool_call>'
 
 
@@ -40,8 +41,10 @@ def solve(toy, schedule, problems=PROBLEMS, **options):
 
 def test_calls_are_read_strictly():
     parse = chat_tools.parse
-    assert parse(f"First {CALL}\n" + CALL.replace("recall", "examine")) == (["recall", "examine"], 0)
-    assert parse('<tool_call>\n{"name": "recall", "arguments": {}}\n</tool_call>') == (["recall"], 0)
+    assert parse(f"First {CALL}\n" + CALL.replace("recall", "examine")) == (["recall", "examine"],
+                                                                            0)
+    with_arguments = '<tool_call>\n{"name": "recall", "arguments": {}}\n</tool_call>'
+    assert parse(with_arguments) == (["recall"], 0)
     assert parse('I will use recall: {"name": "recall"}') == ([], 0)
     for bad in ('{"name": "recall"', '"recall"', '{"name": "other"}', '{"name": ["recall"]}',
                 '{"name": "recall", "arguments": 3}', '{"name": "recall", "x": 1}', "recall", ""):
@@ -52,7 +55,8 @@ def test_calls_are_read_strictly():
 def test_without_calls_model_equals_listed(toy):
     model, listed = solve(toy, "model"), solve(toy, "listed")
     assert model == listed and {w.calls for w in model} == {1} and all(w.tokens for w in model)
-    assert "- recall: Recalls" in model[0].messages[0]["content"] and CALL in model[0].messages[0]["content"]
+    listing = model[0].messages[0]["content"]
+    assert "- recall: Recalls" in listing and CALL in listing
     assert len(solve(toy, "none")[0].messages) == 2
 
 
@@ -63,11 +67,13 @@ def test_a_call_brings_the_tools_output_into_the_next_turn(toy, monkeypatch):
         return "The answer is 13." if "<|im_start|>tool" in prompt else f"Hm.\n{CALL}"
     script = Script(toy[1], say, monkeypatch)
     (work,) = solve(toy, "model", PROBLEMS[:1])
-    assert [m["role"] for m in work.messages] == ["system", "user", "assistant", "tool", "assistant"]
+    assert [m["role"] for m in work.messages] == ["system", "user", "assistant", "tool",
+                                                  "assistant"]
     assert work.messages[3]["content"] == "1 + 2 = 3" and work.answer == "The answer is 13."
     assert (work.calls, work.called, work.malformed) == (3, ["recall"], 0)
     assert work.tokens == len(f"Hm.\n{CALL}" + "1 + 2 = 3" + "The answer is 13.")  # bytes
-    assert "Work so far:\nHm.<|im_end|>" in script.seen[1] and "<|im_start|>tool\n1 + 2" in script.seen[2]
+    assert "Work so far:\nHm.<|im_end|>" in script.seen[1]
+    assert "<|im_start|>tool\n1 + 2" in script.seen[2]
     assert len(set(script.keys)) == 3
 
 
@@ -134,12 +140,14 @@ def test_a_template_that_knows_tools_is_given_their_schemas(toy):
 
 
 def test_what_is_not_allowed_is_said_in_a_sentence(toy):
-    with pytest.raises(BadInput, match="schedule is 'often'; allowed: one of none, model, listed, fixed, d"):
+    with pytest.raises(BadInput, match="schedule is 'often'; allowed: one of none, model, listed, "
+                                       "fixed, d"):
         solve(toy, "often")
     with pytest.raises(BadInput, match="rounds is 0; allowed: at least 1"):
         solve(toy, "model", rounds=0)
     with pytest.raises(BadInput, match="2 or more for dummy"):
         solve(toy, "dummy", PROBLEMS[:1])
-    with pytest.raises(BadInput, match="max_new_tokens is 4096, but a conversation of .* tokens leaves"):
+    with pytest.raises(BadInput, match="max_new_tokens is 4096, but a conversation of .* tokens "
+                                       "leaves"):
         chat_tools.solve(*toy, PROBLEMS, schedule="none", max_new_tokens=4096)
     assert solve(toy, "fixed", []) == []

@@ -35,7 +35,8 @@ def walked():
 def test_everything_that_a_task_in_words_has_is_there_and_the_rest_is_not(walked):
     ids = {name.id for _, name in walked.scores}
     assert ids == {"base", "cognitive-tools", "dummy-tools", "prefix", "thinking", "matched-vote",
-                   "guess", "last-vector-rl", "lora-rl"}  # no documents; the toy solves nothing itself
+                   # no documents; the toy solves nothing itself
+                   "guess", "last-vector-rl", "lora-rl"}
     assert all(arms.get(name) for name in ids)
     tools = {name.given["variant"] for _, name in walked.scores if name.id == "cognitive-tools" and
              name.conditions}
@@ -45,7 +46,8 @@ def test_everything_that_a_task_in_words_has_is_there_and_the_rest_is_not(walked
 
 
 def test_votes_stay_within_what_the_tools_spent(walked):
-    tools, vote = (walked.scores["sums", arm(name)].tokens for name in ("cognitive-tools", "matched-vote"))
+    tools, vote = (walked.scores["sums", arm(name)].tokens
+                   for name in ("cognitive-tools", "matched-vote"))
     assert (vote <= np.maximum(tools.round(), 1)).all()
 
 
@@ -77,8 +79,10 @@ def test_the_best_within_a_budget_by_hand():
     points = {"thinking": Shown(None, 100, 1e9), "prefix": Shown(gap[0], 90, None),
               "majority": Shown(gap[1], 800, None), "lora-rl": Shown(gap[2], 100, 1e8)}
     shown = {("sums", arm(name)): point for name, point in points.items()}
-    best = {budget: study().best("sums", shown, *budget) for budget in ((0, 1), (0, 10), (0.1, 1), (0, 0.1))}
-    assert [found and found[0].id for found in best.values()] == ["prefix", "majority", "lora-rl", None]
+    best = {budget: study().best("sums", shown, *budget)
+            for budget in ((0, 1), (0, 10), (0.1, 1), (0, 0.1))}
+    assert [found and found[0].id for found in best.values()] == ["prefix", "majority", "lora-rl",
+                                                                  None]
 
 
 def test_every_arm_that_a_rule_of_the_claim_reads_is_one_of_the_study(walked):
@@ -86,5 +90,6 @@ def test_every_arm_that_a_rule_of_the_claim_reads_is_one_of_the_study(walked):
     text = "\n".join(part["rule"] for part in rules)
     own = set(re.findall(r"(?:^|\s)([a-z-]+)\.gap_recovered", text))
     others = set(re.findall(r"(\d\d):([a-z-]+)\.gap_recovered", text))
-    assert own <= {name.id for _, name in walked.scores} | {"vector-rl", "sft-solved", "rl-higher-rate"}
+    assert own <= {name.id for _, name in walked.scores} | {"vector-rl", "sft-solved",
+                                                            "rl-higher-rate"}
     assert own and all(name in cheaper_keys.OTHERS[chapter] for chapter, name in others)

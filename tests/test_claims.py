@@ -111,7 +111,8 @@ BETTER = {"refuted": ("undecided", "holds"), "undecided": ("holds",), "holds": (
 
 
 def expected(kinds, outcomes):
-    """The verdict of TRUTH: each kind's parts are summed up, then the table is read line by line."""
+    """The verdict of TRUTH: each kind's parts are summed up,
+    then the table is read line by line."""
     def fits(kind, cell):
         found = {o for k, o in zip(kinds, outcomes, strict=True) if k == kind}
         return {"any": True, "refuted": "refuted" in found, "holds": found <= {"holds"},
@@ -241,8 +242,10 @@ def rows_where_all_holds(seeds=3, n_problems=500):
             ("00", "thinking", "valid_attempts", 0.95), ("00", "thinking", "attempts", 6.0),
             ("00", "base", "attempts", 1.0), ("02", "base", "pass_at_k[k=1]", 0.2),
             ("02", "thinking", "pass_at_k[k=1]", 0.7), ("02", "base", "pass_at_k[k=64]", 0.9),
-            ("02", "base", "pass_at_k[k=256]", 0.97), ("02", "base", "trace_pass_at_k[k=256]", 0.95),
-            ("02", "thinking", "trace_pass_at_k[k=1]", 0.6), ("02", "thinking", "trace_pass_at_k[k=256]", 0.96),
+            ("02", "base", "pass_at_k[k=256]", 0.97),
+            ("02", "base", "trace_pass_at_k[k=256]", 0.95),
+            ("02", "thinking", "trace_pass_at_k[k=1]", 0.6),
+            ("02", "thinking", "trace_pass_at_k[k=256]", 0.96),
             ("02", "thinking-traces", "logprob_per_token", -0.3),
             ("02", "shuffled-traces", "logprob_per_token", -2.0),
             ("02", "corrupted-traces", "logprob_per_token", -0.9),
@@ -306,7 +309,8 @@ def test_a_part_asked_of_one_family_counts_there_alone():
     rows = rows_where_all_holds()
     claim = next(c for c in book()["claims"] if c["id"] == "hybrid-steering")
     broken = [{**r, "low": 0.9, "high": 1.0} if r["model"] == "twin-vectors" else r for r in rows]
-    words = {r["family"]: r["verdict"] for r in claims.verdicts({**book(), "claims": [claim]}, broken)}
+    words = {r["family"]: r["verdict"] for r in claims.verdicts({**book(), "claims": [claim]},
+                                                                broken)}
     assert words == {"countdown": claims.NOT_BECAUSE, "chain": "holds"}
     judged = claims.verdicts({**book(), "claims": [claim]}, rows)
     assert "not asked here" in claims.section(claim, judged, {"lab": "In the lab"})
@@ -350,15 +354,18 @@ def test_families_of_their_own_are_judged_but_not_for_want_of_the_labs():
 
 
 def test_a_claim_reads_another_chapter_where_it_is_measured_there():
-    """On real weights chapter 6 measures what chapter 3 measures in the lab; its chats are no family."""
+    """On real weights chapter 6 measures what chapter 3 measures in the lab;
+    its chats are no family."""
     def row(family, model, value):
         return {"profile": "open", "chapter": "06", "family": family, "model": model,
                 "quantity": "gap_recovered", "value": value, "low": value - 0.1,
                 "high": value + 0.1, "seeds": 1, "n_problems": 50}
     rows = [row("sums", "critiques", 0.2), row("sums", "flipped-critiques", 0.2),
             row("chat", "dummy-notes", 0.1)]
-    judged = claims.of(claims.verdicts(book(), rows, profiles=["lab", "open"]), "one-problem", "open")
-    assert [(r["family"], r["chapter"], r["verdict"]) for r in judged] == [("sums", "06", "refuted")]
+    judged = claims.of(claims.verdicts(book(), rows, profiles=["lab", "open"]), "one-problem",
+                       "open")
+    assert [(r["family"], r["chapter"], r["verdict"])
+            for r in judged] == [("sums", "06", "refuted")]
     assert {p["id"]: p["outcome"] for p in judged[0]["parts"]} == {
         "flipped": "undecided", "shuffled": "missing", "format": "missing", "half": "refuted",
         "rl-level": "refuted"}

@@ -62,7 +62,8 @@ def test_a_chapter_needs_what_its_stage_reads(monkeypatch):
     for number, chapter in enumerate(CHAPTERS[:-1]):
         deps = [dep.split("/") for dep in stages[f"chapter-{number:02d}"]["deps"]
                 if not dep.endswith(("base_steps", "rl_steps"))]
-        wanted = [[folder, "lab", *rest] for folder, _, *rest in deps if folder in ("checkpoints", "data")]
+        wanted = [[folder, "lab", *rest] for folder, _, *rest in deps
+                  if folder in ("checkpoints", "data")]
         assert colab.needs(chapter.stem) == ["/".join(parts) for parts in wanted], chapter
     assert "checkpoints/lab/chain/rl" in colab.needs("02_base_model_sampling")
     with pytest.raises(errors.BadInput, match="no stage for chapter '99_absent'"):

@@ -116,7 +116,8 @@ def test_each_setting_takes_its_behaviour_away(family):
 
 @both
 def test_the_twins_corpus_lacks_backtracks_and_nothing_else(family):
-    """As many attempts and failed checks a problem as before; hand-overs stand in for backtracks."""
+    """As many attempts and failed checks a problem as before;
+    hand-overs stand in for backtracks."""
     task, n = corpus.FAMILIES[family], 3000
     generator = {**FAMILIES[family], **({"slip": 0.3} if family == "chain" else {})}
     found = []

@@ -30,7 +30,8 @@ def test_memory_check():
         device.check_memory(2 * free, "a large job")
 
 
-@pytest.mark.parametrize(("in_hardware", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+@pytest.mark.parametrize(("in_hardware", "expected"),
+                         [(True, torch.bfloat16), (False, torch.float32)])
 def test_products_are_in_bfloat16_only_where_hardware_has_it(monkeypatch, in_hardware, expected):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: in_hardware)
     with device.autocast("cpu"):

@@ -27,7 +27,8 @@ def loss(net, texts):
     for ids in texts:
         with torch.no_grad():
             logits = net(input_ids=torch.tensor([ids[:-1]])).logits
-        total += torch.nn.functional.cross_entropy(logits[0], torch.tensor(ids[1:])).item() * len(ids)
+        total += torch.nn.functional.cross_entropy(logits[0],
+                                                   torch.tensor(ids[1:])).item() * len(ids)
         n += len(ids)
     return total / n
 
@@ -54,7 +55,8 @@ def test_it_learns_its_traces_and_keeps_the_evaluation_nearest_to_the_goal(monke
     assert (record["goal"], record["reached"]) == (0.5, 0.4)
     assert record["step"] == record["curve"][1]["step"] and len(record["curve"]) == 3
     texts = distill.traces("smoke", "chain", "taught", 0)
-    base, taught = (lab.load("smoke", "chain", which, 0, exact=True) for which in ("base", "taught"))
+    base, taught = (lab.load("smoke", "chain", which, 0, exact=True)
+                    for which in ("base", "taught"))
     assert loss(taught, texts) < loss(base, texts) - 0.1  # embeddings stay random
 
 

@@ -364,7 +364,8 @@ def test_hooks_are_gone_afterwards_and_training_mode_comes_back(model):
         (dict(steer=[Steer(0, torch.ones(D + 1))]), "steer is"),
         (dict(steer=[Steer(0, torch.ones(2, D))]), "steer is"),
         (dict(guides=[(llama(), 3)]), "guides is"),
-        (dict(guides=[LlamaForCausalLM(LlamaConfig(**SIZE | dict(vocab_size=V + 1)))]), "guides is"),
+        (dict(guides=[LlamaForCausalLM(LlamaConfig(**SIZE | dict(vocab_size=V + 1)))]),
+         "guides is"),
         (dict(guides=[LlamaForCausalLM(LlamaConfig(**SIZE | dict(max_position_embeddings=63)))]),
          "a context of at least 64")))])
 def test_bad_input_is_one_sentence(lab, change, sentence):

@@ -1,4 +1,5 @@
-"""Fine-tuning by the Trainer: equal token budgets, the loss of the targets, the steps of a plain loop."""
+"""Fine-tuning by the Trainer: equal token budgets, the loss of the targets,
+the steps of a plain loop."""
 
 import random
 
@@ -66,7 +67,8 @@ def test_a_first_token_is_no_target(exact):
 
 @pytest.mark.parametrize("clip", [0, 0.1, 1.0])
 def test_the_steps_are_those_of_a_plain_loop(exact, clip):
-    """The Trainer against AdamW written out: micro-batches add up, the rate falls, clip as asked."""
+    """The Trainer against AdamW written out: micro-batches add up, the rate falls,
+    clip as asked."""
     steps = finetune.pack(PAIRS, 5, 13, 0, micro_tokens=16)
     assert any(len(step) > 1 for step in steps)
     plain, trained, losses = net(), net(), []

@@ -44,7 +44,8 @@ def test_vectors_that_steer_are_of_one_length_and_none_without_the_main_ones():
     assert made.arms("error", "base", "choice", 0) == {}  # the thinking model's is missing
     read.means[Form("thinking", "error", "error")] = means((0, 1, 0))
     found = made.arms("error", "base", "choice", 0)
-    assert set(found) == {"base-vector", "thinking-vector", "base-point-vector", "wrong-behaviour", "noise"}
+    assert set(found) == {"base-vector", "thinking-vector", "base-point-vector", "wrong-behaviour",
+                          "noise"}
     assert all(np.linalg.norm(v) == pytest.approx(7) for v in found.values())
     assert np.allclose(found["wrong-behaviour"], (0, 7, 0))
     everywhere = made.arms("error", "thinking", "all", 0)
@@ -109,7 +110,8 @@ def test_a_pair_in_words_walks_the_whole_chapter(record):
     latents.record_way(record, made, 2)
     found = names(record)
     for wanted in (("base", "probe_auroc"), ("untrained", "probe_auroc"),
-                   ("embeddings", "probe_auroc[on=base]"), ("shuffled-labels", "probe_auroc[on=base]"),
+                   ("embeddings", "probe_auroc[on=base]"),
+                   ("shuffled-labels", "probe_auroc[on=base]"),
                    ("base", "cosine[against=thinking]"), ("other-behaviours", "cosine"),
                    ("base-vector", "behaviour_slope[on=thinking]"),
                    ("noise", "behaviour_slope[on=thinking]"),
@@ -119,7 +121,8 @@ def test_a_pair_in_words_walks_the_whole_chapter(record):
         assert wanted in found, wanted
     assert not any("stable" in quantity or "step=" in quantity for _, quantity in found)
     scored = made.readings[0].scores[Probe("error", "base", made.layers["error"])]
-    assert record.get("sums", "base", "probe_auroc") == pytest.approx(probes.auroc_interval([scored]))
+    wanted = pytest.approx(probes.auroc_interval([scored]))
+    assert record.get("sums", "base", "probe_auroc") == wanted
     text = latents.example(made, made.pairs[0].load("base"))
     assert text.count(">>") == 1 and text.rstrip().endswith(". >>")
 
@@ -143,7 +146,8 @@ def test_no_number_without_enough_events(record, monkeypatch, tmp_path):
         latents.record_uncertainty(record, made, 1)
         latents.record_way(record, made, 2)
         assert record.facts == [] and latents.used(made) == []
-        assert latents.example(made, made.pairs[0].load("base")).startswith("no document holds a check")
+        assert latents.example(made, made.pairs[0].load("base")).startswith("no document holds a "
+                                                                            "check")
 
 
 # --- on words that we wrote -----------------------------------------------------------------------
@@ -187,7 +191,8 @@ def test_categories_found_without_labels_are_read_before_their_steps(monkeypatch
     texts, kinds = [], []
     for i in range(24):
         kind = rng.random(6) < 0.4
-        said = "".join(" zzzz zzzz zzzz zzzz zzzz." if k else " AAAA AAAA AAAA AAAA AAAA!" for k in kind)
+        said = "".join(" zzzz zzzz zzzz zzzz zzzz." if k else " AAAA AAAA AAAA AAAA AAAA!"
+                       for k in kind)
         kinds += kind.tolist()
         texts.append(places.Text([*asked, *model.encode(said)], len(asked), i))
     monkeypatch.setattr(categories, "traces", lambda *args, **how: (texts, None))

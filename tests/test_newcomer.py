@@ -24,7 +24,8 @@ def problems(split, n, seed, generator):
 
     def draw():
         a, b = rng.randint(2, 99), rng.randint(2, 99)
-        return words.Problem("products", f"Calculate {a} * {b}.", str(a * b), f"{a} * {b} = {a * b}.")
+        work = f"{a} * {b} = {a * b}."
+        return words.Problem("products", f"Calculate {a} * {b}.", str(a * b), work)
     return words.distinct(draw, n, split)
 
 
@@ -74,7 +75,8 @@ def book(tmp_path_factory):
         path = book.folder / name
         path.write_text(path.read_text().rstrip("\n") + "\n" + more)
     run = "python", "-m", "locksmith.book.notebooks", "run"
-    book.run(*run, "chapters/01_hybrid_steering.ipynb", "--profile", "toy", "--set", "tasks=[products]")
+    book.run(*run, "chapters/01_hybrid_steering.ipynb", "--profile", "toy", "--set",
+             "tasks=[products]")
     book.run("python", "-m", "locksmith.results", "facts")
     book.run(*run, "chapters/verdict.ipynb", "--profile", "toy")
     return book

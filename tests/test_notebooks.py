@@ -164,7 +164,8 @@ def test_a_killed_run_leaves_no_executed_copy(toy):
     params_file.write_text(params_file.read_text().replace("ch02", "verdict"))
     chapter = chapter.rename("chapters/verdict.ipynb")
     process = subprocess.Popen(
-        [sys.executable, "-m", "locksmith.book.notebooks", "run", str(chapter), "--profile", "smoke"],
+        [sys.executable, "-m", "locksmith.book.notebooks", "run", str(chapter), "--profile",
+         "smoke"],
         stderr=subprocess.DEVNULL,
     )
     try:

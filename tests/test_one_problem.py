@@ -1,4 +1,5 @@
-"""Chapter 3's study: what each arm is trained on, and how outcomes become shares, parts and costs."""
+"""Chapter 3's study: what each arm is trained on, and how outcomes become shares,
+parts and costs."""
 
 import re
 from itertools import product
@@ -47,7 +48,7 @@ def known():
     return made
 
 
-# --- what is trained on -----------------------------------------------------------------------------
+# --- what is trained on --------------------------------------------------------------------------
 
 def test_arms_differ_in_what_they_say_of_the_same_solutions():
     made, task = study(), PAIRS["sums", 0].rules
@@ -60,11 +61,13 @@ def test_arms_differ_in_what_they_say_of_the_same_solutions():
     assert [task.verdict(said) for _, said in exact] == ["right", "wrong", "wrong"]
     for name in critics.CRITICS:
         assert [given for given, _ in written[name]] == [given for given, _ in exact]
-    assert [task.verdict(said) for _, said in written["flipped-critiques"]] == ["wrong", "right", "right"]
+    assert [task.verdict(said) for _, said in written["flipped-critiques"]] == ["wrong", "right",
+                                                                                "right"]
     shuffled = written["shuffled-critiques"]
     assert sorted(said for _, said in shuffled) == sorted(said for _, said in exact)
     assert all(a[0] == b[0] and a[1] != b[1] for a, b in zip(exact, shuffled))
-    assert len({str(pairs) for pairs in written.values()}) >= len(names) - 1  # noise may flip nothing
+    # noise may flip nothing
+    assert len({str(pairs) for pairs in written.values()}) >= len(names) - 1
 
 
 def test_single_problems_are_chosen_with_solutions_that_end():
@@ -96,7 +99,7 @@ def test_every_arm_leaves_an_outcome_for_each_seed_and_single_problem():
     assert made.resized(3).single is made.single and made.resized(3).outcomes == {}
 
 
-# --- what came of it --------------------------------------------------------------------------------
+# --- what came of it -----------------------------------------------------------------------------
 
 def test_a_problem_that_gains_all_and_one_that_gains_nothing_make_half(known):
     arm = Arm("critiques")
@@ -112,16 +115,19 @@ def test_a_problem_that_gains_all_and_one_that_gains_nothing_make_half(known):
 
 
 def test_facts_name_their_arm_and_stand_once(known):
-    known.keep(0.5, {("sums", "critiques", 1, seed): known.outcomes["sums", Arm("critiques")][seed, 1]
+    known.keep(0.5, {("sums", "critiques", 1, seed): known.outcomes["sums",
+                                                                    Arm("critiques")][seed, 1]
                      for seed in SEEDS})
     record = results.Recorder("toy", "03", seeds=SEEDS, n_problems=50, n_samples=4)
     known.record(record, {})
     assert {Arm.of(fact) for fact in record.facts} == {arm for _, arm in known.outcomes}
     rows = record.frame("gap_recovered")
     assert [Arm.of(row) for _, row in rows.iterrows()] == [Arm("critiques"), Arm("critiques", 0.5)]
-    assert record.get("sums", "critiques", "gap_recovered", learning_rate=0.5).value == pytest.approx(1)
+    assert record.get("sums", "critiques", "gap_recovered",
+                      learning_rate=0.5).value == pytest.approx(1)
     assert known.not_below("sums", Arm("critiques")) == []  # of other arms
-    known.keep(None, {("sums", "flipped-critiques", 0, seed): known.outcomes["sums", Arm("thinking")][
+    known.keep(None, {("sums", "flipped-critiques", 0,
+                       seed): known.outcomes["sums", Arm("thinking")][
         seed, 0] for seed in SEEDS})
     assert known.not_below("sums", Arm("critiques")) == ["flipped critiques"]
 

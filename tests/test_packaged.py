@@ -180,7 +180,8 @@ def test_a_package_that_is_not_there(tmp_path, monkeypatch):
     ("owner/model", None, "revision is None, but the hub model owner/model needs a full commit"),
     ("owner/model", "main", "revision is 'main'"),
     ("owner/model", "A" * 40, "revision is 'A+'"),
-    ("gemma", None, "name is 'gemma'; allowed are gemma-3-270m, smollm2-135m-instruct, toy and hub"),
+    ("gemma", None,
+     "name is 'gemma'; allowed are gemma-3-270m, smollm2-135m-instruct, toy and hub"),
     ("gemma-3-270m", None, "comes under the Gemma Terms of Use"),
 ])
 def test_bad_names_in_one_sentence(name, revision, message):

@@ -52,12 +52,14 @@ def run(root, chapter, profile, *changes):
     given = [word for change in changes for word in ("--set", change)]
     done = subprocess.run(
         [sys.executable, "-m", "locksmith.book.notebooks", "run", f"chapters/{chapter}.ipynb",
-         "--profile", profile, *given], cwd=root, env=environment(ROOT), capture_output=True, text=True)
+         "--profile", profile, *given], cwd=root, env=environment(ROOT), capture_output=True,
+                          text=True)
     if done.returncode:
         return done.stderr, None, None
     page = nbformat.read(root / "build/notebooks" / profile / f"{chapter}.ipynb", as_version=4)
     said = "\n".join(str(cell.source) + json.dumps(cell.get("outputs", "")) for cell in page.cells)
-    return done.stderr, json.loads((root / f"results/{profile}/{chapter[:2]}.json").read_text()), said
+    record = json.loads((root / f"results/{profile}/{chapter[:2]}.json").read_text())
+    return done.stderr, record, said
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)

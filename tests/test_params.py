@@ -47,7 +47,8 @@ def test_checkpoints_default_to_the_profiles_own():
 def leaves(values, path=""):
     if not isinstance(values, dict):
         return {path: values}
-    return {k: v for key, value in values.items() for k, v in leaves(value, f"{path}.{key}").items()}
+    return {k: v for key, value in values.items()
+                for k, v in leaves(value, f"{path}.{key}").items()}
 
 
 def test_an_override_of_dvc_survives_merge_keys_and_stays_in_its_profile(tmp_path):

@@ -117,7 +117,8 @@ def test_the_chapters_write_every_fact_that_a_rule_names(book):
     an arm's accuracy stands for its share of it, and no trace to score under another model."""
     rows = claims.facts(book.folder / "results/facts.csv")
     there = {(r["chapter"], r["model"], r["quantity"]) for r in rows if r["profile"] == "smoke"}
-    parts = [p for claim in claims.load(book.folder / "claims.yml")["claims"] for p in claim["parts"]]
+    parts = [p for claim in claims.load(book.folder / "claims.yml")["claims"]
+             for p in claim["parts"]]
     named = {(t["chapter"], t["model"], re.sub(r"k=\d+", "k=1", t["quantity"]))
              for part in parts for t in part["parsed"] if isinstance(t, dict)}
     named = {(chapter, arm, "pass_at_k[k=1]" if quantity == "gap_recovered" else quantity)

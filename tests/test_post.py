@@ -27,7 +27,8 @@ def all_rows():
             if (r["model"], r["quantity"]) == ("random-vectors", "gap_recovered")
             for model in ("reranking-alone", "base-decides-thinking-executes")
             for quantity in ("gap_recovered", "steered_share")]
-    once = [{**r, "quantity": "trace_pass_at_k[k=1]", "value": 0.1, "low": 0.05, "high": 0.15} for r in rows
+    once = [{**r, "quantity": "trace_pass_at_k[k=1]", "value": 0.1, "low": 0.05, "high": 0.15}
+            for r in rows
             if (r["model"], r["quantity"]) == ("base", "trace_pass_at_k[k=256]")]
     split = [{**r, "model": "thinking", "quantity": quantity} for r in rows
              if (r["model"], r["quantity"]) == ("critiques", "gap_recovered")
@@ -106,7 +107,8 @@ def test_every_verdict_has_a_sentence_and_any_of_them_keeps_the_length(root, mon
 
 def test_a_verdict_that_changes_changes_its_sentence(root, tmp_path):
     assert "**It holds.** The controls stay low, and few steered" in flat(writer(root).render())
-    cases = [("hybrid", "gap_recovered", 0.6, "**It holds in part.** In at least one kind the hybrid"),
+    cases = [("hybrid", "gap_recovered", 0.6, "**It holds in part.** In at least one kind the "
+                                              "hybrid"),
              ("hybrid", "gap_recovered", 0.3, "the hybrid recovers less than half of the gap"),
              ("bias-only", "gap_recovered", 0.9, "for the reason given.** Something simpler does")]
     for i, (model, quantity, value, sentence) in enumerate(cases):

@@ -41,7 +41,8 @@ def pair_of(task):
 
 def lab_model(net):
     """A network with the lab's vocabulary, as `loading` gives it."""
-    return loading.Model("tiny", net, vocabulary.tokenizer(), frozenset(vocabulary.STOP), special=True)
+    return loading.Model("tiny", net, vocabulary.tokenizer(), frozenset(vocabulary.STOP),
+                         special=True)
 
 
 # --- areas, probes, calibration -------------------------------------------------------------------
@@ -112,7 +113,8 @@ def test_calibration_error_of_known_forecasts():
     y = rng.random(50_000) < 1 / (1 + np.exp(-odds))
     error, rows = uncertainty.calibration(odds, y)
     assert error < 0.01 and sum(n for *_, n in rows) == 50_000
-    assert uncertainty.calibration(np.full(1000, 40.0), np.arange(1000) < 300)[0] == pytest.approx(0.7)
+    assert uncertainty.calibration(np.full(1000, 40.0),
+                                   np.arange(1000) < 300)[0] == pytest.approx(0.7)
 
 
 # --- places ---------------------------------------------------------------------------------------
@@ -165,7 +167,8 @@ def test_minimal_pairs_differ_in_one_number_and_end_alike(toys):
 def test_what_is_read_as_wrong_in_a_right_working_is_not_called_right(toys):
     _, base = toys
     problem = words.Problem("sums", "What is it?", "17", "5 + 7 = 12. 10 * 20% = 2. 12 + 5 = 17.")
-    pair = SimpleNamespace(rules=sums, task="sums", generator={}, problems=lambda n, split: [problem])
+    pair = SimpleNamespace(rules=sums, task="sums", generator={}, problems=lambda n,
+                           split: [problem])
     texts = places.documents(pair, base, 1, 6)
     assert [t.last for t in texts] == ["step", "error", "conclude", "error"]
     assert base.decode(texts[2].ids).endswith("10 * 20% = 2. 12 + 5 = 17.")
@@ -273,7 +276,8 @@ def test_gate_in_words_opens_where_a_sentence_of_the_answer_may_end(toys):
     asked, said = base.encode("Q: 1. 2? A:"), " 5 + 7 = 12. Hm! So"
     now = moment([*asked, *base.encode(said)], len(asked), rows=(0,))
     found = places.gate(base, sums, "error", "choice", torch.tensor([0.5]))(now)
-    assert found[0].nonzero()[:, 0].tolist() == [len(asked) + i for i, c in enumerate(said) if c in ".!"]
+    assert found[0].nonzero()[:, 0].tolist() == [len(asked) + i for i, c in enumerate(said)
+                                                 if c in ".!"]
 
 
 def plain_model():
@@ -434,11 +438,12 @@ def test_the_own_forecast_is_the_next_tokens_probability(inside):
 def test_a_pair_in_words_is_read_and_its_error_has_a_direction(inside, toys):
     pair, _ = toys
     found = reading.read(pair, ["base", "thinking"], {"error": 0}, Sizes(16, 6, 8), [(0, 0)])
-    assert found.counts["documents", "error"] == {"conclude": 16, "error": 48, "step": 32, "of all": 48}
+    assert found.counts["documents", "error"] == {"conclude": 16, "error": 48, "step": 32,
+                                                  "of all": 48}
     assert found.vector("thinking", "error").shape == found.vector("base", "error").shape
     assert not found.stable and not any(p.source == "traces" for p in found.scores)
-    unsteered = directions.steer(pair, "base", Target("error", 0), {"v": found.vector("base", "error")},
-                                 [-1, 0, 1], 2, 4)
+    unsteered = directions.steer(pair, "base", Target("error", 0),
+                                 {"v": found.vector("base", "error")}, [-1, 0, 1], 2, 4)
     assert unsteered["v"].shape == (3, 2, len(COUNTS))
 
 
@@ -463,6 +468,7 @@ def test_a_milestone_and_the_layers_are_measured_where_events_are(inside):
 
 def test_other_vectors_are_steered_as_given(inside):
     vectors = {"a": np.zeros(32), "b": np.ones(32)}
-    got = directions.steer(pair_of("chain"), "base", Target("check", 1, "all"), vectors, [-1, 0, 1], 5, 6)
+    got = directions.steer(pair_of("chain"), "base", Target("check", 1, "all"), vectors,
+                           [-1, 0, 1], 5, 6)
     assert got["a"].shape == (3, 5, len(COUNTS))
     assert (got["a"] == got["a"][1]).all() and (got["b"][1] == got["a"][1]).all()

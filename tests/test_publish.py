@@ -18,7 +18,8 @@ RUNS_A_NOTEBOOK = re.compile(
 
 def dry_run(folder, *words):
     """The commands that `make` would run there, with nothing installed yet."""
-    # No other variables: a make around the tests, or a REMOTE in the shell, would change what is said.
+    # No other variables: a make around the tests, or a REMOTE in the shell,
+    # would change what is said.
     return subprocess.run(["make", "-n", *words], cwd=folder, env={"PATH": os.environ["PATH"]},
                           check=True, capture_output=True, text=True).stdout
 

@@ -43,7 +43,8 @@ def code(chapter):
 def test_arrows_go_one_way(name):
     room = name.split(".")[0] if "." in name else "core"
     for module, _ in imported(tree(MODULES[name])):
-        other = module.split(".")[0] if "." in module or module in ("experiments", "book") else "core"
+        inside = "." in module or module in ("experiments", "book")
+        other = module.split(".")[0] if inside else "core"
         assert not (room in ("core", "tasks") and other in ("experiments", "book")), module
         assert not (room == "experiments" and other == "book"), module
         assert not (room == "book" and other == "experiments"), module

@@ -26,8 +26,8 @@ def loaded_by(lines, folder):
     """Paths of the modules that a fresh Python has loaded once it ran these imports."""
     show = ("import sys", "print(*(m.__file__ for n, m in sys.modules.items() if "
             "n.startswith('locksmith.') and not m.__file__.endswith('__init__.py')))")
-    done = subprocess.run([sys.executable, "-c", "\n".join([*lines, *show])], cwd=folder, check=True,
-                          env=environment(ROOT), capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", "\n".join([*lines, *show])], cwd=folder,
+                          check=True, env=environment(ROOT), capture_output=True, text=True)
     return {Path(path).relative_to(ROOT).as_posix() for path in done.stdout.split()}
 
 
@@ -86,7 +86,8 @@ def test_the_store_stays_small():
 
 def test_real_weights_are_a_pipeline_of_their_own():
     assert all("--profile ${profile}" in s["cmd"] for n, s in STAGES.items() if n != "facts")
-    assert all(s["wdir"] == ".." and s["frozen"] and "--profile open" in s["cmd"] for s in OPEN.values())
+    assert all(s["wdir"] == ".." and s["frozen"] and "--profile open" in s["cmd"]
+               for s in OPEN.values())
 
 
 @pytest.mark.parametrize("module", [pretrain, rl])

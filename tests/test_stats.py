@@ -103,7 +103,7 @@ def test_interval_covers_the_truth():
     assert 0.90 < inside / 300 < 0.99
 
 
-# --- any statistic ----------------------------------------------------------------------------------
+# --- any statistic -------------------------------------------------------------------------------
 
 def times(values, counts):
     """(B, n) of values repeated: the resamples themselves."""
@@ -236,7 +236,7 @@ def test_full_size_is_quick():
     assert time.perf_counter() - began < 5
 
 
-# --- parts of a gain, and things that were trained on -----------------------------------------------
+# --- parts of a gain, and things that were trained on --------------------------------------------
 
 def toy(share, rates, n=100):
     """(strategy, correct) of n rollouts, as an enumerable policy deals them out exactly."""

@@ -1,4 +1,5 @@
-"""Every task keeps the interface of `tasks`: splits apart, the right answer right, steps in place."""
+"""Every task keeps the interface of `tasks`: splits apart, the right answer right,
+steps in place."""
 
 import hashlib
 import random
@@ -71,7 +72,7 @@ def test_unknown_task():
         tasks.load("chian")
 
 
-# --- the lab's tasks as text -----------------------------------------------------------------------
+# --- the lab's tasks as text ---------------------------------------------------------------------
 
 
 def test_lab_texts_and_words_grade_alike():
@@ -143,7 +144,8 @@ def rows(*pairs):
 
 def test_gsm8k_reads_only_the_pinned_file(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCKSMITH_GSM8K", str(tmp_path))
-    with pytest.raises(errors.BadInput, match="test.jsonl, which is not there; it comes from github"):
+    with pytest.raises(errors.BadInput, match="test.jsonl, which is not there; it comes from "
+                                              "github"):
         gsm8k.problems("test", 1, 0, {})
     train = rows(*((f"What is {i} plus 1?", f"It is {i} + 1 = <<{i}+1={i + 1}>>{i + 1}."
                    rf"\n#### {i + 1:,}") for i in range(1200, 1240)))

@@ -28,7 +28,8 @@ class Script:
         assert len(set(keys)) == len(keys)
         self.batches += 1
         prompts, stop = [vocabulary.decode(p) for p in prompts], vocabulary.decode(stop)
-        return [vocabulary.encode(self.say(p, room, stop)) for p, room in zip(prompts, rooms, strict=True)]
+        return [vocabulary.encode(self.say(p, room, stop))
+                for p, room in zip(prompts, rooms, strict=True)]
 
     def say(self, prompt, room, stop):
         self.seen.append(" ".join(prompt))
@@ -226,7 +227,7 @@ def test_reviews_that_the_base_has_read_are_shorter_than_the_limit():
     assert len(chain.critique(problem, "so 14 14").split()) <= tools.REVIEW
 
 
-# --- the same tools in words ------------------------------------------------------------------------
+# --- the same tools in words ---------------------------------------------------------------------
 
 def test_facts_are_read_in_words_and_in_the_lab():
     assert tools.facts("try 3 * 7 = 22 + 9 = 31 so") == [
@@ -260,5 +261,6 @@ def test_models_of_any_vocabulary_work_through_the_schedule():
     problems = sums.problems("test", 4, 0, sums.GENERATOR)
     toy = TOY.load("base")
     for dummy in (False, True):
-        works = tools.solve(tools.asking(toy, 0), toy, sums, problems, max_new_tokens=12, dummy=dummy)
+        works = tools.solve(tools.asking(toy, 0), toy, sums, problems, max_new_tokens=12,
+                            dummy=dummy)
         assert all(work.calls and 0 < len(work.ids) <= 12 for work in works)

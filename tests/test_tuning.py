@@ -1,4 +1,5 @@
-"""Training little: budgets by count, arms against the corpus' own documents, what stays as it was."""
+"""Training little: budgets by count, arms against the corpus' own documents,
+what stays as it was."""
 
 import random
 
@@ -144,7 +145,8 @@ def test_what_rows_begin_with_is_read_once_without_a_difference(make, shared):
     ids = torch.randint(2, 258, (5, 60), generator=torch.Generator().manual_seed(0))
     ids[:, :shared] = ids[0, :shared]
     found = []
-    for logits in (tuning.shared_prefix_logits(trained, ids, 40), trained(input_ids=ids).logits[:, 40:]):
+    for logits in (tuning.shared_prefix_logits(trained, ids, 40),
+                   trained(input_ids=ids).logits[:, 40:]):
         trained.zero_grad()
         logits.log_softmax(-1)[..., 7].sum().backward()
         found.append((logits.detach(), torch.cat(

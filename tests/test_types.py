@@ -11,7 +11,8 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def public(body, owner=""):
-    """(name, function) of the public functions of a module and the public methods of its classes."""
+    """(name, function) of the public functions of a module and the public methods of its
+    classes."""
     for node in body:
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             yield from public(node.body, f"{node.name}.")

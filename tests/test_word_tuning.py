@@ -44,13 +44,15 @@ def test_each_arm_is_trained_on_what_its_name_says():
     assert sorted(said) == sorted(exact) and all(a != b for a, b in zip(said, exact))
     assert [said for _, said in told["sft-right"]] == [RIGHT + "\n"]
     page = wt.told(SUM, 1, [0.5, 0.25], answers, 99)
-    assert page["chosen"] == 0.25 and page["example"] == WRONG and page["right"] == [True, False, False]
+    assert page["chosen"] == 0.25 and page["example"] == WRONG
+    assert page["right"] == [True, False, False]
     assert page["critiques"]["critiques"] == exact[1]
 
 
 def test_the_parts_of_a_gain_add_up_to_it():
     rng = np.random.default_rng(1)
-    base, tuned = (wt.Outcome(rng.random((40, 4)) < right, rng.random((40, 4)) < works, None, 0, 0, 0, {})
+    base, tuned = (wt.Outcome(rng.random((40, 4)) < right, rng.random((40, 4)) < works, None, 0, 0,
+                              0, {})
                    for right, works in ((0.2, 0.4), (0.6, 0.9)))
     when, how = wt.gain_parts(tuned, base)
     assert when.value + how.value == pytest.approx(tuned.correct.mean() - base.correct.mean())
@@ -96,7 +98,8 @@ def test_a_reward_is_earned_more_often_after_rl(monkeypatch):
     net, tokenizer = packaged.load("toy", dtype="float32")
     net.lm_head.weight.data.mul_(30)  # as drawn, no hidden state could prefer a byte
     recipe = RECIPE | dict(steps=8, samples=48, lr=0.05)
-    curve = wt.reinforced(model.adapter(net, 8, 0), tokenizer, 0, [SUM] * 8, recipe, "format")["curve"]
+    curve = wt.reinforced(model.adapter(net, 8, 0), tokenizer, 0, [SUM] * 8, recipe,
+                          "format")["curve"]
     assert curve[0]["works"] < 0.4 and curve[-1]["works"] > 0.8
 
 
@@ -115,7 +118,8 @@ def test_the_single_problem_is_the_middle_one_of_those_that_are_solved(test, mon
 
     def drawn(net, tokenizer, problems, n, **options):
         table = np.array([[rates[asked.index(p)] * n > j for j in range(n)] for p in problems])
-        texts = [[f" {j % 3} it is\nmore" if j % 2 else " nothing" for j in range(n)] for _ in problems]
+        texts = [[f" {j % 3} it is\nmore" if j % 2 else " nothing" for j in range(n)]
+                 for _ in problems]
         return words.WordSamples(table, table, texts, texts, 10 * len(problems), 1.0)
     monkeypatch.setattr(words, "sample_words", drawn)
     chosen, found, answers, spent = wt.single(TOY, asked, 10, 2, 8)

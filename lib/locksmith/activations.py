@@ -98,7 +98,8 @@ def _read(model, texts, positions, batch_tokens, width, take, last):
             longest = len(texts[chosen[0]])
             ids = torch.tensor([[*texts[i], *[0] * (longest - len(texts[i]))] for i in chosen],
                                device=model.device)
-            made = take(model(input_ids=ids, use_cache=False, **cache.logits_to_keep(model, last)).logits)
+            made = take(model(input_ids=ids, use_cache=False,
+                              **cache.logits_to_keep(model, last)).logits)
             row = torch.tensor([r for r, i in enumerate(chosen) for _ in positions[i]])
             column = torch.tensor([p for i in chosen for p in positions[i]])
             target = torch.tensor([starts[i] + j for i in chosen for j in range(counts[i])])

@@ -1,4 +1,5 @@
-"""The pre-training corpus: solved problems, plain facts and reviews, with a setting for every behaviour.
+"""The pre-training corpus: solved problems, plain facts and reviews,
+with a setting for every behaviour.
 
 Three kinds of document, all from known authors, so what the base model has seen is known exactly:
     solved   a problem as one hidden author writes it: persistence after a failed check, share of
@@ -49,7 +50,8 @@ def document(rng: random.Random, task: ModuleType, generator: dict) -> tuple[lis
     """One document (list of words from <bos> to <eos>) and its kind."""
     draw = rng.random()
     if draw < generator["facts"]:
-        facts = [word for _ in range(FACTS_A_DOCUMENT) for word in (*task.fact(rng, generator), ".")]
+        facts = [word for _ in range(FACTS_A_DOCUMENT)
+                 for word in (*task.fact(rng, generator), ".")]
         return ["<bos>", *facts, "<eos>"], "facts"
     problem = task.sample(rng, "train", generator)
     trace = task.document(rng, problem, author(rng, generator), generator)
@@ -83,8 +85,8 @@ def write(task: ModuleType, generator: dict, n_tokens: int,
 def run(profile: str) -> None:
     """Writes the problem sets of a profile to data/<profile>/<family>_<split>.jsonl.
 
-    results/<profile>/data.sha256 says which, as `sha256sum -c` reads it: `data` as a whole belongs to
-    data.dvc, so the stage that writes it needs something else to show for it.
+    results/<profile>/data.sha256 says which, as `sha256sum -c` reads it: `data` as a whole belongs
+    to data.dvc, so the stage that writes it needs something else to show for it.
     """
     config = params.load(profile)
     folder = Path("data") / profile
@@ -95,7 +97,8 @@ def run(profile: str) -> None:
         for split, n in config["problems"].items():
             found = task.problems(split, n, 0, generator)
             for problem in found:
-                assert seen.setdefault(problem.key, split) == split, f"{problem.key} is in two splits"
+                other = seen.setdefault(problem.key, split)
+                assert other == split, f"{problem.key} is in two splits"
             lines = (json.dumps({"key": p.key, "prompt": " ".join(p.prompt)}) for p in found)
             (folder / f"{family}_{split}.jsonl").write_text("\n".join(lines) + "\n")
     sums = [f"{results.sha256(path)}  {path.as_posix()}\n" for path in sorted(folder.iterdir())]

@@ -362,8 +362,8 @@ def power_sampling(model: PreTrainedModel, prompts: Sequence[list[int]], *, alph
 
 
 class _Chains:
-    """The chains of `power_sampling`, one a prompt: ids, the sequence where each stands; log_z, alpha
-    log p - log q of its tokens; tokens (P,), how many were generated for it so far."""
+    """The chains of `power_sampling`, one a prompt: ids, the sequence where each stands; log_z,
+    alpha log p - log q of its tokens; tokens (P,), how many were generated for it so far."""
 
     def __init__(self, model, prompts, alpha, seed, keys, how):
         self.model, self.prompts, self.alpha, self.how = model, prompts, alpha, how
@@ -372,10 +372,12 @@ class _Chains:
         self.tokens = np.zeros(len(prompts), dtype=np.int64)
 
     def propose(self, chains, cuts, horizon):
-        """(ids, log_z) for each of some chains: its first cuts[j] tokens kept, the rest drawn anew."""
+        """(ids, log_z) for each of some chains: its first cuts[j] tokens kept,
+        the rest drawn anew."""
         self.calls += 1  # every call draws from a stream of its own
         seed = int(np.random.SeedSequence([self.seed, self.calls]).generate_state(1)[0])
-        starts = [[*self.prompts[c], *self.ids[c][:cut]] for c, cut in zip(chains, cuts, strict=True)]
+        starts = [[*self.prompts[c], *self.ids[c][:cut]]
+                  for c, cut in zip(chains, cuts, strict=True)]
         context = self.model.config.get_text_config().max_position_embeddings
         proposals = [None] * len(chains)
         for group in fitting_groups(list(map(len, starts)), cuts, horizon, context):
@@ -384,7 +386,8 @@ class _Chains:
                 self.model, mine, max_new_tokens=horizon - min(cuts[j] for j in group),
                 temperature=1 / self.alpha, seed=seed, keys=[self.keys[chains[j]] for j in group],
                 **self.how)
-            suffixes = [ids[:horizon - cuts[j]] for j, ids in zip(group, rollouts.ids(), strict=True)]
+            suffixes = [ids[:horizon - cuts[j]] for j, ids in zip(group, rollouts.ids(),
+                                                                  strict=True)]
             log_p = score(self.model, mine, suffixes, batch_size=self.how["batch_size"])
             log_q = rollouts.logprobs.cpu().numpy().astype(np.float64)
             for row, (j, suffix) in enumerate(zip(group, suffixes, strict=True)):
@@ -422,8 +425,8 @@ def entropy_matched_temperature(model: PreTrainedModel, prompts: Sequence[list[i
     """Temperature at which the model's own rollouts have a given mean entropy, by bisection.
 
     target_entropy: nats a token, such as `mean_entropy` of the base's rollouts at temperature 1.
-    n: rollouts a prompt; how: what `engine.sample` takes beside. Every temperature is tried with the
-    same seed, so that noise hardly hides the trend.
+    n: rollouts a prompt; how: what `engine.sample` takes beside. Every temperature is tried with
+    the same seed, so that noise hardly hides the trend.
     Returns (temperature, entropy reached). Raises ValueError where [low, high] does not hold it.
     """
 

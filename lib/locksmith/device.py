@@ -35,8 +35,8 @@ def pick(device: str | torch.device = "auto",
 
 
 def autocast(device: str | torch.device) -> torch.autocast:
-    """Context in which matrices are multiplied in the dtype of `pick`: on a CPU that has bfloat16 only
-    in software, training in it takes ten times as long as in float32."""
+    """Context in which matrices are multiplied in the dtype of `pick`: on a CPU that has bfloat16
+    only in software, training in it takes ten times as long as in float32."""
     device, dtype = pick(device)
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 

@@ -1,17 +1,19 @@
-"""Distils a thinking model into the base by supervised fine-tuning (LoRA), from two kinds of traces.
+"""Distils a thinking model into the base by supervised fine-tuning (LoRA),
+from two kinds of traces.
 
     distilled  the RL model's own successful traces: the behaviours pre-training had shown
     taught     a stronger author's, who uses one behaviour that no pre-training document holds
                (Countdown: measuring how far off a miss is; chain: undoing each step)
 
-The lab runs the first kind alone so far. 0.3 M tokens of the second did not teach it: working backward
-from the target reached 0.10 correct on validation problems, measuring misses 0.15 (0.18 with all
-weights trained), against 0.67 for the RL model; arithmetic suffered first and came back slowly.
+The lab runs the first kind alone so far. 0.3 M tokens of the second did not teach it: working
+backward from the target reached 0.10 correct on validation problems, measuring misses 0.15 (0.18
+with all weights trained), against 0.67 for the RL model;
+arithmetic suffered first and came back slowly.
 
 Papers compare RL models with distilled ones of another family and teacher; here both start from the
 same base, and what was distilled was in pre-training or was not. Fine-tuning looks at validation
-problems `evaluations` times and keeps the one whose accuracy is nearest to the RL model's, so that the
-models differ in what they were taught and not in how well they do.
+problems `evaluations` times and keeps the one whose accuracy is nearest to the RL model's, so that
+the models differ in what they were taught and not in how well they do.
 
 LoRA (Hu et al. 2021, arXiv 2106.09685) on every linear layer, by `peft`: an adapter takes a fifth
 of a checkpoint. By `finetune`, on one thread, batches of like length, as in pretrain.
@@ -57,7 +59,8 @@ def traces(profile: str, family: str, kind: str, seed: int) -> list[list[int]]:
     prompts = [vocabulary.encode(p.prompt) for p in problems]
     if kind == "taught":
         rng = random.Random(f"stronger {family} {seed}")
-        return [ids + vocabulary.encode(task.stronger(rng, p, corpus.author(rng, generator), generator))
+        return [ids + vocabulary.encode(task.stronger(rng, p, corpus.author(rng, generator),
+                                                      generator))
                 for ids, p in zip(prompts, problems)]
     out = engine.sample(lab.load(profile, family, "thinking", seed), prompts, seed=seed,
                         max_new_tokens=config["rl"]["max_new_tokens"], stop=vocabulary.STOP).ids()
@@ -69,7 +72,8 @@ def traces(profile: str, family: str, kind: str, seed: int) -> list[list[int]]:
 def accuracy(net: PreTrainedModel, profile: str, family: str, n: int) -> float:
     """Share of n validation problems that two samples at temperature 1 solve."""
     task, problems = corpus.FAMILIES[family], lab.problems(profile, family, n, "validation")
-    out = engine.sample(net, [vocabulary.encode(p.prompt) for p in problems], 2, stop=vocabulary.STOP,
+    out = engine.sample(net, [vocabulary.encode(p.prompt) for p in problems], 2,
+                        stop=vocabulary.STOP,
                         max_new_tokens=params.load(profile)["rl"]["max_new_tokens"], seed=0).ids()
     return float(np.mean([task.grade(problems[i // 2], vocabulary.decode(ids)).correct
                           for i, ids in enumerate(out)]))
@@ -92,7 +96,8 @@ def train(profile: str, family: str, kind: str, seed: int) -> dict:
     flat = np.array([i for ids in texts for i in ids], dtype=np.uint8)
     rng = np.random.default_rng(seed)
     batches = [b for _ in range(recipe["epochs"]) for b in pretrain.batches(flat, 4096, rng)]
-    evaluations = set(np.linspace(0, len(batches), recipe["evaluations"] + 1).astype(int)[1:].tolist())
+    evaluations = set(np.linspace(0, len(batches), recipe["evaluations"]
+                                  + 1).astype(int)[1:].tolist())
     best, curve = None, []
 
     def look(step, bar):
@@ -107,7 +112,8 @@ def train(profile: str, family: str, kind: str, seed: int) -> dict:
             best = found, step, copy.deepcopy(net.state_dict())
 
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], recipe["lr"])
-    finetune.train(net, [[_whole(b)] for b in batches], optimizer, lambda step: min(1, (step + 1) / 10),
+    finetune.train(net, [[_whole(b)] for b in batches], optimizer,
+                   lambda step: min(1, (step + 1) / 10),
                    finetune.own_logits, clip=0, label=f"{kind} {family} seed {seed}", look=look)
     net.load_state_dict(best[2])
     model.save_adapter(net, lab.folder(profile, family, kind, seed), family=family, seed=seed,
@@ -130,7 +136,8 @@ def run(profile: str, family: str) -> None:
         reached = [records[kind, s]["reached"] - records[kind, s]["goal"] for s in seeds]
         facts.append({"family": family, "model": kind, "quantity": "accuracy_minus_thinking",
                       "value": float(np.mean(reached)), "low": min(reached), "high": max(reached),
-                      "n_problems": config["distill"]["validation"], "n_samples": 2, "seeds": seeds})
+                      "n_problems": config["distill"]["validation"], "n_samples": 2,
+                      "seeds": seeds})
     results.write(profile, f"train/{family}_distill", facts,
                   extra={kind: [records[kind, s] for s in seeds] for kind in KINDS},
                   checkpoints=[Path(lab.folder(profile, family, kind, s)) for kind in KINDS

@@ -11,10 +11,10 @@ What makes it quick where `generate` is slow on small models:
    own, so that a second opinion on every token costs one more forward pass and no re-reading.
 
 Prompts of unequal length are padded on the left; positions count from a row's first real token.
-Random numbers and drawing are `drawing`'s, the forward passes `cache`'s, what is added to the residual
-stream `steering`'s. A rollout does not depend on its neighbours, on the batch size or on the order of
-the work (but for the rounding of the matrix kernels, which may differ between batch shapes by a last
-bit).
+Random numbers and drawing are `drawing`'s, the forward passes `cache`'s, what is added to the
+residual stream `steering`'s. A rollout does not depend on its neighbours, on the batch size or on
+the order of the work (but for the rounding of the matrix kernels, which may differ between batch
+shapes by a last bit).
 """
 
 from collections.abc import Sequence, Set
@@ -78,8 +78,8 @@ class _Batch:
     """One batch on its way: the live rows, their tokens so far, and what happens in the residual
     stream. Live rows are the first of every per-row tensor; `live` holds their output rows.
 
-    owner (R,): which of `prompts` each row continues; u (R, max_new): the uniform numbers behind its
-    tokens; first_row: the place of the first among the n_rows of all batches.
+    owner (R,): which of `prompts` each row continues; u (R, max_new): the uniform numbers behind
+    its tokens; first_row: the place of the first among the n_rows of all batches.
     """
 
     def __init__(self, model, control, prompts, owner, u, first_row, n_rows):
@@ -160,7 +160,8 @@ class _Batch:
         return n
 
     def steered(self, lengths):
-        """(R,) vectors added to each row, after a look whether they are those that were intended."""
+        """(R,) vectors added to each row, after a look whether they are those that were
+        intended."""
         self.steering.check(self.prompt_lengths, lengths, self.forwards * len(self.touched))
         return self.steering.count
 

@@ -2,8 +2,8 @@
 
 A Trainer counts a batch in rows, and the book compares arms at equal numbers of *target tokens*. So
 an item of its dataset is a whole step here: micro-batches (ids, targets), both (B, T) int64, of
-different shapes; ids right-padded, targets the ids that are to be learned, IGNORED elsewhere. The loss
-of a step is the mean over all its targets but a row's first token, which nothing predicts.
+different shapes; ids right-padded, targets the ids that are to be learned, IGNORED elsewhere. The
+loss of a step is the mean over all its targets but a row's first token, which nothing predicts.
 """
 
 import random
@@ -35,8 +35,8 @@ def pack(pairs: Sequence[tuple[list[int], list[int]]], steps: int, target_tokens
          micro_tokens: int = MICRO_TOKENS,
          pad_token_id: int = vocabulary.PAD) -> list[list[tuple[Tensor, Tensor]]]:
     """Steps of exactly `target_tokens` targets from (input, target) pairs of token ids, in a random
-    order that starts again when all were seen; a step's last target may be cut, and a micro-batch holds
-    at most `micro_tokens` ids, padding included, or one pair."""
+    order that starts again when all were seen; a step's last target may be cut, and a micro-batch
+    holds at most `micro_tokens` ids, padding included, or one pair."""
     rng, queue, packed = random.Random(seed), [], []
     for _ in range(steps):
         batch, left = [], target_tokens
@@ -110,16 +110,17 @@ def train(net: nn.Module, steps: Sequence[list[tuple[Tensor, Tensor]]],
           look: Callable[[int, tqdm], object] | None = None) -> list[float]:
     """Trains `net` in place on `steps` (see above), in order, and leaves it in eval mode.
 
-    optimizer: over what is trained; rate: step number from 0 -> factor on its learning rate. logits: as in
-    `rl.update`. clip: largest norm of a gradient; 0 for none. label: of a progress bar. look(steps taken,
-    bar): called after each step. Returns the losses, one a step, in nats a target.
+    optimizer: over what is trained; rate: step number from 0 -> factor on its learning rate.
+    logits: as in `rl.update`. clip: largest norm of a gradient; 0 for none. label: of a progress
+    bar. look(steps taken, bar): called after each step. Returns the losses, one a step,
+    in nats a target.
     """
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     with tempfile.TemporaryDirectory() as folder, \
             tqdm(total=len(steps), desc=label, mininterval=5, disable=not label) as bar:
         arguments = TrainingArguments(
-            folder, max_steps=len(steps), max_grad_norm=clip, save_strategy="no", logging_strategy="no",
-            report_to="none", disable_tqdm=True, label_names=["targets"],
+            folder, max_steps=len(steps), max_grad_norm=clip, save_strategy="no",
+            logging_strategy="no", report_to="none", disable_tqdm=True, label_names=["targets"],
             use_cpu=next(net.parameters()).device.type == "cpu")
         trainer = _Steps(net, arguments, train_dataset=steps, optimizers=(optimizer, schedule),
                          callbacks=[_After(bar, look)], logits=logits)
@@ -134,7 +135,8 @@ def fit(net: nn.Module, pairs: Sequence[tuple[list[int], list[int]]], steps: int
         logits: Callable[[nn.Module, Tensor], Tensor] = model.logits,
         micro_tokens: int = MICRO_TOKENS,
         pad_token_id: int = vocabulary.PAD) -> tuple[list[float], int]:
-    """`train` on `pack` by AdamW at a linearly falling rate: (losses, tokens read, inputs included)."""
+    """`train` on `pack` by AdamW at a linearly falling rate: (losses, tokens read,
+    inputs included)."""
     packed = pack(pairs, steps, target_tokens, seed, micro_tokens, pad_token_id)
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr,
                                   betas=(0.9, 0.95), weight_decay=0.0)

@@ -15,7 +15,8 @@ OPENINGS = {
     "wait": (("wait",), ("hmm",), ("go", "back"), ("not", "this", "way")),
     "conclude": (("so",), ("thus",), ("the", "answer"), ("i", "would", "say")),
 }
-BEHAVIOUR = {opening[0]: behaviour for behaviour, openings in OPENINGS.items() for opening in openings}
+BEHAVIOUR = {opening[0]: behaviour for behaviour, openings in OPENINGS.items()
+             for opening in openings}
 # Behaviours that no pre-training document holds, written with words of the other family's or the
 # own prompt: only the traces that teach a distilled model have them.
 TAUGHT = {"from": "measure", "find": "inverse"}

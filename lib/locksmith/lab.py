@@ -29,7 +29,8 @@ def config(profile: str) -> dict:
 
 def folder(profile: str, family: str, which: str, seed: int) -> Path:
     """The checkpoint folder of a model, one of FOLDERS."""
-    return Path("checkpoints") / config(profile)["profile"] / family / FOLDERS[which] / f"seed{seed}"
+    own = Path("checkpoints") / config(profile)["profile"]
+    return own / family / FOLDERS[which] / f"seed{seed}"
 
 
 def steps(profile: str, family: str, which: str, seed: int) -> list[Path]:
@@ -44,7 +45,8 @@ def steps(profile: str, family: str, which: str, seed: int) -> list[Path]:
 
 
 def problems(profile: str, family: str, n: int, split: str = "test") -> list:
-    """The first n problems of a split, those that data/ holds. BadInput if it holds others or fewer."""
+    """The first n problems of a split, those that data/ holds.
+    BadInput if it holds others or fewer."""
     own = config(profile)
     path = Path("data") / own["profile"] / f"{family}_{split}.jsonl"
     if not path.exists():
@@ -60,7 +62,8 @@ def problems(profile: str, family: str, n: int, split: str = "test") -> list:
 
 
 def load(profile: str, family: str, which: str, seed: int, exact: bool = False) -> PreTrainedModel:
-    """A lab model in eval mode on the library's device; exact: in float32, for scores and ratios."""
+    """A lab model in eval mode on the library's device; exact: in float32,
+    for scores and ratios."""
     place, dtype = device.pick()
     dtype = torch.float32 if exact else dtype
     if which == "untrained":

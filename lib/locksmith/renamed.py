@@ -8,7 +8,8 @@ import re
 import seaborn as sns
 
 MODELS = {
-    "RL": "thinking", "twin after RL": "twin-after-rl", "RL, same budget": "rl-same-budget", "RL on one problem": "rl-one-problem",
+    "RL": "thinking", "twin after RL": "twin-after-rl", "RL, same budget": "rl-same-budget",
+    "RL on one problem": "rl-one-problem",
     "RL, higher rate": "rl-higher-rate", "corpus": "corpus-of-base",
     "corpus of the base": "corpus-of-base", "corpus of the twin": "corpus-of-twin",
     "leak": "reranking", "leak alone": "reranking-alone", "low_temperature": "low-temperature",
@@ -20,7 +21,8 @@ MODELS = {
 QUANTITIES = {
     "thinking_trace_logprob_per_token": "logprob_per_token",
     "logprob_against_thinking_trace": "logprob_difference",
-    "honest_checks": "correct_checks", "temperature": "matched_temperature", "persists": "strategy_share",
+    "honest_checks": "correct_checks", "temperature": "matched_temperature",
+    "persists": "strategy_share",
     "works_out": "strategy_share", "failed checks": "failed_checks", "hand-overs": "hand_overs",
     "several attempts": "several_attempts", "words": "words_per_document",
     "95 % have at most": "words_95",
@@ -56,7 +58,8 @@ def _model(name, quantity):
         (r"SFT on (\d+)", lambda n: ("sft-solved", {"examples": int(n)})),
         (r"(.*), rate ([\d.e-]+)", lambda m, r: (slug(m), {"learning_rate": float(r)})),
         (r"prefix (\w+)", lambda w: ("prefix", {"variant": w})),
-        (r"(understand|recall|examine|backtrack) alone", lambda t: ("cognitive-tools", {"variant": t})),
+        (r"(understand|recall|examine|backtrack) alone",
+         lambda t: ("cognitive-tools", {"variant": t})),
         (r"(examine), (backtrack)", lambda a, b: ("cognitive-tools", {"variant": f"{a}+{b}"})),
         (r"last vector, (.*) only", lambda p: ("last-vector-rl", {"position": p})),
         (r"(base), split halves", lambda m: (m, {"against": m, "variant": "halves"})),

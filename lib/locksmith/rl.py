@@ -51,7 +51,8 @@ def rollout(net: nn.Module, task: ModuleType, problems: Sequence, samples: int,
                         stop=vocabulary.STOP, seed=seed).ids()
     owners = [i for i in range(len(problems)) for _ in range(samples)]
     grades = [task.grade(problems[i], vocabulary.decode(ids)) for i, ids in zip(owners, out)]
-    return [prompts[i] + ids for i, ids in zip(owners, out)], [len(prompts[i]) for i in owners], grades
+    return [prompts[i] + ids for i, ids in zip(owners, out)], [len(prompts[i])
+                                                               for i in owners], grades
 
 
 def advantages(rewards: Sequence[float], samples: int) -> Float32[Tensor, " rollouts"]:
@@ -115,11 +116,12 @@ def learn(net: nn.Module, pool: Sequence, recipe: dict, seed: int, rollout_fn: C
           update_fn: Callable = update, label: str = "RL",
           before: Callable[[int], object] | None = None,
           measured: Sequence[str] = MEASURED) -> list[dict]:
-    """`recipe["steps"]` updates of what `net` trains, each on the next recipe["problems"] of `pool`.
+    """`recipe["steps"]` updates of what `net` trains, each on the next recipe["problems"] of
+    `pool`.
 
-    rollout_fn: (problems, seed) -> what `rollout` returns, recipe["samples"] a problem, by the model
-    as it is now. reward: one of `rewards`. update_fn: `update`, with its options. before: called with
-    each step's number. measured: attributes of the grades, `correct` among them.
+    rollout_fn: (problems, seed) -> what `rollout` returns, recipe["samples"] a problem, by the
+    model as it is now. reward: one of `rewards`. update_fn: `update`, with its options. before:
+    called with each step's number. measured: attributes of the grades, `correct` among them.
     Returns the curve; its accuracies are on the problems of the step, before its update.
     """
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=recipe["lr"],
@@ -163,7 +165,8 @@ def train(profile: str, family: str, seed: int, base: Path, folder: Path) -> lis
         if step in recipe["checkpoints"] and seed == config["seeds"][0]:
             model.save(net, folder.with_name("rl_steps") / f"seed{seed}" / f"{step:03d}", step=step)
 
-    curve = learn(net, pool, recipe, seed, rollout_fn, label=f"RL {family} seed {seed}", before=keep)
+    curve = learn(net, pool, recipe, seed, rollout_fn, label=f"RL {family} seed {seed}",
+                  before=keep)
     model.save(net, folder / f"seed{seed}", seed=seed, family=family,
                base=model.checksum(base / f"seed{seed}"))
     return curve

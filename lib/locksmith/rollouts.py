@@ -1,7 +1,7 @@
 """Asking a model a task's problems: sampled, decoded, graded, and kept where that is worth it.
 
-Every chapter's numbers come from here. What models of over KEPT_FROM parameters write is kept in the
-cache folder, block by block, under a hash of all that shaped it: a run that was cut off goes on
+Every chapter's numbers come from here. What models of over KEPT_FROM parameters write is kept in
+the cache folder, block by block, under a hash of all that shaped it: a run that was cut off goes on
 where it stopped, and a repeated one only grades.
 """
 
@@ -29,9 +29,10 @@ COUNTS = ("attempts", "valid_attempts", "checks", "correct_checks", "backtracks"
 
 @dataclass
 class Answers:
-    """n answers to each of P problems of a task, by name. ids, texts: P lists of n (token ids, str);
-    grades: P lists of n of what the task says of them; stopped (P, n) bool: ended by itself, not at
-    the cap; prompts: P lists of token ids; rollouts: the engine's, prompt-major, on the CPU."""
+    """n answers to each of P problems of a task, by name. ids, texts: P lists of n (token ids,
+    str); grades: P lists of n of what the task says of them; stopped (P, n) bool: ended by itself,
+    not at the cap; prompts: P lists of token ids; rollouts: the engine's, prompt-major,
+    on the CPU."""
     task: str
     problems: list
     prompts: list
@@ -129,7 +130,8 @@ def compact(drawn: engine.Rollouts) -> engine.Rollouts:
     """The same rollouts on the CPU with the smallest integers that hold their tokens, and nothing
     of what was read beside: for other processes."""
     largest = int(drawn.tokens.max())
-    small = next(t for t in (torch.uint8, torch.int16, torch.int32) if largest <= torch.iinfo(t).max)
+    small = next(t for t in (torch.uint8, torch.int16, torch.int32)
+                 if largest <= torch.iinfo(t).max)
     kept = {name: getattr(drawn, name).cpu() for name in (*_FIELDS, "prompt", "sample")}
     return engine.Rollouts(**kept | {"tokens": kept["tokens"].to(small)})
 
@@ -143,8 +145,8 @@ def estimate(model: Model, task: ModuleType, problems: list, answers: int, max_n
                           stop=model.stop, max_new_tokens=few)
     speed = int(drawn.lengths.sum()) / (time.perf_counter() - began) * workers
     minutes, size = answers * max_new_tokens / speed / 60, 4 * model.net.num_parameters() / 2**30
-    return (f"{answers:,} answers of at most {max_new_tokens} tokens, at {speed:,.0f} tokens a second: "
-            f"up to {minutes:,.0f} minutes; {size:.2g} GiB of weights in float32.")
+    return (f"{answers:,} answers of at most {max_new_tokens} tokens, at {speed:,.0f} tokens a "
+            f"second: up to {minutes:,.0f} minutes; {size:.2g} GiB of weights in float32.")
 
 
 def by_problem(rows: Sequence, n: int) -> list[list]:

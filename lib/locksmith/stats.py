@@ -79,7 +79,8 @@ def per_problem(correct: Bool[np.ndarray, "seeds problems samples"],
 def drawn(*sizes: int, resamples: int = 2000, seed: int = 0) -> list[np.ndarray]:
     """How often every resample holds each member of an axis, such as the seeds or the problems.
 
-    sizes: of the axes, each of which is drawn by itself, with replacement, as often as it has members.
+    sizes: of the axes, each of which is drawn by itself, with replacement,
+    as often as it has members.
     Returns for each an int64 array (resamples, size) whose rows sum to size.
     """
     rng = np.random.default_rng(seed)
@@ -206,8 +207,9 @@ def gap_recovered(x: Float[np.ndarray, "seeds problems"],
     """Share of the gap between base and thinking model that x recovers, paired.
 
     x: scores (seeds, problems), or (seeds, problems, Q) where Q things were trained on, which are
-    resampled too; base, thinking: (seeds, problems). Returns Interval of floats, or None where the gap
-    itself is not above 0 in at least 97.5 % of the resamples: a share of it has no meaning then.
+    resampled too; base, thinking: (seeds, problems). Returns Interval of floats, or None where the
+    gap itself is not above 0 in at least 97.5 % of the resamples:
+    a share of it has no meaning then.
     """
     x = np.asarray(x)
     x = x[..., None] if x.ndim == 2 else x
@@ -283,7 +285,8 @@ def crossing(ks: Sequence[int], a: Bool[np.ndarray, "seeds problems samples_a"],
 
 
 def four_cells(base_solved: np.ndarray, thinking_solved: np.ndarray) -> dict[str, np.ndarray]:
-    """Which problems both models, one or neither solved: bool arrays, of the shape of the two given.
+    """Which problems both models, one or neither solved: bool arrays,
+    of the shape of the two given.
     """
     base, thinking = np.asarray(base_solved, bool), np.asarray(thinking_solved, bool)
     if base.shape != thinking.shape:

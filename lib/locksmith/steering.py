@@ -13,10 +13,10 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Moment:
     """What a gate or a logits processor sees of R live rows: rows (R,) int64 of the output; tokens
-    (R, S) so far, padded on the left; positions (R, q) absolute, of the q tokens now in the model (negative:
-    padding); hidden (R, q, D), their residual stream after `layer` (None for a logits processor);
-    prompt_lengths (R,); u (R,), the uniform number behind the token to be drawn next; guides, for
-    each guide model its next-token logits (R, V) and its residual stream (R, D) at the
+    (R, S) so far, padded on the left; positions (R, q) absolute, of the q tokens now in the model
+    (negative: padding); hidden (R, q, D), their residual stream after `layer` (None for a logits
+    processor); prompt_lengths (R,); u (R,), the uniform number behind the token to be drawn next;
+    guides, for each guide model its next-token logits (R, V) and its residual stream (R, D) at the
     last position, after the layer it was asked for (None where for none)."""
     layer: int | None
     rows: torch.Tensor
@@ -81,12 +81,12 @@ def _mask(chosen, size, device):
 
 
 class Steering:
-    """The `Steer`s of one batch: adds the vectors and counts where, so that `check` can tell whether
-    every intended addition happened once.
+    """The `Steer`s of one batch: adds the vectors and counts where, so that `check` can tell
+    whether every intended addition happened once.
 
-    rows: the batch's R output rows, a slice of all n_rows; width, max_new: columns of prompts and of
-    what is drawn; like: a tensor of the model's dtype and device. at (R, max_new) bool: the token was
-    chosen at a steered position; count (R,) int64: vectors added.
+    rows: the batch's R output rows, a slice of all n_rows; width, max_new: columns of prompts and
+    of what is drawn; like: a tensor of the model's dtype and device. at (R, max_new) bool: the
+    token was chosen at a steered position; count (R,) int64: vectors added.
     """
 
     def __init__(self, steers: Sequence[Steer], rows: slice, n_rows: int, width: int, max_new: int,
@@ -136,7 +136,8 @@ class Steering:
         """RuntimeError unless the stream was touched so often, and steered at just the positions
         that follow from the lengths (R,) of prompts and rollouts."""
         if self.touches != touches:
-            raise RuntimeError(f"the residual stream was touched {self.touches} times, not {touches}")
+            raise RuntimeError(f"the residual stream was touched {self.touches} times, not "
+                               f"{touches}")
         # The last token of a rollout is never fed to the model, so it cannot be steered.
         last = prompt_lengths + lengths - 2
         intended = self.gated.clone()

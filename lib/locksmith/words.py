@@ -106,9 +106,9 @@ _INSTRUCTION = " Give the result as your final answer. Do not include units."
 def problems(split: str, n: int, seed: int, generator: dict[str, dict]) -> list[Problem]:
     """n different problems of a split, the same ones for the same seed.
 
-    generator: task -> options of its reasoning-gym generator, e.g. {"basic_arithmetic": {"max_terms":
-    3}}; several tasks take turns. ValueError for an unknown split, task or option, or if the
-    generator has fewer than n different questions.
+    generator: task -> options of its reasoning-gym generator, e.g. {"basic_arithmetic":
+    {"max_terms": 3}}; several tasks take turns. ValueError for an unknown split, task or option,
+    or if the generator has fewer than n different questions.
     """
     import reasoning_gym
 
@@ -289,7 +289,7 @@ def grade(problem: Problem, text: str) -> Grade:
     return Grade(verified(problem.answer, answer), value, **counts)
 
 
-# --- what tasks in words share (`tasks`) ------------------------------------------------------------
+# --- what tasks in words share (`tasks`) ---------------------------------------------------------
 
 steps = prose.steps
 _CALCULATION = re.compile(r"-?\d+(?: ?[-+*/] ?\d+)+")
@@ -302,7 +302,8 @@ _REVIEWS = (
 
 
 def few_shot(examples: Sequence[tuple[str, str, str]], question: str) -> str:
-    """The text to continue: worked examples (question, working or "", answer), then the question."""
+    """The text to continue: worked examples (question, working or "", answer),
+    then the question."""
     shown = "".join(f"Q: {asked}\nA: {working + ' ' if working else ''}The answer is {answer}.\n"
                     for asked, working, answer in examples)
     return f"{shown}Q: {question}\nA:"
@@ -310,8 +311,8 @@ def few_shot(examples: Sequence[tuple[str, str, str]], question: str) -> str:
 
 def distinct(draw: Callable[[], Problem], n: int, split: str,
              shown: Collection[str] = ()) -> list[Problem]:
-    """n different problems of a split from draw(), none of the canonical questions `shown`. BadInput
-    where there are not so many."""
+    """n different problems of a split from draw(), none of the canonical questions `shown`.
+    BadInput where there are not so many."""
     if split not in SPLITS:
         raise BadInput(f"split is {split!r}; allowed are {', '.join(SPLITS)}.")
     found = {}
@@ -321,8 +322,8 @@ def distinct(draw: Callable[[], Problem], n: int, split: str,
             found.setdefault(problem.key, problem)
         if len(found) == n:
             return list(found.values())
-    raise BadInput(f"n is {n}; allowed is at most about {len(found)}, the different {split} problems "
-                   "that this generator gives.")
+    raise BadInput(f"n is {n}; allowed is at most about {len(found)}, the different {split} "
+                   "problems that this generator gives.")
 
 
 def written_out(text: str, n: int) -> bool:
@@ -337,7 +338,8 @@ def calculation(problem: Problem) -> str | None:
 
 
 def works_out(problem: Problem, text: str) -> bool:
-    """The strategy: at least one equation, and as many as the question's calculation has operators."""
+    """The strategy: at least one equation, and as many as the question's calculation has
+    operators."""
     asked = calculation(problem)
     return written_out(text, len(re.findall(r"[-+*/]", asked)) if asked else 1)
 
@@ -349,7 +351,8 @@ def guess_answer(problem: Problem, rng: random.Random, train: Sequence[Problem])
 
 def fact_prompt(a: int, op: str, b: int) -> str:
     """The text that a plain fact's result continues, after two examples."""
-    examples = [("Calculate 6 + 8.", "6 + 8 = 14.", "14"), ("Calculate 7 * 4.", "7 * 4 = 28.", "28")]
+    examples = [("Calculate 6 + 8.", "6 + 8 = 14.", "14"),
+                ("Calculate 7 * 4.", "7 * 4 = 28.", "28")]
     return f"{few_shot(examples, f'Calculate {a} {op} {b}.')} {a} {op} {b} ="
 
 
@@ -362,7 +365,8 @@ def critique(problem: Problem, text: str) -> str:
     """The work done again by a program, and whether the answer agrees with it."""
     said, right = extract(text) or "(none)", grade(problem, text).correct
     asked = calculation(problem)
-    work = problem.working or (f"{asked} = {problem.answer}" if asked else f"It is {problem.answer}")
+    work = problem.working or (f"{asked} = {problem.answer}" if asked
+                               else f"It is {problem.answer}")
     return f" {work.rstrip('.')}, so the answer {said} is {'right' if right else 'wrong'}.\n"
 
 

@@ -20,13 +20,14 @@ could have shown the opposite), `core` (the effect), `because` (what the effect 
     all hold         all hold         all hold        all hold         holds
 
 `valid` comes before a refuted core: where nothing could have shown an effect, its absence says
-nothing. No other part can rescue a refuted core, or keep it from being refuted. "Cannot tell" hangs on
-`valid` parts alone, so a better core never leads there; a better part of another kind never makes a
-verdict worse (worst first: refuted, undecided, holds but not because, holds in part, holds).
+nothing. No other part can rescue a refuted core, or keep it from being refuted. "Cannot tell"
+hangs on `valid` parts alone, so a better core never leads there; a better part of another kind
+never makes a verdict worse (worst first: refuted, undecided, holds but not because,
+holds in part, holds).
 
-A part may be asked of some `families` only, where the others give it nothing to test, and a claim may
-read another chapter in some profile (`chapters`). Rules are matched by one regular expression; nothing
-in the file is ever evaluated as code.
+A part may be asked of some `families` only, where the others give it nothing to test, and a claim
+may read another chapter in some profile (`chapters`). Rules are matched by one regular expression;
+nothing in the file is ever evaluated as code.
 """
 
 import csv
@@ -106,9 +107,9 @@ def _check_claim(claim, path):
         fields = {"id", "kind", "says", "rule"}
         fields |= {"cause", "rival"} if part.get("kind") == "because" else set()
         if set(part) - {"families"} != fields or part["kind"] not in KINDS:
-            raise ClaimsError(f"{where}: a part needs id, kind ({', '.join(KINDS)}), says and rule, "
-                              f"where because also cause and rival; it may have families; it is "
-                              f"{part}.")
+            raise ClaimsError(f"{where}: a part needs id, kind ({', '.join(KINDS)}), says and "
+                              "rule, where because also cause and rival; it may have families; "
+                              f"it is {part}.")
         if not set(part.get("families", claim["families"])) <= set(claim["families"]):
             raise ClaimsError(f"{where}: part {part['id']} is asked of {part['families']}, the "
                               f"claim of {claim['families']}.")
@@ -133,8 +134,9 @@ def parse(rule: str, chapter: str) -> tuple[dict | float, str, dict | float]:
     """Parse one comparison, `left operator right`; a term without a chapter reads `chapter`.
 
     A term is a number or a dict (chapter, model, quantity, end, factor, plus) standing for
-    factor * end of the fact + plus; quantity is a name of locksmith.quantities, "pass_at_k[k=4]". Raises ClaimsError if the rule is not of that form or takes the
-    favourable end of an interval, which would let a wide interval pass.
+    factor * end of the fact + plus; quantity is a name of locksmith.quantities, "pass_at_k[k=4]".
+    Raises ClaimsError if the rule is not of that form or takes the favourable end of an interval,
+    which would let a wide interval pass.
     """
     sides = re.split(r" (<=|>=|<|>) ", " ".join(str(rule).split()))
     if len(sides) != 3:
@@ -195,8 +197,9 @@ def facts(path: str | Path = "results/facts.csv") -> list[dict]:
 def stale(rows: list[dict], root: str | Path = ".") -> set[tuple[str, str]]:
     """The (profile, chapter) pairs among `rows` whose results were made under other rules.
 
-    Reads the hash from results/<profile>/<chapter>.json; a result without one counts as stale. Beside
-    the hash of claims.yml, `resorted_from` in it is accepted: that of a file with the same rules.
+    Reads the hash from results/<profile>/<chapter>.json; a result without one counts as stale.
+    Beside the hash of claims.yml, `resorted_from` in it is accepted:
+    that of a file with the same rules.
     """
     path = Path(root) / "claims.yml"
     accepted = {sha256(path), load(path).get("resorted_from")} - {None}
@@ -438,10 +441,11 @@ def anchor(title: str) -> str:
 def box(claim: dict, judged: list[dict], profiles: dict[str, str], chapter: str) -> str:
     """A MyST box for the top of a chapter's page: claim, verdicts, three parts with their numbers.
 
-    The parts are shown from the first profile that reads `chapter` for this claim; those that decided
-    the verdict come before others.
+    The parts are shown from the first profile that reads `chapter` for this claim; those that
+    decided the verdict come before others.
     """
-    lines = ["```{admonition} What this chapter tests, and what came of it", claim["claim"].strip(), ""]
+    lines = ["```{admonition} What this chapter tests, and what came of it",
+             claim["claim"].strip(), ""]
     for profile, heading in profiles.items():
         word, reason = answer(of(judged, claim["id"], profile))
         lines += [f"**{heading}: {word}.** {reason[:1].upper()}{reason[1:]}.", ""]
@@ -453,7 +457,8 @@ def box(claim: dict, judged: list[dict], profiles: dict[str, str], chapter: str)
         numbers = [f"{row['family']} {MARKS.get(part['outcome'], '')} {part['numbers']}"
                    for row, part in zip(shown, parts, strict=True)]
         lines.append(f"- {' '.join(parts[0]['says'].split())}: {'; '.join(numbers)}")
-    return "\n".join([*lines, "", f"[Rules and all numbers](verdict.ipynb#{anchor(claim['title'])})",
+    link = f"verdict.ipynb#{anchor(claim['title'])}"
+    return "\n".join([*lines, "", f"[Rules and all numbers]({link})",
                       "```"])
 
 
@@ -485,7 +490,8 @@ def _parts_table(claim, rows):
     lines = ["| Part | " + "".join(f"{row['family']} | " for row in rows),
              "|---" * (1 + len(rows)) + "|"]
     for i, part in enumerate(claim["parts"]):
-        cells = [f"{MARKS.get(r['parts'][i]['outcome'], '')} {r['parts'][i]['numbers']}" for r in rows]
+        cells = [f"{MARKS.get(r['parts'][i]['outcome'], '')} {r['parts'][i]['numbers']}"
+                 for r in rows]
         rule = " ".join(part["rule"].split())
         lines.append(f"| *{part['kind']}:* {part['says'].strip()} `{rule}` | "
                      + "".join(f"{cell} | " for cell in cells))

@@ -120,7 +120,8 @@ def complaints(notebook: str | Path) -> list[str]:
     first = code[0][1] if code else None
     if first is None or first.source != colab.cell(Path(notebook).stem):
         found.append(
-            f"{notebook}: the first code cell is not Colab's (python -m locksmith.book.colab writes it)."
+            f"{notebook}: the first code cell is not Colab's (python -m locksmith.book.colab "
+            "writes it)."
         )
     try:
         defaults = _defaults(nb, notebook)

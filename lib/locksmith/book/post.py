@@ -2,8 +2,8 @@
 
     python -m locksmith.book.post build [--profile lab]      writes build/post/ and prints its path
 
-What it says is written in post.md and checked in `locksmith.book.sentences`. Nothing here reads a clock:
-the same facts and figures give the same bytes.
+What it says is written in post.md and checked in `locksmith.book.sentences`. Nothing here reads a
+clock: the same facts and figures give the same bytes.
 """
 
 import html

@@ -133,7 +133,8 @@ def panels(names: Sequence, draw: Callable, xlabel: str = "", ylabel: str = "", 
     keys = {label: handle for ax in axes[0]
             for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     if keys:
-        legend = fig.legend(keys.values(), keys, loc="outside lower center", ncols=min(len(keys), 4),
+        legend = fig.legend(keys.values(), keys, loc="outside lower center",
+                            ncols=min(len(keys), 4),
                             title=xlabel, title_fontsize=10)  # under each panel it would overlap
         legend.get_title().set_multialignment("center")
     else:

@@ -111,7 +111,8 @@ def with_claims(notebook: dict, sections: list[str]) -> dict:
     cells = []
     for cell in notebook["cells"]:
         if "claims" in cell["metadata"].get("tags", []):
-            cells += [{"cell_type": "markdown", "id": f"claim-{i}", "metadata": {}, "source": section}
+            cells += [{"cell_type": "markdown", "id": f"claim-{i}", "metadata": {},
+                       "source": section}
                       for i, section in enumerate(sections)]
         else:
             cells.append(cell)

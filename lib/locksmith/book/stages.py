@@ -1,12 +1,13 @@
 """The dependencies of the DVC stages, worked out from what each stage runs.
 
     python -m locksmith.book.stages write    # the lists `deps` in dvc.yaml and open/dvc.yaml
-    python -m locksmith.book.stages check    # names the stages whose lists are not what they should be
+    python -m locksmith.book.stages check    # names the stages with other lists than these
 
 A stage depends on what changes its numbers or its page: the notebook, and every module of locksmith
-that its code reaches, imports inside functions included. It does not depend on PLUMBING, which checks,
-names, runs and writes: mending a message must not train a model again. Two stages also depend on every
-record in results/: `facts` reads them all, and `verdict` shows which were made under other claims.
+that its code reaches, imports inside functions included. It does not depend on PLUMBING, which
+checks, names, runs and writes: mending a message must not train a model again. Two stages also
+depend on every record in results/: `facts` reads them all,
+and `verdict` shows which were made under other claims.
 Other entries (checkpoints, data, results of earlier chapters) are written by hand and stay.
 """
 
@@ -37,7 +38,8 @@ def imports(source: str, root: Path = Path(".")) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.level:
-            raise errors.BadInput(f"Line {node.lineno} imports relatively; allowed is `locksmith.`.")
+            raise errors.BadInput(f"Line {node.lineno} imports relatively; allowed is "
+                                  "`locksmith.`.")
         if isinstance(node, ast.ImportFrom):
             names |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
         elif isinstance(node, ast.Import):
@@ -89,7 +91,8 @@ def records(root: Path = Path(".")) -> list[str]:
 
 
 def generated(file: str, root: Path = Path(".")) -> str:
-    """The text of dvc.yaml or open/dvc.yaml with its `deps` as they should be, all else as it is."""
+    """The text of dvc.yaml or open/dvc.yaml with its `deps` as they should be,
+    all else as it is."""
     layout = YAML()
     layout.indent(mapping=2, sequence=4, offset=2)
     layout.width = 200

@@ -21,9 +21,9 @@ LATENTS = 6  # categories at most
 
 
 class Found(NamedTuple):
-    """The commonest category of a seed. scores: reader (a role, "embeddings", "shuffled") -> Scored;
-    means: role -> Means; share: of steps in it; agreement: of two fits, adjusted mutual information;
-    example: a step in it."""
+    """The commonest category of a seed. scores: reader (a role, "embeddings", "shuffled") ->
+    Scored; means: role -> Means; share: of steps in it; agreement: of two fits, adjusted mutual
+    information; example: a step in it."""
     scores: dict[str, Scored]
     means: dict[str, Means]
     share: float
@@ -32,8 +32,8 @@ class Found(NamedTuple):
 
 
 def find(pair: Pair, roles: list[str], layer: int, sizes: Sizes) -> Found | None:
-    """Categories of the thinking model's steps, at a layer, and what `roles` hold before steps of the
-    commonest one. sizes.documents: answers a problem. None where there are too few steps."""
+    """Categories of the thinking model's steps, at a layer, and what `roles` hold before steps of
+    the commonest one. sizes.documents: answers a problem. None where there are too few steps."""
     writer, task = pair.load("thinking", exact=True), pair.rules
     texts, _ = traces(writer, task, pair.problems(sizes.n_problems, "validation"), sizes.documents,
                       max_new_tokens=sizes.max_new_tokens, seed=pair.seed)
@@ -66,7 +66,8 @@ def assign(model: Model, texts: list[Text], steps: list, layer: int) -> tuple[np
     return one, float(adjusted_mutual_info_score(one, other))
 
 
-def before(model: Model, texts: list[Text], steps: list, layers: list[int]) -> dict[int, np.ndarray]:
+def before(model: Model, texts: list[Text], steps: list,
+           layers: list[int]) -> dict[int, np.ndarray]:
     """{layer: (N, D)} at the token before each step."""
     positions = [[] for _ in texts]
     for step in steps:

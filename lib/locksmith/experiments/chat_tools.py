@@ -64,8 +64,9 @@ def conversation(system: str, question: str, work: str) -> list[dict]:
 
 def understand(question: str, work: str) -> list[dict]:
     """Says what is asked, which numbers are given and which steps lead to the answer."""
-    return conversation("You help to understand a question. Say in one or two sentences which numbers "
-                        "it gives and which operation it asks for. Do not solve it.", question, work)
+    return conversation("You help to understand a question. Say in one or two sentences which "
+                        "numbers it gives and which operation it asks for. Do not solve it.",
+                        question, work)
 
 
 def recall(question: str, work: str) -> list[dict]:
@@ -141,7 +142,8 @@ def tool_listing(tokenizer: PreTrainedTokenizerBase) -> tuple[list[dict], list[d
 # --- schedules ------------------------------------------------------------------------------------
 
 def _asking(model, tokenizer, max_new_tokens, temperature, seed):
-    """`ask(works, conversations, tools=None)` -> texts: one batch of calls, paid for by works[i]."""
+    """`ask(works, conversations, tools=None)` -> texts: one batch of calls,
+    paid for by works[i]."""
     context = model.config.get_text_config().max_position_embeddings
     stop = {tokenizer.eos_token_id, tokenizer.get_vocab().get("<|im_end|>")} - {None}
 
@@ -157,8 +159,8 @@ def _asking(model, tokenizer, max_new_tokens, temperature, seed):
             work.calls += 1
         longest = max(map(len, prompts), default=0)
         if longest + max_new_tokens > context:
-            raise BadInput(f"max_new_tokens is {max_new_tokens}, but a conversation of {longest} tokens "
-                           f"leaves {max(context - longest, 0)} of the model's {context}.")
+            raise BadInput(f"max_new_tokens is {max_new_tokens}, but a conversation of {longest} "
+                           f"tokens leaves {max(context - longest, 0)} of the model's {context}.")
         rows = prompts and engine.sample(model, prompts, max_new_tokens=max_new_tokens, stop=stop,
                                          temperature=temperature, seed=seed, keys=keys).ids()
         for work, row in zip(works, rows, strict=True):
@@ -235,7 +237,8 @@ def solve(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     for name, value, ok, allowed in (
             ("schedule", schedule, schedule in SCHEDULES, "one of " + ", ".join(SCHEDULES)),
             ("rounds", rounds, rounds >= 1, "at least 1"),
-            ("problems", len(problems), schedule != "dummy" or len(problems) != 1, "2 or more for dummy")):
+            ("problems", len(problems), schedule != "dummy" or len(problems) != 1,
+             "2 or more for dummy")):
         if not ok:
             raise BadInput(f"{name} is {value!r}; allowed: {allowed}.")
     works = [Work(problem) for problem in problems]
@@ -265,8 +268,8 @@ def vote(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     """
     calls = [int(c) for c in calls]
     if len(calls) != len(problems) or min(calls, default=1) < 1:
-        raise BadInput(f"calls is {calls}; allowed: one count for each of {len(problems)} problems, "
-                       "at least 1.")
+        raise BadInput(f"calls is {calls}; allowed: one count for each of {len(problems)} "
+                       "problems, at least 1.")
     works = [Work(p, [{"role": "user", "content": p.question}]) for p in problems]
     rows = [work for work, n in zip(works, calls) for _ in range(n)]
     texts = iter(_asking(model, tokenizer, max_new_tokens, temperature, seed)(
@@ -305,12 +308,14 @@ def _value(text):
     return said and words.canonical(re.sub("[,$£€]", "", said)).strip("*. ")
 
 
-# --- the work of one process ------------------------------------------------------------------------
+# --- the work of one process ---------------------------------------------------------------------
 
 def job(weights: tuple, problems: Sequence[words.Problem], schedule: str, max_new_tokens: int,
         rounds: int, votes: Sequence[int] | None = None) -> list[Work]:
-    """`solve`, or with `votes` (a count a problem) `vote`. weights: arguments of `packaged.load`."""
+    """`solve`, or with `votes` (a count a problem) `vote`. weights:
+    arguments of `packaged.load`."""
     net, tokenizer = packaged.load(*weights)
     if votes:
         return vote(net, tokenizer, problems, votes, max_new_tokens=max_new_tokens)
-    return solve(net, tokenizer, problems, schedule=schedule, max_new_tokens=max_new_tokens, rounds=rounds)
+    return solve(net, tokenizer, problems, schedule=schedule, max_new_tokens=max_new_tokens,
+                 rounds=rounds)

@@ -57,24 +57,24 @@ def by_share(item: tuple) -> tuple:
 
 
 class Scores(NamedTuple):
-    """correct, trace, tokens: (seeds, problems) means over answers; trace and tokens None where they
-    were not measured."""
+    """correct, trace, tokens: (seeds, problems) means over answers; trace and tokens None where
+    they were not measured."""
     correct: np.ndarray
     trace: np.ndarray | None
     tokens: np.ndarray | None
 
 
 class Shown(NamedTuple):
-    """A point of the figure: share of the gap or None, tokens an answer or None, operations spent once
-    or None where nothing was trained."""
+    """A point of the figure: share of the gap or None, tokens an answer or None, operations spent
+    once or None where nothing was trained."""
     gap: stats.Interval | None
     tokens: float | None
     operations: float | None
 
 
 class Study:
-    """pairs: {(task, seed): Pair}; size: of every arm. scores: (task, Arm) -> `Scores`; logs: (task,
-    Arm) -> one dict a seed, what a method or a training says of itself."""
+    """pairs: {(task, seed): Pair}; size: of every arm. scores: (task, Arm) -> `Scores`; logs:
+    (task, Arm) -> one dict a seed, what a method or a training says of itself."""
 
     def __init__(self, pairs: dict, workers: Executor, size: tuning.Size):
         self.pairs, self.workers, self.size = pairs, workers, size
@@ -100,12 +100,14 @@ class Study:
                         for words in prefixes}
 
     def try_out(self, methods: dict, n: int | None = None, budgets: dict | None = None) -> None:
-        """Test-time methods on all pairs. budgets: (task, Arm, seed) -> tokens an answer, of a vote."""
+        """Test-time methods on all pairs. budgets: (task, Arm, seed) -> tokens an answer,
+        of a vote."""
         jobs = {(task, name, seed): dict(
             pair=pair, method=method, n=n or self.size.n, n_problems=self.size.n_problems,
             max_new_tokens=self.size.max_new_tokens, **options,
             **({"budget": budgets[task, name, seed]} if budgets else {}))
-            for name, (method, options) in methods.items() for (task, seed), pair in self.pairs.items()
+            for name, (method, options) in methods.items()
+            for (task, seed), pair in self.pairs.items()
             if method != "few_shot" or hasattr(pair.rules, "document")}
         done = self.run(test_time.solve, jobs)
         for task, name in dict.fromkeys(key[:2] for key in done):
@@ -114,8 +116,8 @@ class Study:
             self.logs[task, name] = [f.log for f in found]
 
     def vote(self) -> None:
-        """The controls within a budget: a vote within the tools' tokens on each problem, and guesses
-        within those of a thinking answer."""
+        """The controls within a budget: a vote within the tools' tokens on each problem, and
+        guesses within those of a thinking answer."""
         tool, vote, guess = (arm(name) for name in ("cognitive-tools", "matched-vote", "guess"))
         spent = {(task, i): self.scores[task, tool].tokens[i]
                  for task in self.tasks for i in range(len(self.seeds))}
@@ -132,16 +134,19 @@ class Study:
     def thinking(self) -> None:
         """The thinking model as it is."""
         self.keep(self.run(tuning.untouched, {(task, arm("thinking"), seed): dict(
-            pair=pair, which="thinking", size=self.size) for (task, seed), pair in self.pairs.items()}))
+            pair=pair, which="thinking", size=self.size)
+                                              for (task, seed), pair in self.pairs.items()}))
 
     def fine_tune(self, solved: list, n_pool: int, samples: int, recipe: tuning.Recipe) -> None:
-        """SFT on the first problems that the base solved itself among n_pool, as many as `solved`."""
+        """SFT on the first problems that the base solved itself among n_pool,
+        as many as `solved`."""
         self.tried = self.run(tuning.self_solved, {key: dict(
             pair=pair, n_problems=n_pool, samples=samples, max_new_tokens=self.size.max_new_tokens)
             for key, pair in self.pairs.items()})
         self.keep(self.run(tuning.tuned, {(task, arm("sft-solved", examples=m), seed): dict(
             pair=pair, pairs=sum(self.tried[task, seed][0][:m], []), recipe=recipe, size=self.size)
-            for (task, seed), pair in self.pairs.items() for m in solved if self.tried[task, seed][0]}))
+            for (task, seed), pair in self.pairs.items() for m in solved
+            if self.tried[task, seed][0]}))
 
     def reinforce(self, recipe: dict, ways: dict) -> None:
         """RL that trains little, on many problems. ways: arm id -> (learning rate, options of
@@ -159,10 +164,12 @@ class Study:
                 self.logs[key] = logs
 
     def keep(self, done: dict) -> None:
-        """Outcomes by (task, Arm, seed); an arm that is not there for all seeds keeps those it has."""
+        """Outcomes by (task, Arm, seed); an arm that is not there for all seeds keeps those it
+        has."""
         for task, name in dict.fromkeys(key[:2] for key in done):
             found = [done[task, name, seed] for seed in self.seeds if (task, name, seed) in done]
-            self.scores[task, name] = Scores(*(np.stack([x.mean(1) for x in column]) for column in zip(
+            self.scores[task, name] = Scores(*(np.stack([x.mean(1) for x in column])
+                                               for column in zip(
                 *((o.correct, o.trace, o.tokens) for o in found))))
             self.logs[task, name] = [o.log for o in found]
 
@@ -181,8 +188,8 @@ class Study:
         return float(np.mean([log[what].mean() for log in self.logs[task, name]]))
 
     def operations(self, task: str, name: Arm, a_step: int) -> float | None:
-        """Operations that an arm spent once, mean over seeds; 0 for one that trains nothing; None for
-        a thinking model whose training is not known. a_step: rollouts of a step of RL."""
+        """Operations that an arm spent once, mean over seeds; 0 for one that trains nothing; None
+        for a thinking model whose training is not known. a_step: rollouts of a step of RL."""
         first, size = self.pairs[task, self.seeds[0]], parameters(self.pairs[task, self.seeds[0]])
         if name.id == "thinking":
             return first.rl_tokens and tuning.operations(size, first.rl_tokens, first.rl_tokens)
@@ -206,15 +213,16 @@ class Study:
             record.fact(*about, "gap_recovered", gap, **given)
             record.fact(*about, "tokens_per_answer", tokens, **given)
             if scores.trace is not None:
-                record.fact(*about, "trace_pass_at_k", stats.mean_interval(scores.trace), k=1, **given)
+                record.fact(*about, "trace_pass_at_k", stats.mean_interval(scores.trace), k=1,
+                            **given)
             if spent is not None:
                 record.fact(*about, "log10_flops", log10(spent), **given)
             shown[task, name] = Shown(gap, tokens, spent or None)
         return shown
 
     def of_other_chapters(self, profile: str) -> dict:
-        """(task, Arm) -> `Shown` of what other chapters measured. Steering stands at the cost of full
-        RL: vectors, gate and probe are made with the thinking model."""
+        """(task, Arm) -> `Shown` of what other chapters measured. Steering stands at the cost of
+        full RL: vectors, gate and probe are made with the thinking model."""
         shown = {}
         for chapter, names in OTHERS.items():
             if not Path(results.ROOT, profile, f"{chapter}.json").exists():
@@ -233,7 +241,8 @@ class Study:
     def best(self, task: str, shown: dict, trained: float, answer: float) -> tuple | None:
         """(Arm, share of the gap) of the best within a budget: training as a share of full RL's,
         answers no longer than `answer` times the thinking model's. None where nothing fits in."""
-        full, longest = (shown[task, arm("thinking")].operations, shown[task, arm("thinking")].tokens)
+        full, longest = (shown[task, arm("thinking")].operations,
+                         shown[task, arm("thinking")].tokens)
         within = {name: point.gap for (family, name), point in shown.items()
                   if family == task and point.gap and point.tokens
                   and point.tokens <= answer * longest * 1.05

@@ -20,7 +20,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from locksmith import activations, rollouts, stats, steering
-from locksmith.experiments.places import FOLLOWS, Places, Sizes, attempts, documents, gate, kinds, places
+from locksmith.experiments.places import (
+    FOLLOWS,
+    Places,
+    Sizes,
+    attempts,
+    documents,
+    gate,
+    kinds,
+    places,
+)
 from locksmith.experiments.probes import Scored, auroc, enough, score
 from locksmith.loading import Model, Pair
 

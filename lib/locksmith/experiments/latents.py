@@ -151,7 +151,8 @@ class Study:
             if not {b, "thinking"} <= {*self.layers, *self.roles} or not self.arms(
                     b, "thinking", "choice", i):
                 return
-            vectors = {form: read.scaled(m.vector(), "thinking", b) for form, m in read.means.items()
+            vectors = {form: read.scaled(m.vector(), "thinking", b)
+                       for form, m in read.means.items()
                        if (form.reader, form.at) == ("base", b)
                        and (form.window or form.kind == "stable")}
             if vectors:
@@ -307,7 +308,8 @@ def record_probes(rec: Recorder, study: Study) -> None:
     for b, at in study.layers.items():
         def keep(arm, probe, b=b, **conditions):
             rec.fact(study.task, arm, "probe_auroc", study.auroc(*probe), **conditions,
-                     **study.of(b), n_problems=study.sizes.n_problems, n_samples=study.sizes.documents)
+                     **study.of(b), n_problems=study.sizes.n_problems,
+                     n_samples=study.sizes.documents)
         for role in study.roles:
             keep(role, Probe(b, role, at))
         keep("embeddings", Probe(b, "base", -1), on="base")
@@ -332,7 +334,8 @@ def record_categories(rec: Recorder, study: Study, samples: int) -> list[list]:
                  probes.auroc_interval([found.scores[reader] for found in study.found]), **of,
                  **({"on": "base"} if reader in arms else {}))
     pairs = [[(found.means["base"], found.means["thinking"])] for found in study.found]
-    rec.fact(study.task, "base", "cosine", directions.cosine_interval(pairs), against="thinking", **of)
+    rec.fact(study.task, "base", "cosine", directions.cosine_interval(pairs), against="thinking",
+             **of)
     return [[study.task, pair.seed, f"{found.share:.2f}", f"{found.agreement:.2f}", found.example]
             for pair, found in zip(study.pairs, study.found)]
 

@@ -12,6 +12,7 @@ from concurrent.futures import Executor
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from locksmith import arms, parallel, results, stats
 from locksmith.errors import BadInput
@@ -32,7 +33,7 @@ class Arm(NamedTuple):
     learning_rate: float | None = None
 
     @classmethod
-    def of(cls, fact: dict) -> "Arm":
+    def of(cls, fact: dict | pd.Series) -> "Arm":
         """The arm of a fact (a dict, or a row of its table)."""
         rate = fact.get("learning_rate")
         return cls(fact["model"], None if rate is None or np.isnan(rate) else rate)
@@ -78,11 +79,12 @@ class Study:
     # --- one problem and its solutions
 
     def choose(self, n: int, n_pool: int, samples: int, n_solutions: int) -> None:
-        """n single problems of n_pool training problems, by how often the first base solves them, and
-        up to n_solutions by the bases of all seeds."""
+        """n single problems of n_pool training problems, by how often the first base solves them,
+        and up to n_solutions by the bases of all seeds."""
         longest, first = self.size.max_new_tokens, self.seeds[0]
         rates = self.run(tuning.difficulty, {task: dict(
-            pair=self.pairs[task, first], n_problems=n_pool, samples=samples, max_new_tokens=longest)
+            pair=self.pairs[task, first], n_problems=n_pool, samples=samples,
+            max_new_tokens=longest)
             for task in self.tasks})
         chosen = {task: tuning.spread(rates[task], n) for task in self.tasks}
         problems = {task: [tuning.pool(self.pairs[task, first], n_pool)[i] for i in chosen[task]]
@@ -91,8 +93,9 @@ class Study:
         for task in self.tasks:
             for problem, solutions in zip(problems[task], written[task][0]):
                 if not solutions:
-                    raise BadInput(f"max_new_tokens is {longest}, but the base ended none of its answers "
-                                   f"to {problem.key!r} within it; allowed is what leaves a solution.")
+                    raise BadInput(f"max_new_tokens is {longest}, but the base ended none of its "
+                                   f"answers to {problem.key!r} within it; allowed is what leaves "
+                                   "a solution.")
         self.single = {task: Singles(problems[task], [float(rates[task][i]) for i in chosen[task]],
                                      *written[task]) for task in self.tasks}
 
@@ -141,10 +144,12 @@ class Study:
         """Supervised arms on single problems, at a learning rate of their own or the chapter's."""
         texts = {(task, arm, q): self.texts(task, arm, q)
                  for task in self.tasks for arm in names for q in singles}
-        self.supervise({(*key, seed): pairs for key, pairs in texts.items() for seed in self.seeds}, lr)
+        self.supervise({(*key, seed): pairs for key, pairs in texts.items()
+                        for seed in self.seeds}, lr)
 
     def train_own(self, singles: Iterable[int]) -> None:
-        """Critiques by the base itself, or exact ones for a base none of whose own came to an end."""
+        """Critiques by the base itself, or exact ones for a base none of whose own came to an
+        end."""
         asked = {(task, q, seed): self.texts(task, "critiques", q)
                  for task in self.tasks for q in singles for seed in self.seeds}
         own = self.run(tuning.own_critiques, {(task, q, seed): dict(
@@ -176,17 +181,20 @@ class Study:
             for name in which for (task, seed), pair in self.pairs.items()}))
 
     def reinforce(self, recipe: dict, singles: Iterable[int]) -> None:
-        """RL: on single problems, with as many rollouts a step as half of those on many, and the arms
-        of SPURIOUS on many. recipe: as `rl.learn` takes it."""
+        """RL: on single problems, with as many rollouts a step as half of those on many, and the
+        arms of SPURIOUS on many. recipe: as `rl.learn` takes it."""
         one = recipe | {"problems": 1, "samples": recipe["samples"] * recipe["problems"] // 2}
         jobs = {(task, "rl-one-problem", q, seed): dict(
             pair=pair, recipe=one, problems=[self.single[task].problems[q]] * recipe["steps"])
             for (task, seed), pair in self.pairs.items() for q in singles}
         jobs |= {(task, arm, 0, seed): dict(
-            pair=pair, recipe=recipe, problems=tuning.pool(pair, recipe["steps"] * recipe["problems"]),
-            **options) for (task, seed), pair in self.pairs.items() for arm, options in SPURIOUS.items()}
+            pair=pair, recipe=recipe, problems=tuning.pool(pair,
+                                                           recipe["steps"] * recipe["problems"]),
+            **options) for (task, seed), pair in self.pairs.items()
+                 for arm, options in SPURIOUS.items()}
         self.keep(None, self.run(tuning.reinforced, {
-            key: dict(job, size=self.size, trains=self.recipe.trains) for key, job in jobs.items()}))
+            key: dict(job, size=self.size, trains=self.recipe.trains)
+            for key, job in jobs.items()}))
 
     def keep(self, lr: float | None, done: dict) -> None:
         """Outcomes by (task, arm id, single problem, seed)."""
@@ -232,10 +240,11 @@ class Study:
         return [stats.interval(lambda m: m, parts[..., i]) for i in (0, 1)]
 
     def record(self, record: results.Recorder, rollouts: dict) -> None:
-        """Facts of every arm, and in `extra` its accuracy by seed and single problem. rollouts: as in
-        `operations`."""
+        """Facts of every arm, and in `extra` its accuracy by seed and single problem. rollouts: as
+        in `operations`."""
         for task, arm in self.outcomes:
-            found = {"pass_at_k": self.level(task, arm), "trace_pass_at_k": self.level(task, arm, "trace"),
+            found = {"pass_at_k": self.level(task, arm),
+                     "trace_pass_at_k": self.level(task, arm, "trace"),
                      "gap_recovered": self.recovered(task, arm),
                      "tokens_per_answer": self.mean(task, arm, "tokens")}
             if arm.id != "base":
@@ -268,7 +277,8 @@ class Study:
 
     def pass_curve(self, task: str, arm: Arm, ks: list, what: str = "correct") -> stats.Interval:
         """pass@k of an arm's first single problem: Interval of (len(ks),)."""
-        return stats.pass_curve(np.stack([getattr(row[0], what) for row in self.rows(task, arm)]), ks)
+        return stats.pass_curve(np.stack([getattr(row[0], what) for row in self.rows(task, arm)]),
+                                ks)
 
     def mean(self, task: str, arm: Arm, name: str) -> float:
         """Mean of "tokens" or of a count over all answers of an arm."""
@@ -287,8 +297,8 @@ class Study:
                 for task, other in others.items() if task != other}
 
     def log(self, task: str, arm: Arm, name: str) -> np.ndarray | None:
-        """Mean of what the training says of itself, over seeds and single problems: "losses" (first,
-        last), "verdicts" (before, after), "text_loss"; None where it says nothing."""
+        """Mean of what the training says of itself, over seeds and single problems: "losses"
+        (first, last), "verdicts" (before, after), "text_loss"; None where it says nothing."""
         said = [o.log.get(name) for row in self.rows(task, arm) for o in row]
         if name == "losses":
             said = [(x[0], x[-1]) for x in said if x]
@@ -307,7 +317,8 @@ class Study:
             tokens = self.pairs[task, self.seeds[0]].rl_tokens
             return tokens and tuning.operations(size, tokens, tokens)
         if "curve" in logs[0]:
-            tokens = rollouts[arm.id] * np.mean([sum(p["tokens"] for p in x["curve"]) for x in logs])
+            tokens = rollouts[arm.id] * np.mean([sum(p["tokens"] for p in x["curve"])
+                                                 for x in logs])
             return tuning.operations(size, tokens, tokens)
         if "losses" in logs[0]:
             return tuning.operations(size, np.mean([x["read"] for x in logs]),

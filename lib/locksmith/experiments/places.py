@@ -145,13 +145,13 @@ def traces(model: Model, task: ModuleType, problems: list, each: int,
 def check_alike(first: Model, second: Model) -> None:
     """BadInput unless both models read the same tokens into residual streams of one shape."""
     if first.tokenizer.get_vocab() != second.tokenizer.get_vocab():
-        raise BadInput(f"{first.name} and {second.name} have different vocabularies; allowed in this "
-                       "chapter is a pair that shares one, whose models read the same tokens.")
+        raise BadInput(f"{first.name} and {second.name} have different vocabularies; allowed in "
+                       "this chapter is a pair that shares one, whose models read the same tokens.")
     shapes = [(model.depth, model.net.config.get_text_config().hidden_size)
               for model in (first, second)]
     if shapes[0] != shapes[1]:
-        raise BadInput("{} has {} blocks of {} dimensions and {} has {} of {}; allowed in this chapter "
-                       "are models of one shape, whose directions can be compared.".format(
+        raise BadInput("{} has {} blocks of {} dimensions and {} has {} of {}; allowed in this "
+                       "chapter are models of one shape, whose directions can be compared.".format(
                            first.name, *shapes[0], second.name, *shapes[1]))
 
 
@@ -186,7 +186,8 @@ class Places:
 
     def chosen(
         self, behaviour: str, kind: str = "choice",
-    ) -> tuple[Bool[np.ndarray, " places"], Bool[np.ndarray, " chosen"], Int[np.ndarray, " chosen"]]:
+    ) -> tuple[Bool[np.ndarray, " places"], Bool[np.ndarray, " chosen"],
+               Int[np.ndarray, " chosen"]]:
         """(rows (N,) bool, labels (n,) bool, problems (n,) int) of a contrast's n places."""
         up, down = self.sides(behaviour, kind)
         return up | down, up[up | down], self.problem[up | down]

@@ -90,8 +90,8 @@ def auroc_interval(by_seed: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
                    resamples: int = 1000, seed: int = 0) -> stats.Interval:
     """Mean AUROC over seeds with its interval over seeds and problems.
 
-    by_seed: one (scores, y, problems) a seed, arrays of one length each. Where a resample leaves a seed
-    no positive or no negative, its AUROC counts as 0.5.
+    by_seed: one (scores, y, problems) a seed, arrays of one length each. Where a resample leaves a
+    seed no positive or no negative, its AUROC counts as 0.5.
     """
     def mean(problems, seeds):
         each = np.stack([auroc(s, y, problems[:, p]) for s, y, p in by_seed], 1)  # (B, seeds)

@@ -62,7 +62,8 @@ def stream_seed(seed: int, stream: str) -> int:
 
 
 def draw(pair: Pair, role: str, n_problems: int, n: int, max_new_tokens: int,
-         temperature: float = 1.0, stream: str | None = None, only: Sequence | None = None) -> Answers:
+         temperature: float = 1.0, stream: str | None = None,
+         only: Sequence | None = None) -> Answers:
     """n answers of a model to each test problem, or to those whose indices are `only`; their
     rollouts are as small as they can be, because they travel between processes."""
     model, problems = pair.load(role), pair.problems(n_problems)
@@ -136,7 +137,8 @@ def apply(pair: Pair, method: str, n_problems: int, max_new_tokens: int, chains:
                                          max_new_tokens=max_new_tokens, stop=model.stop, **options)
     selected = {method: selected} if isinstance(selected, decoding.Chosen) else selected
     return {PATHS.get(name, name.replace("_", "-")): outcome(
-        [task.grade(p, model.decode(ids)) for p, ids in zip(chosen, one.continuations)], one, chains)
+        [task.grade(p, model.decode(ids)) for p, ids in zip(chosen, one.continuations)], one,
+        chains)
         for name, one in selected.items()}
 
 
@@ -174,7 +176,7 @@ def first(answers: Answers, n: int) -> list:
     return np.flatnonzero(answers.rollouts.sample.numpy() < n).tolist()
 
 
-# --- traces -----------------------------------------------------------------------------------------
+# --- traces --------------------------------------------------------------------------------------
 
 
 def shuffled(task: ModuleType, text: str, rng: random.Random) -> str | None:
@@ -193,7 +195,8 @@ def shuffled(task: ModuleType, text: str, rng: random.Random) -> str | None:
 
 
 def corrupted(text: str, rng: random.Random) -> str | None:
-    """One result, behind a "=", changed to another number of the lab's; None where there is none."""
+    """One result, behind a "=", changed to another number of the lab's;
+    None where there is none."""
     places = list(re.finditer(rf"(?<==)( ?)({prose.NUMBER})", text))
     if not places:
         return None
@@ -264,11 +267,12 @@ def found_among(mine: list, theirs: list, ks: np.ndarray, itself: bool = False) 
     return np.array(shares)
 
 
-# --- means of what is not everywhere ----------------------------------------------------------------
+# --- means of what is not everywhere -------------------------------------------------------------
 
 
 def table(traces: list, values: list, shape: tuple[int, int]) -> np.ndarray:
-    """One value a trace of `traces`, [(index of the problem, ...)], as (P, traces), NaN for none."""
+    """One value a trace of `traces`, [(index of the problem, ...)], as (P, traces),
+    NaN for none."""
     out = np.full(shape, np.nan)
     for (i, _), value in zip(traces, values, strict=True):
         out[i, np.isnan(out[i]).argmax()] = value

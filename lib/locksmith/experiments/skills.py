@@ -15,8 +15,8 @@ import numpy as np
 
 from locksmith import corpus, device, engine, grammar, model, stats, vocabulary
 
-COUNTS = ("correct", "trace", "attempts", "valid_attempts", "checks", "correct_checks", "backtracks",
-          "tokens")
+COUNTS = ("correct", "trace", "attempts", "valid_attempts", "checks", "correct_checks",
+          "backtracks", "tokens")
 # Where in a trace an attempt stands, counted from 1: the bins by their first number.
 POSITIONS = (1, 2, 3, 5, 9, 17)
 POSITION_NAMES = ("1", "2", "3-4", "5-8", "9-16", "17+")

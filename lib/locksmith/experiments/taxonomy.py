@@ -260,7 +260,8 @@ class Decisions(NamedTuple):
 
 
 def decisions(model: Model, task: ModuleType) -> Decisions:
-    """The `Decisions` of a task in a model's tokens; only here it is asked whether openings tell."""
+    """The `Decisions` of a task in a model's tokens; only here it is asked whether openings
+    tell."""
     told, size = bool(task.OPENINGS), model.net.config.get_text_config().vocab_size
     decision, owned = torch.zeros(2, size, dtype=torch.bool)
     decision[sorted(model.stop)] = True

@@ -31,7 +31,8 @@ GUESSED = 64  # training problems whose answers may be guessed
 
 
 class Job(NamedTuple):
-    """What every method gets. problems: each n times in a row; cap: tokens of the longest answer."""
+    """What every method gets. problems: each n times in a row; cap:
+    tokens of the longest answer."""
     pair: Pair
     model: Model
     problems: list
@@ -68,8 +69,8 @@ def prefix(job: Job, words: str) -> decoding.Chosen:
     """words: the text that every answer begins with."""
     ids = job.model.encode(words)
     if len(ids) >= job.cap or job.model.decode(ids) != words:
-        raise BadInput(f"words is {words!r}; allowed is a text of fewer than {job.cap} tokens of the "
-                       "model's own.")
+        raise BadInput(f"words is {words!r}; allowed is a text of fewer than {job.cap} tokens of "
+                       "the model's own.")
     found = job.sample([prompt + ids for prompt in job.prompts], job.cap - len(ids))
     return found._replace(continuations=[ids + c for c in found.continuations],
                           tokens=found.tokens + len(ids))
@@ -93,8 +94,8 @@ def few_shot(job: Job, shots: int) -> decoding.Chosen:
 
 
 def rich(job: Job, rng: random.Random, room: int) -> list[int]:
-    """Ids of a pre-training document of at most `room` tokens, solved without an error left standing,
-    that shows the behaviour the task is about (`HEADLINE`) at least once."""
+    """Ids of a pre-training document of at most `room` tokens, solved without an error left
+    standing, that shows the behaviour the task is about (`HEADLINE`) at least once."""
     task, generator = job.task, job.pair.generator
     for _ in range(100_000):
         problem = task.sample(rng, "train", generator)
@@ -163,7 +164,8 @@ METHODS = {f.__name__: f for f in (base, prefix, few_shot, cognitive_tools, dumm
 
 def solve(pair: Pair, method: str, n_problems: int, max_new_tokens: int, split: str = "test",
           n: int = 1, **options: object) -> sampling.Outcome:
-    """`sampling.Outcome` of a method on the base, n answers for each of the first n_problems of a split.
+    """`sampling.Outcome` of a method on the base, n answers for each of the first n_problems of a
+    split.
 
     options: what the method asks for beside the job, such as words, shots, tools or budget.
     """

@@ -42,10 +42,10 @@ _FACT = re.compile(r"(?<![\w.])(?=(-?\d+) ([-+*/]) (\d+) = (-?\d+)(?![\d.]*\d))"
 @dataclass
 class Work:
     """One answer in the making. ids: token ids after the prompt; stop: ids that end it;
-    verdict: "right", "wrong" or None, on the answer as it stands; flaw: the conclusion the review says
-    no to, counted from 0 (-1: none is named, so the last); facts: (a, op, b) -> what was recalled;
-    full: no room to go on. So far: tokens generated, forced ones included, calls, results replaced,
-    verdicts "wrong"."""
+    verdict: "right", "wrong" or None, on the answer as it stands; flaw: the conclusion the review
+    says no to, counted from 0 (-1: none is named, so the last); facts: (a, op, b) -> what was
+    recalled; full: no room to go on. So far: tokens generated, forced ones included, calls,
+    results replaced, verdicts "wrong"."""
     problem: object
     key: int
     prompt: list
@@ -81,8 +81,9 @@ class Call:
                  stop: Collection[int] = (), temperature: float = 1.0) -> list[list[int]]:
         """Continuations (lists of ids, the stop included) of prompts[i], paid for by works[i].
 
-        most: tokens at most, one number or one a prompt; the context may leave fewer. Where it leaves
-        none, no call is made and nothing is written. stop: ids that end it beside the model's own.
+        most: tokens at most, one number or one a prompt; the context may leave fewer. Where it
+        leaves none, no call is made and nothing is written. stop:
+        ids that end it beside the model's own.
         """
         rooms = [min(int(m), self.model.context - len(p))
                  for m, p in zip(np.broadcast_to(most, len(prompts)), prompts, strict=True)]
@@ -100,7 +101,8 @@ class Call:
 
     def opening(self, kind: str) -> list[int]:
         """Ids of the first opening of a kind of step; none where the task knows no kinds."""
-        return self.model.encode(" ".join(self.task.OPENINGS[kind][0])) if self.task.OPENINGS else []
+        openings = self.task.OPENINGS
+        return self.model.encode(" ".join(openings[kind][0])) if openings else []
 
     def openings(self) -> set[int]:
         """The ids that every step begins with, where the task knows them."""
@@ -159,8 +161,8 @@ def draft(call: Call, works: list[Work]) -> None:
 
 
 def recall(call: Call, works: list[Work]) -> None:
-    """The result of each arithmetic step is asked for as a fact, once; the first that the answer has
-    otherwise is replaced, and the answer goes on from there."""
+    """The result of each arithmetic step is asked for as a fact, once; the first that the answer
+    has otherwise is replaced, and the answer goes on from there."""
     model, new = call.model, []
     texts = [model.decode(work.ids) for work in works]
     for work, text in zip(works, texts):
@@ -200,9 +202,10 @@ def examine(call: Call, works: list[Work]) -> None:
 def backtrack(call: Call, works: list[Work]) -> None:
     """Cuts an answer off before the conclusion found wrong; without an examiner, before its last.
 
-    It goes on with a backtrack after a failed check. Elsewhere, where no author goes back (the chain's
-    `wait` takes back a step, and a step too few needs one more), with an attempt. Where steps have no
-    kinds, the last but one is cut off too: the step before the conclusion is to be made again.
+    It goes on with a backtrack after a failed check. Elsewhere, where no author goes back (the
+    chain's `wait` takes back a step, and a step too few needs one more), with an attempt. Where
+    steps have no kinds, the last but one is cut off too:
+    the step before the conclusion is to be made again.
     """
     for work in works:
         if work.ended and work.verdict != "right" and not work.full:

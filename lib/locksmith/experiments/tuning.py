@@ -1,17 +1,18 @@
-"""Training little: what one problem, a handful of solutions or a few vectors change in a base model.
+"""Training little: what one problem, a handful of solutions or a few vectors change in a base
+model.
 
 Supervised arms are pairs (text to continue, continuation). All take the same number of steps and,
 to the token, the same number of target tokens in the loss, and nothing is picked on labels:
 
-    critiques           Wang et al. (arXiv 2506.03295, section 2): input = one problem and somebody's
-                        solution, target = a critique; with the controls of `critics`
+    critiques           Wang et al. (arXiv 2506.03295, section 2): input = one problem and
+                        somebody's solution, target = a critique; with the controls of `critics`
     shuffled critiques  the same critiques, each of another solution
     own critiques       the base's own words about the solutions
     SFT right, wrong    input = the problem, target = a solution that is right, wrong
     many critiques      exact critiques of solutions to as many problems as there are solutions
 
-RL arms are `rl.learn` on one problem or many, with any of `rewards`. What is trained (TRAINS) are all
-weights, a LoRA adapter, or one vector a block (Sinii et al., arXiv 2505.18706).
+RL arms are `rl.learn` on one problem or many, with any of `rewards`. What is trained (TRAINS) are
+all weights, a LoRA adapter, or one vector a block (Sinii et al., arXiv 2505.18706).
 """
 
 import functools
@@ -56,8 +57,8 @@ class Solution(NamedTuple):
 
 
 def pool(pair: Pair, n: int) -> list:
-    """n training problems, the single ones among them. Countdown's training set is small enough that
-    the lab's RL has met some of them too; no test problem is among them."""
+    """n training problems, the single ones among them. Countdown's training set is small enough
+    that the lab's RL has met some of them too; no test problem is among them."""
     return pair.rules.problems("train", n, 7000, pair.generator)
 
 
@@ -81,7 +82,8 @@ def candidates(pairs: list[Pair], problems: list, n: int,
                max_new_tokens: int) -> tuple[list[list[Solution]], float]:
     """Up to n different finished solutions of each problem, by the different bases of some pairs in
     turn: P lists of Solution, and the tokens generated a problem. A thinking model writes none."""
-    bases = {pair.folder("base") or pair.base: pair for pair in pairs}  # many seeds may have one base
+    # many seeds may have one base
+    bases = {pair.folder("base") or pair.base: pair for pair in pairs}
     tables, generated = [], 0
     for pair in bases.values():
         base = pair.load("base")
@@ -182,8 +184,8 @@ class Trained(NamedTuple):
 
 def shared_prefix_logits(net: PreTrainedModel, ids: Int[Tensor, "rows time"],
                          start: int) -> Float[Tensor, "rows last vocabulary"]:
-    """Logits (B, T - start, V) of the positions from `start` on. What all rows begin with, the worked
-    examples and often the question, is read once; a head of 262k tokens sees none of it."""
+    """Logits (B, T - start, V) of the positions from `start` on. What all rows begin with, the
+    worked examples and often the question, is read once; a head of 262k tokens sees none of it."""
     same = (ids == ids[:1]).all(0).long().cumprod(0).sum().item()
     shared, cache = min(same, start), DynamicCache(config=net.config)
     if shared:
@@ -272,9 +274,9 @@ class Recipe(NamedTuple):
 def supervise(trained: Trained, model: Model, pairs: list, recipe: Recipe, seed: int) -> dict:
     """`finetune.fit` on pairs of texts; returns losses and the number of tokens read."""
     ids = [(model.begin(given), model.encode(wanted)) for given, wanted in pairs]
-    losses, read = finetune.fit(trained.net, ids, recipe.steps, recipe.target_tokens, recipe.lr, seed,
-                                trained.logits([given for given, _ in ids]), trained.micro_tokens,
-                                model.pad)
+    losses, read = finetune.fit(trained.net, ids, recipe.steps, recipe.target_tokens, recipe.lr,
+                                seed, trained.logits([given for given, _ in ids]),
+                                trained.micro_tokens, model.pad)
     return {"losses": losses, "read": read}
 
 
@@ -288,13 +290,15 @@ def reinforce(trained: Trained, pair: Pair, problems: list, recipe: dict, reward
     inputs = [model.ask(pair.rules, problem) for problem in problems]
     update = functools.partial(rl.update, logits=trained.logits(inputs), bonus=bonus,
                                pad_token_id=model.pad)
-    return rl.learn(trained.net, problems, recipe | {"micro_tokens": trained.micro_tokens}, pair.seed,
+    return rl.learn(trained.net, problems, recipe | {"micro_tokens": trained.micro_tokens},
+                    pair.seed,
                     rollout_fn(trained.ask, pair.rules, recipe), rewards.REWARDS[reward], update,
                     label=f"{reward} reward, {pair.task} seed {pair.seed}")
 
 
 def rollout_fn(ask: Callable, task: ModuleType, recipe: dict) -> Callable:
-    """What `rl.learn` takes for rollouts: answers of ask() -> (`Model` as it stands, its steers)."""
+    """What `rl.learn` takes for rollouts: answers of ask() -> (`Model` as it stands,
+    its steers)."""
     def rollout(problems, seed):
         model, steer = ask()
         drawn = rollouts.answer(model, task, problems, recipe["samples"], seed=seed,
@@ -329,7 +333,8 @@ class Outcome(NamedTuple):
 def outcome(model: Model, pair: Pair, size: Size, steer: Sequence = (),
             log: dict | None = None) -> Outcome:
     """`Outcome` of answers at temperature 1 to the first test problems of a pair's task."""
-    drawn = rollouts.answer(model, pair.rules, pair.problems(size.n_problems), size.n, seed=pair.seed,
+    drawn = rollouts.answer(model, pair.rules, pair.problems(size.n_problems), size.n,
+                            seed=pair.seed,
                             control=engine.Control(steer), max_new_tokens=size.max_new_tokens)
     return Outcome(drawn.correct, drawn.trace, drawn.strategy, drawn.lengths,
                    {name: drawn.table(name) for name in COUNTS}, log or {})
@@ -371,8 +376,8 @@ def untouched(pair: Pair, which: str, size: Size) -> Outcome:
 
 def tuned(pair: Pair, pairs: list, recipe: Recipe, size: Size, judged: list | None = None,
           judge_tokens: int = 64) -> Outcome:
-    """`Outcome` of the base after `supervise`; log: losses, tokens read, text_loss, and verdicts, the
-    shares of right verdicts on the pairs `judged`, before and after."""
+    """`Outcome` of the base after `supervise`; log: losses, tokens read, text_loss, and verdicts,
+    the shares of right verdicts on the pairs `judged`, before and after."""
     trained = TRAINS[recipe.trains](pair)
     model, _ = trained.ask()
     before = verdicts_right(model, pair.rules, judged, judge_tokens) if judged else None
@@ -385,9 +390,9 @@ def tuned(pair: Pair, pairs: list, recipe: Recipe, size: Size, judged: list | No
 
 def reinforced(pair: Pair, problems: list, recipe: dict, size: Size, trains: str = "weights",
                apart: bool = False, layers: list | None = None, **options: object) -> Outcome:
-    """`Outcome` of the base after `reinforce` (reward, bonus); log: its curve and text_loss, the latter
-    not for vectors. apart: also correct (P, n) with the vectors at the "first token" of an answer
-    alone, and at the "later tokens" alone."""
+    """`Outcome` of the base after `reinforce` (reward, bonus); log: its curve and text_loss, the
+    latter not for vectors. apart: also correct (P, n) with the vectors at the "first token" of an
+    answer alone, and at the "later tokens" alone."""
     trained = TRAINS[trains](pair, **({"layers": layers} if trains == "vectors" else {}))
     log = {"curve": reinforce(trained, pair, problems, recipe, **options)}
     model, steer = trained.ask()

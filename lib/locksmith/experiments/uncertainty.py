@@ -134,8 +134,9 @@ def _right(task, problem, words, number):
 
 class Knowing(NamedTuple):
     """Whether a model knows that it is wrong: scores, (moment, "own", "untrained" or "shuffled",
-    layer) -> Scored; means: role -> Means of right and wrong at the answer, of the pair's models where
-    the thinking one answered; dose: `directions.steer` along right minus wrong and along noise, or None."""
+    layer) -> Scored; means: role -> Means of right and wrong at the answer, of the pair's models
+    where the thinking one answered; dose: `directions.steer` along right minus wrong and along
+    noise, or None."""
     scores: dict
     means: dict
     dose: dict | None

@@ -238,13 +238,14 @@ def record_reading(rec: Recorder, pair: Pair, reading: list[Sum]) -> tuple[dict,
             of = {"behaviour": what, "n_problems": len(reading)}
             rec.fact(FAMILY, role, "probe_auroc", auroc(held, best, what), **of)
             rec.fact(FAMILY, "embeddings", "probe_auroc", auroc(held, -1, what), on=role, **of)
-            rec.fact(FAMILY, "shuffled-labels", "probe_auroc", auroc(held, best, what, True), on=role,
-                     **of)
+            rec.fact(FAMILY, "shuffled-labels", "probe_auroc", auroc(held, best, what, True),
+                     on=role, **of)
     return streams, best
 
 
 def auroc(held: tuple, layer: int, what: str, shuffle: bool = False) -> stats.Interval:
-    """AUROC of a probe for "error", over both results of each sum, or "carry", over the right ones."""
+    """AUROC of a probe for "error", over both results of each sum, or "carry",
+    over the right ones."""
     streams, wrong, carries, pair = held
     rows = np.ones(len(wrong), bool) if what == "error" else ~wrong
     y = (wrong if what == "error" else carries)[rows]
@@ -266,8 +267,8 @@ def vectors_of(model: Model, held: tuple, reading: list[Sum], layer: int) -> dic
 
 def record_steering(rec: Recorder, pair: Pair, streams: dict, layer: int, asked: tuple,
                     strengths: Sequence[float], max_new_tokens: int) -> dict:
-    """The base's vectors steer the base and, where there is one, its successor: at the boundary, and
-    in free samples. asked: (sums that vectors come from, others that are steered). Returns
+    """The base's vectors steer the base and, where there is one, its successor: at the boundary,
+    and in free samples. asked: (sums that vectors come from, others that are steered). Returns
     (role, behaviour, arm) -> (strengths, sums), the probability that the behaviour opens."""
     reading, steering = asked
     models = {role: pair.load(role) for role in ("base", "thinking") if role in streams}

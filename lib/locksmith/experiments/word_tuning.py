@@ -1,10 +1,12 @@
-"""Chapter 6's plumbing: one problem in words, its critiques, and RL, on open weights with an adapter.
+"""Chapter 6's plumbing: one problem in words, its critiques, and RL,
+on open weights with an adapter.
 
 The arms of `tuning` for a model that we did not train: answers and critiques are text, the model is
 frozen but for a LoRA adapter, the trainers are `finetune.fit` and `rl.learn`. A question
 stands behind SHOTS worked examples, as everywhere in `words`; a critique behind two examples of
-reviews, one of a right answer and one of a wrong one, so that a model knows the form before any training
-and the loss is on content. All critics are given the same inputs; only what follows "Review:" differs.
+reviews, one of a right answer and one of a wrong one, so that a model knows the form before any
+training and the loss is on content. All critics are given the same inputs;
+only what follows "Review:" differs.
 
 Critics, the trainers' logits and the rollouts of RL are those of `critics` and `tuning`.
 """
@@ -31,7 +33,7 @@ ENGLISH = tuning.ENGLISH
 
 
 
-# --- answers and what critics say of them -----------------------------------------------------------
+# --- answers and what critics say of them --------------------------------------------------------
 
 # Functions (problem, text, rng) -> critique.
 exact, flipped, form = (functools.partial(critic, words)
@@ -40,8 +42,8 @@ CRITICS = {"critiques": exact, "flipped-critiques": flipped, "format-only": form
 
 
 def works_out(text: str) -> bool:
-    """Whether an answer writes a calculation out with its result: the strategy that is told apart from
-    being right ("when" and "how")."""
+    """Whether an answer writes a calculation out with its result: the strategy that is told apart
+    from being right ("when" and "how")."""
     return words.written_out(prose.first_line(text), 1)
 
 
@@ -53,13 +55,15 @@ def critiques(problem: words.Problem, answers: Sequence[str], critic: Callable,
 
 
 def continuations(arm: str, problem: words.Problem, answers: list[str]) -> list[tuple[str, str]]:
-    """(text, continuation) pairs of a fine-tuned arm, an id of arms.yml, on one problem's answers."""
+    """(text, continuation) pairs of a fine-tuned arm, an id of arms.yml,
+    on one problem's answers."""
     if arm == "sft-right":
         return [(words.prompt(problem, SHOTS), text + "\n") for text in answers
                 if words.grade(problem, text).correct]
     seed = arms.get(arm).label
     written = critiques(problem, answers, CRITICS.get(arm, exact), seed)
-    return tuning.shuffle_targets(written, random.Random(seed)) if arm == "shuffled-critiques" else written
+    shuffled = arm == "shuffled-critiques"
+    return tuning.shuffle_targets(written, random.Random(seed)) if shuffled else written
 
 
 def pairs(tokenizer: PreTrainedTokenizerBase,
@@ -71,10 +75,11 @@ def pairs(tokenizer: PreTrainedTokenizerBase,
 
 def single(weights: tuple, problems: Sequence[words.Problem], samples: int, n: int,
            max_new_tokens: int) -> tuple[int, np.ndarray, list[str], int]:
-    """One problem to train on: the middle one, by solve rate, of those that the model solves at all.
+    """One problem to train on: the middle one, by solve rate,
+    of those that the model solves at all.
 
-    Returns (its index, solve rates (P,), up to n different answers to it with a number in them, tokens
-    generated for both), all at temperature 1. BadInput where there are not two answers."""
+    Returns (its index, solve rates (P,), up to n different answers to it with a number in them,
+    tokens generated for both), all at temperature 1. BadInput where there are not two answers."""
     net, tokenizer = packaged.load(*weights)
     options = dict(shots=SHOTS, temperature=1.0, max_new_tokens=max_new_tokens)
     drawn = words.sample_words(net, tokenizer, problems, samples, seed=1, **options)
@@ -83,35 +88,38 @@ def single(weights: tuple, problems: Sequence[words.Problem], samples: int, n: i
     lines = dict.fromkeys(" " + text.strip().split("\n")[0] for text in again.texts[0])
     answers = [line for line in lines if words.extract(line)][:n]
     if len(answers) < 2:
-        raise BadInput(f"n_candidates is {n}, but the model gave only {len(answers)} different answers with "
-                       f"a number to {problems[chosen].question!r}; allowed is a model that gives 2.")
+        raise BadInput(f"n_candidates is {n}, but the model gave only {len(answers)} different "
+                       f"answers with a number to {problems[chosen].question!r}; allowed is a "
+                       "model that gives 2.")
     return chosen, drawn.correct.mean(1), answers, drawn.tokens + again.tokens
 
 
 def told(problem: words.Problem, index: int, rates: Sequence[float], answers: Sequence[str],
          spent: int) -> dict:
-    """What a page tells of the problem that `single` chose, and what critics say of one wrong answer."""
+    """What a page tells of the problem that `single` chose,
+    and what critics say of one wrong answer."""
     right = [words.grade(problem, text).correct for text in answers]
     example = answers[right.index(False) if False in right else 0]
-    return {"question": problem.question, "rates": rates, "chosen": rates[index], "answers": answers,
-            "right": right, "spent": spent, "example": example,
+    return {"question": problem.question, "rates": rates, "chosen": rates[index],
+            "answers": answers, "right": right, "spent": spent, "example": example,
             "critiques": {name: critic(problem, example, random.Random(0))
                           for name, critic in CRITICS.items()}}
 
 
 def judged(problems: Sequence[words.Problem],
            rng: random.Random) -> list[tuple[words.Problem, str]]:
-    """(problem, answer) pairs to review: each problem with its right answer and with a wrong one, which
-    differ in nothing else, so that always saying the same is right half of the time."""
+    """(problem, answer) pairs to review: each problem with its right answer and with a wrong one,
+    which differ in nothing else, so that always saying the same is right half of the time."""
     pairs = []
     for problem in problems:
         off = rng.choice((-10, -2, -1, 1, 2, 10))
         for said in (problem.answer, str(int(problem.answer) + off)):
-            pairs.append((problem, f" {words.calculation(problem)} = {said}. The answer is {said}."))
+            work = f"{words.calculation(problem)} = {said}"
+            pairs.append((problem, f" {work}. The answer is {said}."))
     return pairs
 
 
-# --- training ---------------------------------------------------------------------------------------
+# --- training ------------------------------------------------------------------------------------
 
 def logits_from(inputs: Sequence[list[int]]) -> Callable:
     """`logits` for a trainer whose shortest input is that of `inputs` (lists of token ids)."""
@@ -119,10 +127,10 @@ def logits_from(inputs: Sequence[list[int]]) -> Callable:
 
 
 class Outcome(NamedTuple):
-    """P problems, n answers each at temperature 1: correct, works (`works_out`) (P, n) bool; low, correct
-    (P, n) at the low temperature; tokens an answer; verdicts: share of right verdicts on other problems'
-    answers; english: loss in nats a token on text that nobody was trained on; log: what the training says
-    of itself."""
+    """P problems, n answers each at temperature 1: correct, works (`works_out`) (P, n) bool; low,
+    correct (P, n) at the low temperature; tokens an answer; verdicts: share of right verdicts on
+    other problems' answers; english: loss in nats a token on text that nobody was trained on; log:
+    what the training says of itself."""
     correct: np.ndarray
     works: np.ndarray
     low: np.ndarray
@@ -136,19 +144,23 @@ def outcome(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
             problems: Sequence[words.Problem], n: int, max_new_tokens: int, low_temperature: float,
             seed: int, judged: Sequence[tuple[words.Problem, str]],
             log: dict | None = None) -> Outcome:
-    """`Outcome` of a model on problems. judged: (problem, answer) pairs for it to review, greedily."""
-    drawn, low = (words.sample_words(net, tokenizer, problems, n, shots=SHOTS, temperature=temperature,
+    """`Outcome` of a model on problems. judged: (problem, answer) pairs for it to review,
+    greedily."""
+    drawn, low = (words.sample_words(net, tokenizer, problems, n, shots=SHOTS,
+                                     temperature=temperature,
                                      max_new_tokens=max_new_tokens, seed=seed)
                   for temperature in (1.0, low_temperature))
     prompts = [tokenizer(words.review(*pair)).input_ids for pair in judged]
     reviews = engine.sample(net, prompts, max_new_tokens=max_new_tokens, temperature=0.0,
                             stop=words.stop_ids(tokenizer))
-    said = [words.verdict(text) for text in tokenizer.batch_decode(reviews.ids(), skip_special_tokens=True)]
+    said = [words.verdict(text) for text in tokenizer.batch_decode(reviews.ids(),
+                                                                   skip_special_tokens=True)]
     true = ["right" if words.grade(*pair).correct else "wrong" for pair in judged]
     agree = float(np.mean([a == b for a, b in zip(said, true, strict=True)]))
-    return Outcome(drawn.correct, np.array([[works_out(text) for text in row] for row in drawn.texts]),
-                   low.correct, drawn.tokens / drawn.correct.size, agree, english_loss(net, tokenizer),
-                   log or {})
+    return Outcome(drawn.correct, np.array([[works_out(text) for text in row]
+                                            for row in drawn.texts]),
+                   low.correct, drawn.tokens / drawn.correct.size, agree,
+                   english_loss(net, tokenizer), log or {})
 
 
 def english_loss(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
@@ -161,7 +173,8 @@ def _model(net, tokenizer):
 
 
 def gain_parts(o: Outcome, base: Outcome) -> list[stats.Interval]:
-    """(when, how) of a gain over the base, as `stats.when_and_how`, with intervals over problems."""
+    """(when, how) of a gain over the base, as `stats.when_and_how`,
+    with intervals over problems."""
     def parts(times):
         return np.array([stats.when_and_how(*([x.repeat(n, 0) for x in (side.works, side.correct)]
                                               for side in (base, o))) for n in times])
@@ -169,7 +182,7 @@ def gain_parts(o: Outcome, base: Outcome) -> list[stats.Interval]:
     return [stats.Interval(*part) for part in zip(*both, strict=True)]
 
 
-# --- the work of one process ------------------------------------------------------------------------
+# --- the work of one process ---------------------------------------------------------------------
 
 def arm(weights: tuple, seed: int, test: dict, supervise: dict | None = None,
         reinforce: dict | None = None) -> Outcome:

@@ -5,8 +5,8 @@ pages). `load(name)` gives the module, which has
 
     GENERATOR                     what `problems` is given where a profile states nothing (dict);
                                   without it a profile must state it
-    OPENINGS                      kind of step -> the openings of such a step, where every step begins
-                                  with one of a closed set; {} where kinds are not known
+    OPENINGS                      kind of step -> the openings of such a step, where every step
+                                  begins with one of a closed set; {} where kinds are not known
     problems(split, n, seed, generator)
                                   n different problems of "train", "validation" or "test", a pure
                                   function of its arguments; no problem is in two splits; each

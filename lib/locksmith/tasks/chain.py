@@ -85,7 +85,8 @@ def _sample_chain(rng, depth, generator):
 
 
 def sample(rng: random.Random, split: str, generator: dict, depth: int | None = None) -> Problem:
-    """A random problem of a split. depth: links a chain; by default drawn from generator["depths"]."""
+    """A random problem of a split. depth: links a chain; by default drawn from
+    generator["depths"]."""
     while True:
         d = depth or rng.choice(generator["depths"])
         problem = Problem((_sample_chain(rng, d, generator), _sample_chain(rng, d, generator)))
@@ -95,7 +96,8 @@ def sample(rng: random.Random, split: str, generator: dict, depth: int | None = 
 
 def problems(split: str, n: int, seed: int, generator: dict,
              depth: int | None = None) -> list[Problem]:
-    """n different problems of a split at generator["depth"] (or `depth`), a pure function of these."""
+    """n different problems of a split at generator["depth"] (or `depth`),
+    a pure function of these."""
     depth = depth or generator["depth"]
     rng = random.Random(f"chain {split} {seed} {depth}")
     return distinct(lambda: sample(rng, split, generator, depth), n)
@@ -211,7 +213,8 @@ def stronger(rng: random.Random, problem: Problem, author: Any, generator: dict)
     """A worked problem as an author writes it who undoes every step, and never stops early.
 
     After each step its inverse, `find 19 + 8 = 27 yes` (a product is multiplied the other way
-    round); where it does not come back to the start, a backtrack. No pre-training document holds it.
+    round); where it does not come back to the start, a backtrack.
+    No pre-training document holds it.
     """
     words, answers = [], []
     for chain in plan(problem):
@@ -258,7 +261,7 @@ def judge(problem: Problem, words: str | list[str]) -> list[str]:
     return [*out, "right" if answers and answers[-1] == tuple(results) else "wrong"]
 
 
-# --- the interface of every task (`tasks`): the same as text ---------------------------------------
+# --- the interface of every task (`tasks`): the same as text -------------------------------------
 
 OPENINGS = grammar.OPENINGS
 HEADLINE = "checks"  # the count of a grade that RL raises

@@ -175,8 +175,8 @@ def grade(problem: Problem, words: str | list[str]) -> Grade:
     complete = len(answers) == PARTS and ended and not malformed
     correct = complete and all(hit for _, hit in answers)
     trace = correct and valid == attempts and honest == checks and concluded_well == PARTS
-    return Grade(correct, trace, tuple(a for a, _ in answers) if complete else None, attempts, valid,
-                 checks, honest, behaviours.count("wait"), behaviours)
+    return Grade(correct, trace, tuple(a for a, _ in answers) if complete else None, attempts,
+                 valid, checks, honest, behaviours.count("wait"), behaviours)
 
 
 def labels(words: list[str]) -> list[str]:
@@ -222,9 +222,9 @@ def document(rng: random.Random, problem: Problem, author: Any, generator: dict)
     """A solved (or given-up) problem as one author writes it, after the prompt, with `<eos>`.
 
     author: habit (function behaviour -> opening words), persistence, check. A go-on after a failed
-    check is written as a backtrack with probability generator["backtrack"], otherwise as a hand-over:
-    the author concludes, and the next author tries the same target. After generator["longest"]
-    attempts nobody goes on.
+    check is written as a backtrack with probability generator["backtrack"], otherwise as a
+    hand-over: the author concludes, and the next author tries the same target. After
+    generator["longest"] attempts nobody goes on.
     """
     pool = expressions(tuple(sorted(problem.numbers)))
     words, attempts = [], 0
@@ -300,7 +300,7 @@ def judge(problem: Problem, words: str | list[str]) -> list[str]:
     return [*out, "right" if right and concluded == PARTS else "wrong"]
 
 
-# --- the interface of every task (`tasks`): the same as text ---------------------------------------
+# --- the interface of every task (`tasks`): the same as text -------------------------------------
 
 OPENINGS = grammar.OPENINGS
 HEADLINE = "backtracks"  # the count of a grade that RL raises

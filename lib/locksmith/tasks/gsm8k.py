@@ -26,13 +26,14 @@ SOURCE = ("github.com/openai/grade-school-math at 3101c7d5072418e28b9008a6636bde
 
 
 def _read(path):
-    """Problems of a file, in its order. BadInput for one that is missing or has another checksum."""
+    """Problems of a file, in its order. BadInput for one that is missing or has another
+    checksum."""
     if not path.is_file():
         raise BadInput(f"gsm8k needs {path}, which is not there; it comes from {SOURCE} (MIT), and "
                        "LOCKSMITH_GSM8K may name another folder.")
     if sha256(path) != SHA256[path.stem]:
-        raise BadInput(f"{path} has SHA-256 {sha256(path)}; allowed is {SHA256[path.stem]}, the file "
-                       f"of {SOURCE}.")
+        raise BadInput(f"{path} has SHA-256 {sha256(path)}; allowed is {SHA256[path.stem]}, the "
+                       f"file of {SOURCE}.")
     return list(_parsed(path, SHA256[path.stem]))
 
 

@@ -40,7 +40,8 @@ def prompt(problem: words.Problem) -> str:
     rng = random.Random(f"examples {problem.key}")
     worked = set(rng.sample(range(DIRECT + WORKED), WORKED))
     sums = rng.sample(_EXAMPLES, len(_EXAMPLES))
-    return words.few_shot([(f"Calculate {s}.", _work(s) if i in worked else "", str(_running(s)[-1]))
+    return words.few_shot([(f"Calculate {s}.", _work(s) if i in worked else "",
+                            str(_running(s)[-1]))
                            for i, s in enumerate(sums)], problem.question)
 
 
