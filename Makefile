@@ -46,7 +46,7 @@ publish: $(STAMP)  ## the book to branch gh-pages of REMOTE, from chapters that 
 	ghp-import -n -p -f -r $(REMOTE) build/book
 
 lint: $(STAMP)
-	ruff check lib tests
+	ruff check lib tests benchmarks chapters
 
 clean:  ## what a build leaves; never results, checkpoints or data
 	rm -rf build .pytest_cache .ruff_cache lib/locksmith.egg-info

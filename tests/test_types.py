@@ -1,6 +1,8 @@
-"""What the library offers says what it takes and gives: public signatures carry types."""
+"""Public signatures carry types, and all code passes the linter, notebooks included."""
 
 import ast
+import subprocess
+import sys
 
 import pytest
 from repository import ROOT
@@ -35,3 +37,10 @@ def test_public_signatures_carry_types(name):
     tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
     bare = {what: missing for what, f in public(tree.body) if (missing := untyped(f))}
     assert not bare
+
+
+def test_the_linter_is_content():
+    folders = ("lib", "tests", "benchmarks", "chapters")
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", *folders], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert not done.returncode, done.stdout
