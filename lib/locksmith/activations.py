@@ -36,12 +36,13 @@ def chunks(sizes: Sequence[int], most: int) -> Iterator[range]:
 def residuals(model: PreTrainedModel, texts: Sequence[list[int]], layers: Sequence[int],
               positions: Sequence[list[int]] | None = None,
               batch_tokens: int = BATCH_TOKENS) -> dict[int, Float[Tensor, "positions width"]]:
-    """The residual stream after given blocks: {layer: (N, D) float32 on the CPU}.
+    """The residual stream after given blocks by layer, float32 on the CPU.
 
     texts: non-empty lists of token ids. layers: block indices, 0 the first; -1 is the stream before
-    the first block, the embeddings. positions: a list of indices a text (None: all). N counts
-    positions over the texts, in their order. ValueError for a text that does not fit the model's
-    context, a layer or a position that does not exist; MemoryError if the answer is too big.
+    the first block, the embeddings. positions: a list of indices a text (None: all). Rows
+    are the positions of all texts, in their order. ValueError for a text that does not fit the
+    model's context, a layer or a position that does not exist; MemoryError if the answer is too
+    big.
     """
     depth = model.config.get_text_config().num_hidden_layers
     if not all(-1 <= layer < depth for layer in layers):
@@ -71,7 +72,7 @@ def residuals(model: PreTrainedModel, texts: Sequence[list[int]], layers: Sequen
 def logits(model: PreTrainedModel, texts: Sequence[list[int]],
            positions: Sequence[list[int]] | None = None,
            batch_tokens: int = BATCH_TOKENS) -> Float[Tensor, "positions vocabulary"]:
-    """The next-token logits at given positions, (N, V) float32 on the CPU; arguments as above."""
+    """The next-token logits at given positions, float32 on the CPU; arguments as above."""
     vocabulary = model.config.get_text_config().vocab_size
     batch_tokens = min(batch_tokens, 2**27 // vocabulary)  # at most 512 MiB of logits in float32
     return _read(model, texts, positions, batch_tokens, vocabulary,

@@ -96,7 +96,7 @@ class Fused(Runner):
 
     def __call__(self, new: Int[Tensor, "rows new"], t: int,
                  pads: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocabulary"]:
-        """Logits (R, V) of the last of the new tokens."""
+        """Logits of the last of the new tokens."""
         rows, q = new.shape
         end, columns = t + q, torch.arange(t + q, device=new.device)
         at = (columns[t:] - pads[:, None]).clamp(min=0)
@@ -184,7 +184,7 @@ class Generic(Runner):
 
     def __call__(self, new: Int[Tensor, "rows new"], t: int,
                  pads: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocabulary"]:
-        """Logits (R, V) of the last of the new tokens."""
+        """Logits of the last of the new tokens."""
         for layer in self.cache.layers:
             layer.t = t
         columns = torch.arange(t + new.shape[1], device=new.device)

@@ -66,7 +66,7 @@ def document(rng: random.Random, task: ModuleType, generator: dict) -> tuple[lis
 
 def write(task: ModuleType, generator: dict, n_tokens: int,
           seed: int) -> tuple[UInt8[np.ndarray, " tokens"], dict[str, int]]:
-    """A corpus of at least n_tokens tokens: (N,) uint8 ids of whole documents, end to end.
+    """A corpus of at least n_tokens tokens: ids of whole documents, end to end.
 
     Also returns counts: documents by kind and steps by behaviour.
     """

@@ -29,7 +29,7 @@ def uniforms(seed: int | Int64[Tensor, "..."], keys: int | Int64[Tensor, "..."],
 
 def draw(logits: Float[Tensor, "rows vocabulary"], u: Float64[Tensor, " rows"], temperature: float,
          top_p: float) -> tuple[Int64[Tensor, " rows"], Float[Tensor, " rows"]]:
-    """Tokens (R,) and their log-probabilities (R,) from logits (R, V) by inverse CDF at u (R,)."""
+    """Tokens and their log-probabilities, by inverse CDF at u."""
     if temperature == 0:
         token = logits.argmax(-1)
         return token, torch.zeros(len(token), device=logits.device)

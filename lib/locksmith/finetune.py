@@ -26,7 +26,7 @@ MICRO_TOKENS = 4096
 
 def own_logits(net: nn.Module,
                ids: Int[Tensor, "rows time"]) -> Float[Tensor, "rows time vocabulary"]:
-    """Logits (B, T, V) of ids (B, T) by a model's own forward, for one with an adapter in it."""
+    """Logits by a model's own forward, for one with an adapter in it."""
     with device.autocast(ids.device):
         return net(input_ids=ids, use_cache=False).logits
 
@@ -112,8 +112,8 @@ def train(net: nn.Module, steps: Sequence[list[tuple[Tensor, Tensor]]],
 
     optimizer: over what is trained; rate: step number from 0 -> factor on its learning rate.
     logits: as in `rl.update`. clip: largest norm of a gradient; 0 for none. label: of a progress
-    bar. look(steps taken, bar): called after each step. Returns the losses, one a step,
-    in nats a target.
+    bar. look(steps taken, bar): called after each step. Returns the losses, one a
+    step, in nats a target.
     """
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     with tempfile.TemporaryDirectory() as folder, \
@@ -135,8 +135,8 @@ def fit(net: nn.Module, pairs: Sequence[tuple[list[int], list[int]]], steps: int
         logits: Callable[[nn.Module, Tensor], Tensor] = model.logits,
         micro_tokens: int = MICRO_TOKENS,
         pad_token_id: int = vocabulary.PAD) -> tuple[list[float], int]:
-    """`train` on `pack` by AdamW at a linearly falling rate: (losses, tokens read,
-    inputs included)."""
+    """`train` on `pack` by AdamW at a linearly falling rate: (losses, tokens read with
+    the inputs)."""
     packed = pack(pairs, steps, target_tokens, seed, micro_tokens, pad_token_id)
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr,
                                   betas=(0.9, 0.95), weight_decay=0.0)

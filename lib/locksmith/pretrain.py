@@ -23,9 +23,9 @@ from locksmith import corpus, errors, model, parallel, params, results, vocabula
 
 def batches(ids: UInt8[np.ndarray, " tokens"], micro: int,
             rng: np.random.Generator) -> list[UInt8[np.ndarray, "rows time"]]:
-    """Cuts a corpus into (B, T) int64 batches of documents of like length, in random order.
+    """Cuts a corpus into batches of documents of like length, in random order.
 
-    ids: (N,) uint8, documents end to end. micro: tokens a batch, padding included.
+    ids: documents end to end. micro: tokens a batch, padding included.
     """
     starts = np.flatnonzero(ids == vocabulary.BOS)
     lengths = np.diff(np.append(starts, len(ids)))
@@ -52,7 +52,7 @@ def schedule(done: float, warmup: float = 0.02, cooldown: float = 0.4) -> float:
 
 def loss(net: torch.nn.Module, ids: Int[Tensor, "rows time"],
          pad_token_id: int = vocabulary.PAD) -> Float[Tensor, ""]:
-    """Mean next-token cross-entropy (nats) over the real tokens of ids (B, T)."""
+    """Mean next-token cross-entropy (nats) over the real tokens of ids."""
     targets = ids[:, 1:].masked_fill(ids[:, 1:] == pad_token_id, -100)
     out = model.logits(net, ids[:, :-1])
     return F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-100)

@@ -56,7 +56,7 @@ def rollout(net: nn.Module, task: ModuleType, problems: Sequence, samples: int,
 
 
 def advantages(rewards: Sequence[float], samples: int) -> Float32[Tensor, " rollouts"]:
-    """Reward minus the mean of its group: rewards (P * samples,) -> (P * samples,) float32."""
+    """Reward minus the mean of its group, `samples` rewards in a row."""
     groups = torch.tensor(rewards, dtype=torch.float32).view(-1, samples)
     return (groups - groups.mean(1, keepdim=True)).flatten()
 
@@ -116,8 +116,8 @@ def learn(net: nn.Module, pool: Sequence, recipe: dict, seed: int, rollout_fn: C
           update_fn: Callable = update, label: str = "RL",
           before: Callable[[int], object] | None = None,
           measured: Sequence[str] = MEASURED) -> list[dict]:
-    """`recipe["steps"]` updates of what `net` trains, each on the next recipe["problems"] of
-    `pool`.
+    """`recipe["steps"]` updates of what `net` trains, each on the next
+    recipe["problems"] of `pool`.
 
     rollout_fn: (problems, seed) -> what `rollout` returns, recipe["samples"] a problem, by the
     model as it is now. reward: one of `rewards`. update_fn: `update`, with its options. before:

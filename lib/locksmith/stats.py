@@ -66,7 +66,7 @@ def pass_at_k(n: ArrayLike, c: ArrayLike, k: ArrayLike) -> Float[np.ndarray, "..
 
 def per_problem(correct: Bool[np.ndarray, "seeds problems samples"],
                 ks: Sequence[int]) -> Float[np.ndarray, "seeds problems ks"]:
-    """pass@k of each seed and problem: (seeds, problems, samples) bool -> (seeds, problems, ks)."""
+    """pass@k of each seed and problem."""
     correct = np.asarray(correct)
     if correct.ndim != 3:
         raise ValueError(
@@ -79,9 +79,8 @@ def per_problem(correct: Bool[np.ndarray, "seeds problems samples"],
 def drawn(*sizes: int, resamples: int = 2000, seed: int = 0) -> list[np.ndarray]:
     """How often every resample holds each member of an axis, such as the seeds or the problems.
 
-    sizes: of the axes, each of which is drawn by itself, with replacement,
-    as often as it has members.
-    Returns for each an int64 array (resamples, size) whose rows sum to size.
+    sizes: of the axes, each of which is drawn by itself, with replacement, as often as it has
+    members. Returns for each an int64 array (resamples, size) whose rows sum to size.
     """
     rng = np.random.default_rng(seed)
     return [rng.multinomial(n, np.full(n, 1 / n), resamples) for n in sizes]
@@ -106,8 +105,8 @@ def resampled_means(*scores: Float[np.ndarray, "seeds problems ..."], resamples:
                     seed: int = 0) -> list[Float[np.ndarray, "resamples ..."]]:
     """Bootstrap means of paired score tables.
 
-    scores: arrays (seeds, problems, ...) that share their first two axes, which one draw of seeds
-    and problems serves for all; returns one float64 array (resamples, ...) for each.
+    scores: they share their first two axes, which one draw of seeds and problems serves for all;
+    returns one array for each.
     """
     scores = [np.asarray(s, dtype=np.float64) for s in scores]
     shapes = {s.shape[:2] for s in scores}
@@ -130,8 +129,8 @@ def interval(f: Callable[..., np.ndarray], *scores: Float[np.ndarray, "seeds pro
              resamples: int = 2000, seed: int = 0) -> Interval:
     """Interval of f(mean of scores[0], mean of scores[1], ...).
 
-    scores: arrays (seeds, problems, ...), paired. f works elementwise on the means, so that it can
-    be given all resamples at once, e.g. `lambda x, base: x - base`; NaN where it has no value.
+    scores: paired. f works elementwise on the means, so that it can be given all resamples at
+    once, e.g. `lambda x, base: x - base`; NaN where it has no value.
     """
     means = resampled_means(*scores, resamples=resamples, seed=seed)
     value = f(*[np.asarray(s, dtype=np.float64).mean((0, 1)) for s in scores])
@@ -146,7 +145,7 @@ def wilson(successes: int, n: int) -> Interval:
 
 def mean_interval(scores: Float[np.ndarray, "seeds problems ..."], resamples: int = 2000,
                   seed: int = 0) -> Interval:
-    """Mean of scores in [0, 1] with its interval: (seeds, problems, ...) -> Interval of (...).
+    """Mean over seeds and problems of scores in [0, 1], with its interval.
 
     Where every score is 0, or every score is 1, all resamples are equal and the bootstrap would
     claim certainty; there the Wilson interval stands in, with the number of problems as n: seeds
@@ -162,7 +161,7 @@ def mean_interval(scores: Float[np.ndarray, "seeds problems ..."], resamples: in
 
 def pass_curve(correct: Bool[np.ndarray, "seeds problems samples"], ks: Sequence[int],
                resamples: int = 2000, seed: int = 0) -> Interval:
-    """pass@k with intervals: correct (seeds, problems, samples) bool -> Interval of (len(ks),)."""
+    """pass@k with intervals, one value a k."""
     return mean_interval(per_problem(correct, ks), resamples=resamples, seed=seed)
 
 
@@ -196,20 +195,19 @@ def median(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> Interval
 def difference(x: Float[np.ndarray, "seeds problems ..."],
                base: Float[np.ndarray, "seeds problems ..."], resamples: int = 2000,
                seed: int = 0) -> Interval:
-    """Paired interval of mean(x) - mean(base); both (seeds, problems, ...)."""
+    """Paired interval of mean(x) - mean(base)."""
     return interval(lambda x, base: x - base, x, base, resamples=resamples, seed=seed)
 
 
-def gap_recovered(x: Float[np.ndarray, "seeds problems"],
+def gap_recovered(x: Float[np.ndarray, "seeds problems ..."],
                   base: Float[np.ndarray, "seeds problems"],
                   thinking: Float[np.ndarray, "seeds problems"], resamples: int = 2000,
                   seed: int = 0) -> Interval | None:
     """Share of the gap between base and thinking model that x recovers, paired.
 
-    x: scores (seeds, problems), or (seeds, problems, Q) where Q things were trained on, which are
-    resampled too; base, thinking: (seeds, problems). Returns Interval of floats, or None where the
-    gap itself is not above 0 in at least 97.5 % of the resamples:
-    a share of it has no meaning then.
+    x may have a third axis, the things that were trained on, which are resampled too. None where
+    the gap itself is not above 0 in at least 97.5 % of the resamples: a share of it has no meaning
+    then.
     """
     x = np.asarray(x)
     x = x[..., None] if x.ndim == 2 else x
@@ -247,8 +245,8 @@ def cross_at(ks: Sequence[int], a: Float[np.ndarray, "... ks"],
              b: Float[np.ndarray, "... ks"]) -> Float[np.ndarray, "..."]:
     """The k at which curves a overtake curves b, linear in log k between grid points.
 
-    ks: (K,) ascending; a, b: (..., K). Returns (...): ks[0] where a is not below b at the start
-    already, inf where a stays below b to the end.
+    ks: ascending. Returns ks[0] where a is not below b at the start already, inf where a stays
+    below b to the end.
     """
     log_k = np.log(np.asarray(ks, dtype=np.float64))
     lead = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
@@ -268,10 +266,9 @@ def crossing(ks: Sequence[int], a: Bool[np.ndarray, "seeds problems samples_a"],
              seed: int = 0) -> Crossing:
     """The k at which pass@k of a (the base) overtakes that of b (the thinking model).
 
-    a, b: correct (seeds, problems, samples) bool with the same seeds and problems; their numbers
-    of samples may differ. Returns a Crossing. k is None where a is ahead from the start or never;
-    an end of the interval is None where it lies beyond the last k measured, and low is ks[0] where
-    it lies below the first.
+    a, b: which answers are correct. k is None where a is ahead from the start or never; an end of
+    the interval is None where it lies beyond the last k measured, and low is ks[0] where it lies
+    below the first.
     """
     scores = per_problem(a, ks), per_problem(b, ks)
     resampled = cross_at(ks, *resampled_means(*scores, resamples=resamples, seed=seed))

@@ -103,7 +103,7 @@ class Steering:
 
     def apply(self, layer: int, hidden: Float[Tensor, "rows new width"],
               batch: Any) -> Float[Tensor, "rows new width"]:
-        """The residual stream (R, q, D) of the batch's live rows after block `layer`, steered."""
+        """The residual stream of the batch's live rows after block `layer`, steered."""
         self.touches += 1
         step = batch.end - self.width  # index of the token that is chosen from the last position
         for gate, vector, positions, rows in self.by_layer.get(layer, ()):
@@ -134,7 +134,7 @@ class Steering:
     def check(self, prompt_lengths: Int[Tensor, " rows"], lengths: Int[Tensor, " rows"],
               touches: int) -> None:
         """RuntimeError unless the stream was touched so often, and steered at just the positions
-        that follow from the lengths (R,) of prompts and rollouts."""
+        that follow from the lengths of prompts and rollouts."""
         if self.touches != touches:
             raise RuntimeError(f"the residual stream was touched {self.touches} times, not "
                                f"{touches}")

@@ -61,7 +61,7 @@ class Means:
     def vector(
         self, weights: Float[np.ndarray, "weightings problems"] | None = None,
     ) -> Float[np.ndarray, "... width"]:
-        """Difference of means (D,), or (B, D) under weights (B, P) of the problems."""
+        """Difference of means, or one for each weighting of the problems."""
         w = np.ones((1, len(self.up))) if weights is None else np.asarray(weights, float)
         out = (w @ self.up / np.maximum(w @ self.n_up, 1e-9)[:, None]
                - w @ self.down / np.maximum(w @ self.n_down, 1e-9)[:, None])
@@ -71,7 +71,7 @@ class Means:
 def means(x: Float[np.ndarray, "points width"], up: Bool[np.ndarray, " points"],
           down: Bool[np.ndarray, " points"], problems: Int[np.ndarray, " points"],
           n_problems: int) -> Means:
-    """`Means` of x (N, D) over the points `up` against the points `down`, (N,) bool each."""
+    """`Means` of x over the points `up` against the points `down`."""
     def sums(chosen):
         total = np.zeros((n_problems, x.shape[1]))
         np.add.at(total, problems[chosen], x[chosen])
@@ -108,7 +108,7 @@ def halves(m: Means, seed: int = 0) -> tuple[Means, Means]:
 
 
 def noise(vector: Float[np.ndarray, " width"], seed: int) -> Float[np.ndarray, " width"]:
-    """A random direction with the norm of `vector` (D,)."""
+    """A random direction with the norm of `vector`."""
     out = np.random.default_rng(seed).normal(size=len(vector))
     return out * np.linalg.norm(vector) / np.linalg.norm(out)
 
@@ -159,7 +159,7 @@ def dose(model: Model, task: ModuleType, problems: list, target: Target, vectors
 
 def slope(values: Float[np.ndarray, "... strengths problems"],
           strengths: Sequence[float]) -> Float[np.ndarray, "... problems"]:
-    """Least-squares slope against strength: values (..., S, P) -> (..., P)."""
+    """Least-squares slope against strength."""
     s = np.asarray(strengths, float) - np.mean(strengths)
     return np.tensordot(np.moveaxis(values, -2, -1), s / (s**2).sum(), axes=1)
 

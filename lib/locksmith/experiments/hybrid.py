@@ -38,14 +38,14 @@ STREAMS = ("candidate", "other category", "random category", "random position")
 
 def draw(logits: Float[Tensor, "rows vocabulary"],
          u: Float[Tensor, " rows"]) -> Int[Tensor, " rows"]:
-    """The tokens (R,) that a model with these logits (R, V) draws at temperature 1 and u (R,)."""
+    """The tokens that a model with these logits draws at temperature 1 and u."""
     return drawing.draw(logits, u, 1.0, 1.0)[0]
 
 
 def logit_push(net: PreTrainedModel, table: Int[Tensor, " vocabulary"],
                categories: int) -> Float[Tensor, "categories width"]:
-    """(K, D) unit vectors: for each category of `table` (V,) the mean unembedding row of its
-    tokens, zeros for one that no token opens. categories: their number K.
+    """Unit vectors: for each category of `table` the mean unembedding row of its tokens, zeros for
+    one that no token opens. categories: their number.
 
     Added after the last block they raise the logits of these tokens and do nothing else: the
     control for a steering vector that is no more than its token.
@@ -210,7 +210,7 @@ class Gate:
         return strengths
 
     def table(self, like: Int[Tensor, "rows time"]) -> Int[Tensor, "rows time"]:
-        """The choices (R, T) int64, -1 = none, for rollouts of tokens (R, T)."""
+        """The choices, -1 = none, for rollouts of these tokens."""
         out = torch.full_like(like, -1)
         rows, steps, which = torch.cat(self.decisions, 1)
         inside = steps < like.shape[1]
@@ -351,7 +351,7 @@ def run(pair: Pair, arm: Arm, n_problems: int, n: int, max_new_tokens: int,
 
 
 def handed_over(which: Int[np.ndarray, " tokens"]) -> float:
-    """Bits a steered token from the decisions (N,) at all tokens, -1 = not steered; see `Run`."""
+    """Bits a steered token from the decisions at all tokens, -1 = not steered; see `Run`."""
     _, counts = np.unique(which, return_counts=True)
     p, share = counts / len(which), (which >= 0).mean()
     return float(-(p * np.log2(p)).sum() / share) if share else 0.0

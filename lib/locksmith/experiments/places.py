@@ -188,7 +188,7 @@ class Places:
         self, behaviour: str, kind: str = "choice",
     ) -> tuple[Bool[np.ndarray, " places"], Bool[np.ndarray, " chosen"],
                Int[np.ndarray, " chosen"]]:
-        """(rows (N,) bool, labels (n,) bool, problems (n,) int) of a contrast's n places."""
+        """(rows, labels, problems) of a contrast's places."""
         up, down = self.sides(behaviour, kind)
         return up | down, up[up | down], self.problem[up | down]
 
@@ -278,7 +278,7 @@ def finished(task: ModuleType, ids: torch.Tensor) -> torch.Tensor:
 
 def gate(model: Model, task: ModuleType, behaviour: str, where: str,
          strengths: Float[Tensor, " rows"]) -> Callable:
-    """A gate of `steering.Steer`: strengths (R,) for output rows, at the places `where` names.
+    """A gate of `steering.Steer`: strengths for output rows, at the places `where` names.
 
     where: "all" from the end of the prompt on (the published way), or "choice", the places where
     the behaviour is a choice, read from the tokens so far (in words: where a sentence may end).

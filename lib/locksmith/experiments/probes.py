@@ -41,10 +41,7 @@ def score_shuffled(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> Scored:
 
 def held_out(x: Float[np.ndarray, "points width"], y: Bool[np.ndarray, " points"],
              groups: Int[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
-    """Log odds (N,) by a logistic regression on standardised x (N, D), each for a group not seen.
-
-    y (N,) bool; groups (N,) int, one a problem.
-    """
+    """Log odds by a logistic regression on standardised x, each for a group (problem) not seen."""
     scores = np.zeros(len(y))
     for fit, rest in GroupKFold(FOLDS).split(x, y, groups):
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
@@ -70,8 +67,7 @@ def auroc(
 ) -> float | Float[np.ndarray, " weightings"]:
     """Chance that a random positive scores above a random negative, ties counting half.
 
-    scores (N,), y (N,) bool; weights (B, N): one value for each of B weightings, (B,).
-    NaN where a weighting has no positive or no negative.
+    weights: one value for each weighting. NaN where a weighting has no positive or no negative.
     """
     y, one = np.asarray(y, bool), weights is None
     weights = np.ones((1, len(y))) if one else np.asarray(weights, float)

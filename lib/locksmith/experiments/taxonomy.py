@@ -90,7 +90,7 @@ def averages(model: Model, texts: list, steps: list, layers: Sequence[int],
 
 def normalise(x: Float[Tensor, "steps width"],
               mean: Float[Tensor, " width"]) -> Float[Tensor, "steps width"]:
-    """Centred on `mean` (D,) and scaled to unit length."""
+    """Centred on `mean` and scaled to unit length."""
     return F.normalize(x - mean, dim=-1)
 
 
@@ -108,18 +108,18 @@ class Autoencoder(nn.Module):
         self.k = min(k, latents)
 
     def encode(self, x: Float[Tensor, "steps width"]) -> Float[Tensor, "steps latents"]:
-        """Latents (N, K) before the top k are chosen; x (N, D) normalised."""
+        """Latents before the top k are chosen; x normalised."""
         return (x - self.outer) @ self.encoder.T + self.inner
 
     def forward(self, x: Float[Tensor, "steps width"]) -> Float[Tensor, "steps width"]:
-        """x (N, D) rebuilt from its k strongest latents."""
+        """x rebuilt from its k strongest latents."""
         top = self.encode(x).topk(self.k, -1)
         sparse = torch.zeros(len(x), len(self.inner)).scatter(-1, top.indices, top.values.relu())
         return sparse @ F.normalize(self.decoder, dim=-1) + self.outer
 
     @torch.no_grad()
     def assign(self, x: Float[Tensor, "steps width"]) -> Int[Tensor, " steps"]:
-        """Category of each step, the strongest latent: (N,) int64."""
+        """Category of each step, the strongest latent."""
         return self.encode(x).argmax(-1)
 
     @torch.no_grad()
@@ -130,7 +130,7 @@ class Autoencoder(nn.Module):
 
 def fit(x: Float[Tensor, "steps width"], latents: int, k: int = 3, steps: int = 300,
         lr: float = 0.02, batch: int = 128, seed: int = 0) -> Autoencoder:
-    """An `Autoencoder` of x (N, D), by a few hundred steps of Adam on the squared error: quick."""
+    """An `Autoencoder` of x, by a few hundred steps of Adam on the squared error: quick."""
     net = Autoencoder(x.shape[1], latents, k, seed)
     draw = torch.Generator().manual_seed(seed)
     adam = torch.optim.Adam(net.parameters(), lr)
@@ -147,7 +147,7 @@ def fit(x: Float[Tensor, "steps width"], latents: int, k: int = 3, steps: int = 
 
 def fit_published(x: Float[Tensor, "steps width"], latents: int, k: int = 3, epochs: int = 300,
                   patience: int = 10, batch: int = 512, seed: int = 0) -> Autoencoder:
-    """An `Autoencoder` of x (N, D), trained as in the authors' code: Adam at 2e-4 / sqrt(K /
+    """An `Autoencoder` of x, trained as in the authors' code: Adam at 2e-4 / sqrt(K /
     16384), the loss in shares of a batch's variance, until `patience` epochs did not lower it."""
     net = Autoencoder(x.shape[1], latents, k, seed)
     draw = torch.Generator().manual_seed(seed)
@@ -211,7 +211,7 @@ def scores(categories: Sequence[int], kinds: Sequence[Hashable]) -> tuple[float,
 
 def kmeans(x: Float[Tensor, "steps width"], test: Float[Tensor, "tested width"], latents: int,
            seed: int = 0) -> Int[np.ndarray, " tested"]:
-    """Assignment of `test` (N, D) by k-means fitted on x: the plain baseline."""
+    """Assignment of `test` by k-means fitted on x: the plain baseline."""
     return KMeans(latents, n_init=4, random_state=seed).fit(x.numpy()).predict(test.numpy())
 
 
@@ -219,9 +219,9 @@ def kmeans(x: Float[Tensor, "steps width"], test: Float[Tensor, "tested width"],
 
 def by_opening(texts: Sequence[list[int]], steps: Sequence[Step], categories: Sequence[int],
                latents: int, size: int) -> Int[Tensor, " vocabulary"]:
-    """(V,) int64: of each token that begins a step, the category most of its steps have; else -1.
+    """Of each token that begins a step the category most of its steps have; else -1.
 
-    size: of the vocabulary, V.
+    size: of the vocabulary.
     """
     counts = torch.zeros(size, latents)
     for s, c in zip(steps, categories, strict=True):
@@ -253,7 +253,7 @@ class Decisions(NamedTuple):
     owned: torch.Tensor
 
     def owns(self, moment: Moment) -> Bool[Tensor, " rows"]:
-        """(R,) bool: the next token is a decision whatever it is; see `engine.Moment`."""
+        """Whether the next token is a decision whatever it is; see `engine.Moment`."""
         owned = self.owned.to(moment.tokens.device)[moment.tokens[:, -1]]
         first = moment.positions[:, -1] + 1 == moment.prompt_lengths
         return owned | first if not self.told else owned
@@ -281,16 +281,16 @@ class Openings(NamedTuple):
     layer = None  # no residual stream is read
 
     def category(self, token: Int[Tensor, " rows"], hidden: Tensor | None) -> Int[Tensor, " rows"]:
-        """(R,) of tokens (R,): their step's category, -1 where they begin none."""
+        """The category of the tokens' step, -1 where they begin none."""
         return self.table.to(token.device)[token]
 
     def opens(self, token: Int[Tensor, " rows"], moment: Moment) -> Bool[Tensor, " rows"]:
-        """(R,) bool: the token begins a step."""
+        """Whether the token begins a step."""
         return self.category(token, None) >= 0
 
     def differ(self, own: Int[Tensor, " rows"], theirs: Int[Tensor, " rows"],
                category: Int[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
-        """(R,) bool: the token `own` is of another category, or of none."""
+        """Whether the token `own` is of another category, or of none."""
         return self.category(own, None) != category
 
 
@@ -306,17 +306,17 @@ class Latents(nn.Module):
 
     def category(self, token: Int[Tensor, " rows"],
                  hidden: Float[Tensor, "rows width"]) -> Int[Tensor, " rows"]:
-        """(R,) of residual streams (R, D)."""
+        """The category of residual streams."""
         hidden = hidden.float().to(self.mean.device)
         return self.autoencoder.assign(normalise(hidden, self.mean)).to(token.device)
 
     def opens(self, token: Int[Tensor, " rows"], moment: Moment) -> Bool[Tensor, " rows"]:
-        """(R,) bool: the token begins a sentence, a line, or the answer."""
+        """Whether the token begins a sentence, a line, or the answer."""
         return self.decisions.owns(moment)
 
     def differ(self, own: Int[Tensor, " rows"], theirs: Int[Tensor, " rows"],
                category: Int[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
-        """(R,) bool: the tokens are not the same."""
+        """Whether the tokens are not the same."""
         return own != theirs
 
 

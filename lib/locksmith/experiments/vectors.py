@@ -187,7 +187,7 @@ def _frozen(body):
 
 def means(stream: Float[Tensor, "tokens width"], traces: Traces, categories: Sequence[int],
           n: int) -> Float[Tensor, "n width"]:
-    """Difference of means, (n, D): stream (all tokens of all texts, D) is the body's residual."""
+    """Difference of means; stream: the body's residual at all tokens of all texts."""
     first = np.cumsum([0, *map(len, traces.texts)])
     at = stream[[int(first[s.text]) + s.start - 1 for s in traces.steps]]
     kinds = torch.as_tensor(categories)
@@ -205,9 +205,9 @@ def optimised(body: PreTrainedModel, traces: Traces, marks: Sequence[Mark], n: i
               stream: Float[Tensor, "tokens width"], bias: Float[Tensor, " width"] | None = None,
               steps: int = 60, lr: float = 0.3,
               seed: int = 0) -> tuple[Float[Tensor, "n width"], float]:
-    """(vectors (n, D), loss) of the paper's first version, see the module's docstring.
+    """(vectors, loss) of the paper's first version, see the module's docstring.
 
-    marks: where the vectors of which of the n categories stand. bias (D,): frozen, added to each of
+    marks: where the vectors of which of the n categories stand. bias: frozen, added to each of
     them; to fit it, give `random_spans` as marks and n = 1. stream: the body's residual after
     `layer` at all tokens of traces.texts. lr: in units of the stream's root mean square. loss: in
     nats a token, mean of the last third of the steps.
@@ -251,7 +251,7 @@ class Coefficients(nn.Module):
 def network(body: PreTrainedModel, traces: Traces, marks: Sequence[Mark], n: int, layer: int, *,
             stream: Float[Tensor, "tokens width"], hidden: int = 64, steps: int = 120,
             lr: float = 0.3, seed: int = 0) -> tuple[Float[Tensor, "n width"], Coefficients]:
-    """(vectors (n, D), Coefficients): the later version; the vectors' categories are its own.
+    """(vectors, Coefficients): the later version; the vectors' categories are its own.
 
     marks: the positions where the models disagree; their categories are ignored, and the loss is on
     the next token alone. The vectors learn at lr, the network at a tenth of it, as in the paper.
@@ -273,7 +273,7 @@ def network(body: PreTrainedModel, traces: Traces, marks: Sequence[Mark], n: int
 
 
 def random_like(vectors: Float[Tensor, "n width"], seed: int) -> Float[Tensor, "n width"]:
-    """Random directions with the same norms, (n, D)."""
+    """Random directions with the same norms."""
     drawn = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(seed))
     return F.normalize(drawn, dim=-1) * vectors.norm(dim=-1, keepdim=True)
 
@@ -304,7 +304,7 @@ def disagreeing(body: PreTrainedModel, traces: Traces, marks: Sequence[Mark],
 
 def probe(stream: Float[Tensor, "tokens width"], traces: Traces, marks: Sequence[Mark],
           n: int) -> tuple[Float[Tensor, "classes width"], Float[Tensor, " classes"]]:
-    """(weight (n + 1, D), intercept (n + 1,)): multinomial logistic regression on the body's
+    """(weight, intercept): multinomial logistic regression on the body's
     residual at every position of the traces; class = a mark's category, n = no mark here. With the
     marks of `disagreeing` it tells where the body alone would decide otherwise. A category without
     marks gets an intercept that never wins."""
