@@ -25,7 +25,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from locksmith import arms, errors, params, quantities, renamed, stats
+from locksmith import arms, errors, params, quantities, stats
 
 ROOT = Path("results")
 FACT = ("family", "model", "quantity", "value", "low", "high", "n_problems", "n_samples", "seeds")
@@ -142,7 +142,6 @@ def write(profile: str, chapter: str, facts: Iterable[dict], *, extra: dict | No
     Raises BadInput for a fact that is not as above, or NaN or infinity anywhere.
     """
     seen = set()
-    facts = [_renamed(fact, profile, chapter) for fact in facts]
     for fact in facts:
         _check(fact)
         name = (fact["family"], fact["model"], quantities.name(fact["quantity"], fact))
@@ -285,16 +284,6 @@ def _load(path):
             f"{path} lacks {', '.join(sorted(lacking))}; delete it and run `dvc repro`."
         )
     return record
-
-
-def _renamed(fact, profile, chapter):
-    """A fact under the present names; goes with locksmith.renamed."""
-    if not {"model", "quantity"} <= set(fact):
-        return fact
-    chapters = params.load(profile).get("chapters", {})
-    low = chapters.get(params.chapter_key(chapter), {}).get("low_temperature")
-    model, quantity, conditions = renamed.renamed(fact["model"], fact["quantity"], low)
-    return {**conditions, **fact, "model": model, "quantity": quantity}
 
 
 def _check(fact):

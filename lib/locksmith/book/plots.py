@@ -16,7 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from locksmith import arms, quantities
-from locksmith.renamed import LOOKS
 
 DPI = 200
 PALETTE = sns.color_palette("colorblind")
@@ -30,8 +29,6 @@ def look(arm: str) -> dict:
 
     BadInput for an unknown one.
     """
-    if arm in LOOKS:
-        return dict(zip(("color", "linestyle"), LOOKS[arm], strict=True))
     found = arms.get(quantities.split(arm)[0])
     return {"color": COLOURS[found.colour], "linestyle": found.line}
 
@@ -49,8 +46,7 @@ def figure(columns: int = 1, width: float = 7.2, height: float = 3.8, **options:
 def band(axes: Axes, x: Sequence[float], value: Sequence[float], low: Sequence[float],
          high: Sequence[float], model: str, label: str | None = None) -> None:
     """A curve with its interval as a band; x, value, low, high are sequences of one length."""
-    name = model.replace("_", " ") if model in LOOKS else arms.get(model).label
-    axes.plot(x, value, label=label or name, **look(model))
+    axes.plot(x, value, label=label or arms.get(model).label, **look(model))
     axes.fill_between(x, low, high, color=look(model)["color"], alpha=0.18, linewidth=0)
 
 
