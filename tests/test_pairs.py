@@ -17,7 +17,7 @@ from repository import ROOT, environment
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 TOY = params.load("toy", ROOT / "params.yaml")["chapters"]
-CHAPTERS = [path.stem for path in sorted((ROOT / "chapters").glob("*.ipynb"))
+CHAPTERS = [path.stem for path in sorted((ROOT / "chapters").glob("0*.ipynb"))
             if params.chapter_key(notebooks.number(path)) in TOY]
 ONE = "02_base_model_sampling"
 
