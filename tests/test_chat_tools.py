@@ -5,7 +5,7 @@ from locksmith import packaged, words
 from locksmith.errors import BadInput
 from locksmith.experiments import chat_tools
 
-PROBLEMS = [words.Problem("basic_arithmetic", f"Calculate {a} + 2.", str(a + 2))
+PROBLEMS = [words.WordProblem("basic_arithmetic", f"Calculate {a} + 2.", str(a + 2))
             for a in (11, 22, 33, 44)]
 CALL = '<tool_call>{"name": "recall"}</tool_call>'
 
@@ -126,7 +126,7 @@ def test_the_vote_takes_the_most_frequent_answer_and_of_a_tie_the_first(toy, mon
 
 def test_the_line_that_is_graded():
     def final(text):
-        return chat_tools.final(chat_tools.Work(PROBLEMS[0], answer=text))
+        return chat_tools.final(chat_tools.Conversation(PROBLEMS[0], answer=text))
     assert final("2\nThe answer is 13.\nIt took 2 steps.") == "The answer is 13."
     assert final("The answer is:\n13\nDone.") == "13" and final("Well.") == ""
 

@@ -5,9 +5,10 @@ import re
 import numpy as np
 import pytest
 from locksmith import arms, parallel, results, stats
+from locksmith.arms import treatment
 from locksmith.book import claims
 from locksmith.experiments import cheaper_keys, tuning
-from locksmith.experiments.cheaper_keys import Scores, Shown, Study, arm
+from locksmith.experiments.cheaper_keys import Comparison, Scores, Shown
 from locksmith.experiments.one_problem import parameters
 from locksmith.loading import Pair
 
@@ -15,7 +16,7 @@ PAIRS = {("sums", seed): Pair("toy", "sums", seed, "toy", "toy/thinking") for se
 
 
 def study():
-    return Study(PAIRS, parallel.Serial(), tuning.Size(4, 1, 12))
+    return Comparison(PAIRS, parallel.Serial(), tuning.Size(4, 1, 12))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_everything_that_a_task_in_words_has_is_there_and_the_rest_is_not(walked
 
 
 def test_votes_stay_within_what_the_tools_spent(walked):
-    tools, vote = (walked.scores["sums", arm(name)].tokens
+    tools, vote = (walked.scores["sums", treatment(name)].tokens
                    for name in ("cognitive-tools", "matched-vote"))
     assert (vote <= np.maximum(tools.round(), 1)).all()
 
@@ -57,9 +58,10 @@ def test_facts_of_a_walk_are_in_the_vocabulary_and_costs_are_counted(walked):
     assert record.get("sums", "prefix", "tokens_per_answer", variant="The").value > 0
     assert record.get("sums", "last-vector-rl", "tokens_per_answer", position="first token") is None
     tokens = 4 * np.mean([sum(p["tokens"] for p in log["curve"])
-                          for log in walked.logs["sums", arm("lora-rl")]])
-    assert shown["sums", arm("lora-rl")].operations == parameters(PAIRS["sums", 0]) * 8 * tokens
-    assert shown["sums", arm("base")].operations is None
+                          for log in walked.logs["sums", treatment("lora-rl")]])
+    spent = parameters(PAIRS["sums", 0]) * 8 * tokens
+    assert shown["sums", treatment("lora-rl")].operations == spent
+    assert shown["sums", treatment("base")].operations is None
     assert record.get("sums", "thinking", "log10_flops") is None  # what it cost is not known
 
 
@@ -67,18 +69,18 @@ def test_shares_by_hand():
     made, rng = study(), np.random.default_rng(0)
     base, full = ((rng.random((2, 200)) < rate).astype(float) for rate in (0.1, 0.7))
     for name, correct in (("base", base), ("thinking", full), ("few-shot", (base + full) / 2)):
-        made.scores["sums", arm(name)] = Scores(correct, None, None)
-    assert made.recovered("sums", arm("few-shot")).value == pytest.approx(0.5, abs=0.01)
-    assert made.recovered("sums", arm("thinking")) is None
-    made.scores["sums", arm("guess")] = Scores(full[:1], None, None)
-    assert made.recovered("sums", arm("guess")) is None  # not measured for all seeds
+        made.scores["sums", treatment(name)] = Scores(correct, None, None)
+    assert made.recovered("sums", treatment("few-shot")).value == pytest.approx(0.5, abs=0.01)
+    assert made.recovered("sums", treatment("thinking")) is None
+    made.scores["sums", treatment("guess")] = Scores(full[:1], None, None)
+    assert made.recovered("sums", treatment("guess")) is None  # not measured for all seeds
 
 
 def test_the_best_within_a_budget_by_hand():
     gap = [stats.Interval(x, x, x) for x in (0.2, 0.5, 0.9)]
     points = {"thinking": Shown(None, 100, 1e9), "prefix": Shown(gap[0], 90, None),
               "majority": Shown(gap[1], 800, None), "lora-rl": Shown(gap[2], 100, 1e8)}
-    shown = {("sums", arm(name)): point for name, point in points.items()}
+    shown = {("sums", treatment(name)): point for name, point in points.items()}
     best = {budget: study().best("sums", shown, *budget)
             for budget in ((0, 1), (0, 10), (0.1, 1), (0, 0.1))}
     assert [found and found[0].id for found in best.values()] == ["prefix", "majority", "lora-rl",

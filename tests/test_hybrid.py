@@ -514,7 +514,7 @@ class Built:
 @pytest.fixture(scope="module")
 def answer():
     pair = Built()
-    return lambda **how: hybrid.run(pair, hybrid.Arm(**how), 6, 2, 30)
+    return lambda **how: hybrid.run(pair, hybrid.Intervention(**how), 6, 2, 30)
 
 
 KINDS = taxonomy.Openings(taxonomy.by_kind(Built().load("base"), Built.rules))
@@ -552,7 +552,8 @@ def test_arms_are_paired_and_counted(answer):
     *((gate, None) for gate in GATES), ("oracle", hybrid.ceiling), ("oracle", hybrid.rerank)])
 def test_every_gate_and_processor_runs_and_counts(answer, gate, processor):
     arm = dict(gate=GATES[gate], vectors=RANDOM + 1, layer=0, strength=2.0, processor=processor)
-    assert pickle.loads(pickle.dumps(hybrid.Arm(**arm))).strength == 2.0  # it travels to a process
+    travelled = pickle.loads(pickle.dumps(hybrid.Intervention(**arm)))  # to another process
+    assert travelled.strength == 2.0
     run = answer(**arm)
     fired = sum(k >= 0 for row in run.which for ids in row for k in ids)
     assert run.n_steered == fired > 0 and run.ids != answer().ids
@@ -567,7 +568,8 @@ def test_in_words_the_hybrid_is_a_plain_forward_with_the_vectors_added(monkeypat
     tell = taxonomy.Latents(torch.zeros(32), taxonomy.Autoencoder(32, 3, 1, 0), 0,
                             taxonomy.decisions(base, pair.rules))
     vectors = 3 * torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
-    arm = hybrid.Arm(gate=hybrid.Disagreement(tell), vectors=vectors, layer=1, strength=0.5)
+    arm = hybrid.Intervention(gate=hybrid.Disagreement(tell), vectors=vectors, layer=1,
+                              strength=0.5)
     run = hybrid.run(pair, arm, 2, 1, 20)
     for i, problem in enumerate(pair.problems(2)):
         prompt, ids = base.ask(pair.rules, problem), run.ids[i][0]
@@ -592,4 +594,4 @@ def test_in_words_the_hybrid_is_a_plain_forward_with_the_vectors_added(monkeypat
     (dict(ORACLE, vectors=ZERO, decides="thinking"), "decides 'thinking' and processor None")])
 def test_bad_arms_are_one_sentence(how, sentence):
     with pytest.raises(errors.BadInput, match=sentence):
-        hybrid.Arm(**how)
+        hybrid.Intervention(**how)

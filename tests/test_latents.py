@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from locksmith import loading, parallel, quantities, results, stats
 from locksmith.experiments import categories, directions, latents, places, probes, word_traces
-from locksmith.experiments.latents import Dosed, Study
+from locksmith.experiments.latents import Dosed, LatentStudy
 from locksmith.experiments.places import Sizes
-from locksmith.experiments.reading import Form, Probe, Reading
+from locksmith.experiments.reading import Form, ProbeSpec, Reading
 from repository import smoke_lab
 
 WINDOWS = [(0, 0), (1, 4)]
@@ -14,8 +14,8 @@ WINDOWS = [(0, 0), (1, 4)]
 
 def study(*pairs, roles=("base", "thinking"), strengths=(-1.0, 0.0, 1.0)):
     """A study on toy pairs in words, or on those given."""
-    made = Study(list(pairs) or [loading.Pair("toy", "sums", 0, "toy", "toy/thinking")],
-                 Sizes(24, 6, 8), list(strengths), 2)
+    made = LatentStudy(list(pairs) or [loading.Pair("toy", "sums", 0, "toy", "toy/thinking")],
+                       Sizes(24, 6, 8), list(strengths), 2)
     made.roles = list(roles)
     return made
 
@@ -120,7 +120,7 @@ def test_a_pair_in_words_walks_the_whole_chapter(record):
                    ("base-vector", "behaviour_slope[position=1-4 tokens before, on=thinking]")):
         assert wanted in found, wanted
     assert not any("stable" in quantity or "step=" in quantity for _, quantity in found)
-    scored = made.readings[0].scores[Probe("error", "base", made.layers["error"])]
+    scored = made.readings[0].scores[ProbeSpec("error", "base", made.layers["error"])]
     wanted = pytest.approx(probes.auroc_interval([scored]))
     assert record.get("sums", "base", "probe_auroc") == wanted
     text = latents.example(made, made.pairs[0].load("base"))
@@ -129,7 +129,7 @@ def test_a_pair_in_words_walks_the_whole_chapter(record):
 
 def test_no_number_without_enough_events(record, monkeypatch, tmp_path):
     with smoke_lab(tmp_path):
-        made = Study([loading.Pair("smoke", "chain", 0)], Sizes(6, 1, 8), [-1.0, 0.0, 1.0], 2)
+        made = LatentStudy([loading.Pair("smoke", "chain", 0)], Sizes(6, 1, 8), [-1.0, 0.0, 1.0], 2)
         pool = parallel.workers("smoke")
         made.choose_layers(pool)
         assert made.roles == ["base", "thinking", "untrained"] and made.missing == [

@@ -25,7 +25,7 @@ def problems(split, n, seed, generator):
     def draw():
         a, b = rng.randint(2, 99), rng.randint(2, 99)
         work = f"{a} * {b} = {a * b}."
-        return words.Problem("products", f"Calculate {a} * {b}.", str(a * b), work)
+        return words.WordProblem("products", f"Calculate {a} * {b}.", str(a * b), work)
     return words.distinct(draw, n, split)
 
 

@@ -7,10 +7,11 @@ from itertools import product
 import numpy as np
 import pytest
 from locksmith import arms, parallel, results
+from locksmith.arms import treatment
 from locksmith.book import claims
 from locksmith.errors import BadInput
 from locksmith.experiments import critics, one_problem, tuning
-from locksmith.experiments.one_problem import Arm, Study
+from locksmith.experiments.one_problem import OneProblemStudy, treatment_of
 from locksmith.loading import Pair
 
 SEEDS = (0, 1)
@@ -20,7 +21,7 @@ RECIPE = tuning.Recipe(2, 24, 0.001)
 
 def study():
     """A study of sums with two single problems, each with a right and two wrong solutions."""
-    made = Study(PAIRS, parallel.Serial(), tuning.Size(4, 2, 16), RECIPE)
+    made = OneProblemStudy(PAIRS, parallel.Serial(), tuning.Size(4, 2, 16), RECIPE)
     problems = tuning.pool(PAIRS["sums", 0], 2)
     solutions = [[tuning.Solution(f" The answer is {int(p.answer) + off}.\n", off == 0)
                   for off in (0, 1, 2)] for p in problems]
@@ -30,8 +31,8 @@ def study():
 
 def outcome(right, strategy, **log):
     right, strategy = np.asarray(right, bool), np.asarray(strategy, bool)
-    return tuning.Outcome(right, right, strategy, np.full(right.shape, 7),
-                          {name: np.ones(right.shape) for name in tuning.COUNTS}, log)
+    return tuning.Evaluation(right, right, strategy, np.full(right.shape, 7),
+                             {name: np.ones(right.shape) for name in tuning.COUNTS}, log)
 
 
 @pytest.fixture
@@ -71,12 +72,12 @@ def test_arms_differ_in_what_they_say_of_the_same_solutions():
 
 
 def test_single_problems_are_chosen_with_solutions_that_end():
-    made = Study(PAIRS, parallel.Serial(), tuning.Size(4, 2, 64), RECIPE)
+    made = OneProblemStudy(PAIRS, parallel.Serial(), tuning.Size(4, 2, 64), RECIPE)
     made.choose(2, 3, 2, 3)
     single = made.single["sums"]
     assert len(single.problems) == len(single.solutions) == 2 and single.generated > 0
     assert all(one.text.endswith("\n") for some in single.solutions for one in some)
-    short = Study(PAIRS, parallel.Serial(), tuning.Size(4, 2, 1), RECIPE)
+    short = OneProblemStudy(PAIRS, parallel.Serial(), tuning.Size(4, 2, 1), RECIPE)
     with pytest.raises(BadInput, match="^max_new_tokens is 1, .* allowed is"):
         short.choose(2, 3, 2, 3)
 
@@ -90,7 +91,7 @@ def test_every_arm_leaves_an_outcome_for_each_seed_and_single_problem():
     made.train_own([1])
     made.train_many(3, 2)
     made.reinforce(dict(steps=2, problems=2, samples=2, lr=0.001, max_new_tokens=8), [0])
-    sizes = {(arm.id, arm.learning_rate): [len(row) for row in made.rows("sums", arm)]
+    sizes = {(arm.id, arm.given.get("learning_rate")): [len(row) for row in made.rows("sums", arm)]
              for _, arm in made.outcomes}
     assert all(size == [1, 1] for name, size in sizes.items() if name != ("critiques", None))
     assert sizes["critiques", None] == [2, 2]
@@ -102,53 +103,55 @@ def test_every_arm_leaves_an_outcome_for_each_seed_and_single_problem():
 # --- what came of it -----------------------------------------------------------------------------
 
 def test_a_problem_that_gains_all_and_one_that_gains_nothing_make_half(known):
-    arm = Arm("critiques")
+    arm = treatment("critiques")
     whole = known.recovered("sums", arm)
     assert whole.value == pytest.approx(0.5)
     assert known.recovered("sums", arm, 0).value == pytest.approx(0)
     assert known.recovered("sums", arm, 1).value == pytest.approx(1)
     assert whole.low < 0.2 and whole.high > 0.8  # two problems that differ: nothing is certain
-    assert known.recovered("sums", Arm("thinking")) is None
+    assert known.recovered("sums", treatment("thinking")) is None
     assert known.each("sums", arm) == pytest.approx([0, 1])
     best = known.best_and_worst("sums", arm)
     assert best["best"][0] == 1 and best["worst"][0] == 0
 
 
 def test_facts_name_their_arm_and_stand_once(known):
-    known.keep(0.5, {("sums", "critiques", 1, seed): known.outcomes["sums",
-                                                                    Arm("critiques")][seed, 1]
+    arm, faster = treatment("critiques"), treatment("critiques", learning_rate=0.5)
+    known.keep(0.5, {("sums", "critiques", 1, seed): known.outcomes["sums", arm][seed, 1]
                      for seed in SEEDS})
     record = results.Recorder("toy", "03", seeds=SEEDS, n_problems=50, n_samples=4)
     known.record(record, {})
-    assert {Arm.of(fact) for fact in record.facts} == {arm for _, arm in known.outcomes}
+    assert {treatment_of(fact) for fact in record.facts} == {arm for _, arm in known.outcomes}
     rows = record.frame("gap_recovered")
-    assert [Arm.of(row) for _, row in rows.iterrows()] == [Arm("critiques"), Arm("critiques", 0.5)]
+    assert [treatment_of(row) for _, row in rows.iterrows()] == [arm, faster]
+    assert faster.label == "critiques, rate 0.5"
     assert record.get("sums", "critiques", "gap_recovered",
                       learning_rate=0.5).value == pytest.approx(1)
-    assert known.not_below("sums", Arm("critiques")) == []  # of other arms
+    assert known.not_below("sums", treatment("critiques")) == []  # of other arms
     known.keep(None, {("sums", "flipped-critiques", 0,
-                       seed): known.outcomes["sums", Arm("thinking")][
+                       seed): known.outcomes["sums", treatment("thinking")][
         seed, 0] for seed in SEEDS})
-    assert known.not_below("sums", Arm("critiques")) == ["flipped critiques"]
+    assert known.not_below("sums", treatment("critiques")) == ["flipped critiques"]
 
 
 def test_when_and_how_add_up_to_the_gain(known):
-    when, how = known.when_and_how("sums", Arm("thinking"))
-    levels = [known.level("sums", Arm(name)).value for name in ("base", "thinking")]
+    when, how = known.when_and_how("sums", treatment("thinking"))
+    levels = [known.level("sums", treatment(name)).value for name in ("base", "thinking")]
     assert when.value + how.value == pytest.approx(levels[1] - levels[0])
 
 
 def test_logs_and_costs_by_hand(known):
-    arm, size = Arm("critiques"), one_problem.parameters(PAIRS["sums", 0])
+    arm, size = treatment("critiques"), one_problem.parameters(PAIRS["sums", 0])
     assert known.log("sums", arm, "losses").tolist() == [2, 1]
     assert known.log("sums", arm, "verdicts").tolist() == [0, 1]
-    assert known.log("sums", Arm("base"), "verdicts") is None
+    assert known.log("sums", treatment("base"), "verdicts") is None
     assert known.operations("sums", arm, {}) == size * (6 * 100 + 2 * 30)
-    assert known.operations("sums", Arm("base"), {}) == 0
-    assert known.operations("sums", Arm("thinking"), {}) is None  # nobody knows
+    assert known.operations("sums", treatment("base"), {}) == 0
+    assert known.operations("sums", treatment("thinking"), {}) is None  # nobody knows
     known.keep(None, {("sums", "format-reward", 0, seed): outcome(
         [[1]], [[1]], curve=[{"tokens": 5.0}, {"tokens": 7.0}]) for seed in SEEDS})
-    assert known.operations("sums", Arm("format-reward"), {"format-reward": 10}) == size * 8 * 120
+    spent = known.operations("sums", treatment("format-reward"), {"format-reward": 10})
+    assert spent == size * 8 * 120
     assert known.mean("sums", arm, "tokens") == 7
 
 

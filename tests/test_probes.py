@@ -166,7 +166,8 @@ def test_minimal_pairs_differ_in_one_number_and_end_alike(toys):
 
 def test_what_is_read_as_wrong_in_a_right_working_is_not_called_right(toys):
     _, base = toys
-    problem = words.Problem("sums", "What is it?", "17", "5 + 7 = 12. 10 * 20% = 2. 12 + 5 = 17.")
+    problem = words.WordProblem("sums", "What is it?", "17",
+                                "5 + 7 = 12. 10 * 20% = 2. 12 + 5 = 17.")
     pair = SimpleNamespace(rules=sums, task="sums", generator={}, problems=lambda n,
                            split: [problem])
     texts = places.documents(pair, base, 1, 6)
@@ -404,7 +405,7 @@ def test_reading_gives_every_model_the_same_places(inside):
                          {"wait": 1, "check": 0}, Sizes(16, 12, 40), [(0, 0), (1, 4)])
     counts = found.counts["documents", "wait"]
     assert counts["wait"] >= probes.ENOUGH and counts["conclude"] >= probes.ENOUGH
-    wait = reading.Probe("wait", "base", 0)
+    wait = reading.ProbeSpec("wait", "base", 0)
     _, y, groups = found.scores[wait]
     assert y.sum() == counts["wait"] and set(groups) <= set(range(16))
     for role in ("thinking", "untrained"):
@@ -416,7 +417,7 @@ def test_reading_gives_every_model_the_same_places(inside):
     assert np.allclose(found.means[form._replace(window=(0, 0))].vector(),
                        found.vector("base", "wait"), atol=1e-4)
     back = found.stable["documents", "wait", "base"]
-    p = found.scores[reading.Probe("wait", "base", None, variant="forecast")].scores[y]
+    p = found.scores[reading.ProbeSpec("wait", "base", None, variant="forecast")].scores[y]
     assert len(back) == len(p) and abs(back.mean() / reading.AGAIN - p.mean()) < 4 * np.sqrt(
         (p * (1 - p)).mean() / reading.AGAIN / len(p))
 

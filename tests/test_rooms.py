@@ -52,6 +52,21 @@ def test_arrows_go_one_way(name):
             assert name in KNOW_THE_LAB, "models come through loading"
 
 
+def test_no_two_classes_share_a_name():
+    """But for the `Problem` of a task, which each task has for itself."""
+    places = {}
+    for name, path in MODULES.items():
+        for node in tree(path).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                own = node.name == "Problem" and name.startswith("tasks.")
+                places.setdefault((node.name, name if own else ""), []).append(name)
+    for package in LIBRARY.rglob("__init__.py"):
+        for node in tree(package).body:
+            if isinstance(node, ast.ClassDef):
+                places.setdefault((node.name, ""), []).append(package.parent.name)
+    assert not {name: found for (name, _), found in places.items() if len(found) > 1}
+
+
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_no_private_name_is_used_across_modules(name):
     parsed = tree(MODULES[name])

@@ -103,7 +103,8 @@ def test_controls_have_the_norms_and_times_that_they_should(fits):
     assert made["random-positions"].gate == hybrid.RandomPositions(0.1, [0.25, 0.0, 0.75])
     assert made["always-on"].gate.category == 2  # the commonest
     assert made["true-kinds"].gate.tell.table.tolist() == [-1, -1, -1, -1, 0, 1, -1, -1]
-    assert made["thinking-decides-twin-executes"] == hybrid.Arm(runs="twin", decides="thinking")
+    swapped = hybrid.Intervention(runs="twin", decides="thinking")
+    assert made["thinking-decides-twin-executes"] == swapped
 
 
 def test_an_arm_runs_over_strengths_or_thresholds_or_once(fits):

@@ -94,8 +94,8 @@ def test_the_blocks_above_are_the_whole_model(layer):
 
 def test_difference_of_means_by_hand():
     texts = [[5, 6, 7, 8], [9, 10, 11]]
-    steps = [taxonomy.Step(0, 1, 2, "try"), taxonomy.Step(0, 3, 4, "wait"),
-             taxonomy.Step(1, 2, 3, "try")]
+    steps = [taxonomy.TokenStep(0, 1, 2, "try"), taxonomy.TokenStep(0, 3, 4, "wait"),
+             taxonomy.TokenStep(1, 2, 3, "try")]
     stream = torch.arange(7.0)[:, None]
     found = vectors.means(stream, Traces(texts, [1, 1], steps, True), [0, 1, 0], 3)
     assert found[:, 0].tolist() == pytest.approx([(0 + 5) / 2 - 7 / 3, 2 - 7 / 3, 0])
@@ -170,7 +170,7 @@ def found(lab_folder, monkeypatch):
 
 @pytest.fixture
 def in_words():
-    """(Pair, Study) of two models with random weights over bytes."""
+    """(Pair, TraceStudy) of two models with random weights over bytes."""
     pair = loading.Pair("toy", "sums", 0, base="toy", thinking="toy/thinking")
     return pair, vectors.study(pair, 12, 64, [3], [0, 1], "published")
 
@@ -215,8 +215,8 @@ def test_no_step_in_any_trace_is_one_sentence():
 
 
 def test_the_true_kinds_replace_the_categories_and_nothing_else(found):
-    steps = [taxonomy.Step(0, 3, 5, "wait"), taxonomy.Step(0, 5, 7, "measure"),
-             taxonomy.Step(1, 2, 4, "try")]
+    steps = [taxonomy.TokenStep(0, 3, 5, "wait"), taxonomy.TokenStep(0, 5, 7, "measure"),
+             taxonomy.TokenStep(1, 2, 4, "try")]
     study = found._replace(traces=Traces([[0] * 9] * 2, [1, 1], steps, True), categories=[7, 7, 1])
     labelled = vectors.with_true_kinds(PAIR, study)
     assert [list(grammar.OPENINGS)[k] for k in labelled.categories] == ["wait", "try"]

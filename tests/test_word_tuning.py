@@ -10,7 +10,7 @@ from locksmith.errors import BadInput
 from locksmith.experiments import word_tuning as wt
 
 TOY = ("toy", None, False)
-SUM = words.Problem("basic_arithmetic", "Calculate 12 * 3.", "36")
+SUM = words.WordProblem("basic_arithmetic", "Calculate 12 * 3.", "36")
 RECIPE = dict(steps=2, problems=1, samples=3, lr=0.1, max_new_tokens=8)
 RIGHT, WRONG = " 12 * 3 = 36. The answer is 36.", " 12 * 3 = 38. The answer is 38."
 
@@ -18,7 +18,7 @@ RIGHT, WRONG = " 12 * 3 = 36. The answer is 36.", " 12 * 3 = 38. The answer is 3
 @pytest.fixture
 def test(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCKSMITH_CACHE", str(tmp_path))
-    return dict(problems=[SUM, words.Problem("basic_arithmetic", "Calculate 1 + 1.", "2")], n=3,
+    return dict(problems=[SUM, words.WordProblem("basic_arithmetic", "Calculate 1 + 1.", "2")], n=3,
                 max_new_tokens=8, low_temperature=0.6, seed=0, judged=[(SUM, RIGHT), (SUM, WRONG)])
 
 
@@ -51,8 +51,8 @@ def test_each_arm_is_trained_on_what_its_name_says():
 
 def test_the_parts_of_a_gain_add_up_to_it():
     rng = np.random.default_rng(1)
-    base, tuned = (wt.Outcome(rng.random((40, 4)) < right, rng.random((40, 4)) < works, None, 0, 0,
-                              0, {})
+    base, tuned = (wt.WordEvaluation(rng.random((40, 4)) < right, rng.random((40, 4)) < works,
+                                     None, 0, 0, 0, {})
                    for right, works in ((0.2, 0.4), (0.6, 0.9)))
     when, how = wt.gain_parts(tuned, base)
     assert when.value + how.value == pytest.approx(tuned.correct.mean() - base.correct.mean())
@@ -114,7 +114,8 @@ def test_a_model_that_answers_one_thing_alone_is_refused(test, monkeypatch):
 
 def test_the_single_problem_is_the_middle_one_of_those_that_are_solved(test, monkeypatch):
     rates = [0.0, 0.9, 0.3, 0.0, 0.1]
-    asked = [words.Problem("basic_arithmetic", f"Calculate {i} + 1.", str(i + 1)) for i in range(5)]
+    asked = [words.WordProblem("basic_arithmetic", f"Calculate {i} + 1.", str(i + 1))
+             for i in range(5)]
 
     def drawn(net, tokenizer, problems, n, **options):
         table = np.array([[rates[asked.index(p)] * n > j for j in range(n)] for p in problems])

@@ -10,7 +10,7 @@ import pytest
 import reasoning_gym
 import torch
 from locksmith import words
-from locksmith.words import Problem, grade
+from locksmith.words import WordProblem, grade
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     Gemma3ForCausalLM,
@@ -73,7 +73,7 @@ def test_examples_of_the_prompt_are_right():
             for step in working.rstrip(".").split(". "):
                 left, right = step.split(" = ")
                 assert eval(left) == int(right)
-            assert grade(Problem("", question, answer), working).correct
+            assert grade(WordProblem("", question, answer), working).correct
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -91,7 +91,7 @@ def test_bad_problem_requests(arguments, message):
 
 
 def test_prompt():
-    p = Problem("basic_arithmetic", "Calculate 1 + 1.", "2")
+    p = WordProblem("basic_arithmetic", "Calculate 1 + 1.", "2")
     assert words.prompt(p, shots=0) == "Q: Calculate 1 + 1.\nA:"
     assert words.prompt(p, shots=2).count("Q: ") == 3
     assert "6 + 8 = 14" in words.prompt(p) and "6 + 8 = 14" not in words.prompt(p, steps=False)
@@ -134,7 +134,7 @@ def test_prompt():
 ])
 def test_grades(gold, text, outcome, answer):
     began = time.perf_counter()
-    found = grade(Problem("", "", gold), text)
+    found = grade(WordProblem("", "", gold), text)
     assert found.outcome == outcome and found.correct == (outcome == "right")
     if answer is not None:
         assert found.answer == answer
@@ -161,10 +161,11 @@ def test_a_grader_that_dies_is_an_error():
 # --- the guess control ----------------------------------------------------------------------------
 
 def test_guesses_are_right_as_often_as_training_answers_are():
-    train = [Problem("a", str(i), str(i % 4 % 3)) for i in range(40)]  # 0: half; 1, 2: a quarter
+    # 0: half; 1, 2: a quarter
+    train = [WordProblem("a", str(i), str(i % 4 % 3)) for i in range(40)]
     rng = random.Random(0)
     for answer, share in (("0", 0.5), ("2", 0.25), ("5", 0)):
-        p = Problem("a", "x", answer)
+        p = WordProblem("a", "x", answer)
         drawn = [grade(p, words.guess_answer(p, rng, train)).correct for _ in range(1800)]
         assert abs(np.mean(drawn) - share) < 0.04
 

@@ -28,6 +28,35 @@ class Arm(NamedTuple):
     says: str
 
 
+class Treatment(NamedTuple):
+    """An arm's id, and the conditions under which it was measured, as (name, value) pairs."""
+
+    id: str
+    conditions: tuple = ()
+
+    @property
+    def given(self) -> dict:
+        """The conditions of its facts."""
+        return dict(self.conditions)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is applied at all positions of an answer."""
+        return "position" not in self.given
+
+    @property
+    def label(self) -> str:
+        """How tables name it; a bare rate would not tell what it is."""
+        told = ("rate " * (name == "learning_rate") + quantities.plain(value)
+                for name, value in self.conditions)
+        return ", ".join([get(self.id).label, *told])
+
+
+def treatment(arm: str, **conditions: object) -> Treatment:
+    """few-shot with 2 examples: treatment("few-shot", examples=2). None: no such condition."""
+    return Treatment(arm, tuple((k, v) for k, v in conditions.items() if v is not None))
+
+
 def load(path: str | Path = "arms.yml") -> dict[str, Arm]:
     """Every arm by its id, in the file's order. BadInput where an entry cannot be used."""
     try:

@@ -1,6 +1,6 @@
 """Rewards for `rl.learn`: small functions (grade, rng) -> float, one number a rollout.
 
-grade: what the task says of the rollout (`countdown.Grade`); rng: a `random.Random` of this step.
+grade: what the task says of the rollout (`tasks.Grade`); rng: a `random.Random` of this step.
 A reward of your own is one more function here and its name in REWARDS. The spurious ones follow
 Shao et al. (arXiv 2506.10947, section 2): format, and a coin that looks at nothing.
 """

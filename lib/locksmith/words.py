@@ -43,13 +43,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from locksmith import prose
 from locksmith.errors import BadInput
 from locksmith.packaged import cache_dir
+from locksmith.tasks import Grade
 
 SPLITS = ("train", "validation", "test")
 TASKS = ("basic_arithmetic", "chain_sum", "gsm_symbolic")
 
 
 @dataclass(frozen=True)
-class Problem:
+class WordProblem:
     """One question: `key` is its canonical form, `answer` the right answer as text."""
     task: str
     question: str
@@ -59,30 +60,6 @@ class Problem:
     @property
     def key(self) -> str:
         return canonical(self.question)
-
-
-@dataclass(frozen=True)
-class Grade:
-    """outcome: "right", "wrong" or "error" (the grader failed, not the model); answer: what the
-    text gave as its answer, written canonically, or None; attempts: equations written, of which
-    valid_attempts hold. Checks and backtracks are not told apart in words."""
-    outcome: str
-    answer: str | None
-    attempts: int = 0
-    valid_attempts: int = 0
-    checks: int = 0
-    correct_checks: int = 0
-    backtracks: int = 0
-    behaviours: tuple = ()
-
-    @property
-    def correct(self) -> bool:
-        return self.outcome == "right"
-
-    @property
-    def trace(self) -> bool:
-        """Right, with at least one equation, all of which hold."""
-        return self.correct and 0 < self.attempts == self.valid_attempts
 
 
 # --- problems -------------------------------------------------------------------------------------
@@ -103,7 +80,7 @@ def split_of(question: str) -> str:
 _INSTRUCTION = " Give the result as your final answer. Do not include units."
 
 
-def problems(split: str, n: int, seed: int, generator: dict[str, dict]) -> list[Problem]:
+def problems(split: str, n: int, seed: int, generator: dict[str, dict]) -> list[WordProblem]:
     """n different problems of a split, the same ones for the same seed.
 
     generator: task -> options of its reasoning-gym generator, e.g. {"basic_arithmetic":
@@ -129,8 +106,8 @@ def problems(split: str, n: int, seed: int, generator: dict[str, dict]) -> list[
             if len(mine) == wanted:
                 break
             item = items[i]
-            problem = Problem(task, item["question"].removesuffix(_INSTRUCTION).strip(),
-                              item["answer"])
+            problem = WordProblem(task, item["question"].removesuffix(_INSTRUCTION).strip(),
+                                  item["answer"])
             if split_of(problem.question) == split and problem.key not in _SHOWN:
                 mine.setdefault(problem.key, problem)
         else:
@@ -164,7 +141,7 @@ _SHOTS = {
 _SHOWN = {canonical(question) for shots in _SHOTS.values() for question, _, _ in shots}
 
 
-def prompt(problem: Problem, shots: int = 4, steps: bool = True) -> str:
+def prompt(problem: WordProblem, shots: int = 4, steps: bool = True) -> str:
     """The text to continue. shots: how many examples, 0 to 4; steps: whether they show the working
     or only the answer (the answer-only control)."""
     examples = _SHOTS["words" if problem.task.startswith("gsm") else "arithmetic"]
@@ -275,18 +252,25 @@ def verified(gold: str, answer: str, seconds: float = 2.0) -> str:
     return outcome
 
 
-def grade(problem: Problem, text: str) -> Grade:
-    """Grade a continuation (text after the prompt). No answer at all is wrong, not an error."""
+def grade(problem: WordProblem, text: str) -> Grade:
+    """Grade a continuation (text after the prompt). No answer at all is wrong, not an error.
+
+    Attempts are the equations written, valid ones those that hold; the trace is right with at least
+    one equation, all of which hold. Checks and backtracks are not told apart in words.
+    """
     answer, written = extract(text), prose.equations(text)
     counts = {"attempts": len(written), "valid_attempts": sum(one.holds for one in written)}
     if answer is None:
-        return Grade("wrong", None, **counts)
+        return Grade(False, False, None, **counts)
     whole = re.fullmatch(r"-?\d+", problem.answer) is not None
     if not re.search("[0-9]", answer) or not _is_value(answer, quotients=not whole):
-        return Grade("wrong", answer, **counts)
+        return Grade(False, False, answer, **counts)
     number = re.search(prose.NUMBER, answer)
     value = re.sub("[,$£€ ]", "", number[0]) if number else answer
-    return Grade(verified(problem.answer, answer), value, **counts)
+    verdict = verified(problem.answer, answer)
+    sound = 0 < counts["attempts"] == counts["valid_attempts"]
+    return Grade(verdict == "right", verdict == "right" and sound, value, **counts,
+                 error=verdict == "error")
 
 
 # --- what tasks in words share (`tasks`) ---------------------------------------------------------
@@ -309,8 +293,8 @@ def few_shot(examples: Sequence[tuple[str, str, str]], question: str) -> str:
     return f"{shown}Q: {question}\nA:"
 
 
-def distinct(draw: Callable[[], Problem], n: int, split: str,
-             shown: Collection[str] = ()) -> list[Problem]:
+def distinct(draw: Callable[[], WordProblem], n: int, split: str,
+             shown: Collection[str] = ()) -> list[WordProblem]:
     """n different problems of a split from draw(), none of the canonical questions `shown`.
     BadInput where there are not so many."""
     if split not in SPLITS:
@@ -331,20 +315,20 @@ def written_out(text: str, n: int) -> bool:
     return len(prose.equations(text)) >= n
 
 
-def calculation(problem: Problem) -> str | None:
+def calculation(problem: WordProblem) -> str | None:
     """The calculation that a question asks for, or None where it asks for none."""
     found = _CALCULATION.search(problem.question)
     return found and found[0]
 
 
-def works_out(problem: Problem, text: str) -> bool:
+def works_out(problem: WordProblem, text: str) -> bool:
     """The strategy: at least one equation, and as many as the question's calculation has
     operators."""
     asked = calculation(problem)
     return written_out(text, len(re.findall(r"[-+*/]", asked)) if asked else 1)
 
 
-def guess_answer(problem: Problem, rng: random.Random, train: Sequence[Problem]) -> str:
+def guess_answer(problem: WordProblem, rng: random.Random, train: Sequence[WordProblem]) -> str:
     """The control that never reads the question: the answer of a random train problem."""
     return f" The answer is {rng.choice([p.answer for p in train])}."
 
@@ -356,12 +340,12 @@ def fact_prompt(a: int, op: str, b: int) -> str:
     return f"{few_shot(examples, f'Calculate {a} {op} {b}.')} {a} {op} {b} ="
 
 
-def review(problem: Problem, text: str) -> str:
+def review(problem: WordProblem, text: str) -> str:
     """The text that a critique of an answer continues, after two worked reviews."""
     return f"{_REVIEWS}Q: {problem.question}\nA:{text.rstrip()}\nReview:"
 
 
-def critique(problem: Problem, text: str) -> str:
+def critique(problem: WordProblem, text: str) -> str:
     """The work done again by a program, and whether the answer agrees with it."""
     said, right = extract(text) or "(none)", grade(problem, text).correct
     asked = calculation(problem)
@@ -404,7 +388,7 @@ class WordSamples:
 
 
 def sample_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
-                 problems: Sequence[Problem], n: int, *, shots: int = 4, steps: bool = True,
+                 problems: Sequence[WordProblem], n: int, *, shots: int = 4, steps: bool = True,
                  temperature: float = 0.6, max_new_tokens: int = 64, seed: int = 0,
                  batch_size: int = 256) -> WordSamples:
     """Sample n answers to every problem and grade them; returns `WordSamples`.

@@ -40,12 +40,12 @@ FINAL = 'Now give the final answer: "The answer is" and the number.'
 
 
 @dataclass
-class Work:
+class Conversation:
     """One problem's main conversation. messages: [{"role", "content"}]; answer: the text of its
     last assistant message; calls of the model and tokens generated, stop tokens included, both with
     those of the tools; called: names of the tools that the model itself called, in order, and
     malformed: how many calls could not be read (for both, in the main conversation)."""
-    problem: words.Problem
+    problem: words.WordProblem
     messages: list = field(default_factory=list)
     answer: str = ""
     calls: int = 0
@@ -226,9 +226,9 @@ def _notes(ask, works, names, texts, shift):
 
 
 def solve(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
-          problems: Sequence[words.Problem], *, schedule: str, max_new_tokens: int = 64,
-          rounds: int = 3, temperature: float = 0.0, seed: int = 0) -> list[Work]:
-    """Works on `words.Problem`s by one of SCHEDULES; returns a list of `Work`.
+          problems: Sequence[words.WordProblem], *, schedule: str, max_new_tokens: int = 64,
+          rounds: int = 3, temperature: float = 0.0, seed: int = 0) -> list[Conversation]:
+    """Works on `words.WordProblem`s by one of SCHEDULES; returns a list of `Conversation`.
 
     max_new_tokens: of every call. rounds: how often "model" may call tools before its answer.
     BadInput for an unknown schedule, rounds below 1, "dummy" without another problem, and for a
@@ -241,7 +241,7 @@ def solve(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
              "2 or more for dummy")):
         if not ok:
             raise BadInput(f"{name} is {value!r}; allowed: {allowed}.")
-    works = [Work(problem) for problem in problems]
+    works = [Conversation(problem) for problem in problems]
     ask = _asking(model, tokenizer, max_new_tokens, temperature, seed)
     if schedule == "none":
         _turn(ask, works, [w.problem.question for w in works])
@@ -258,9 +258,9 @@ def solve(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 # --- answers --------------------------------------------------------------------------------------
 
 def vote(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
-         problems: Sequence[words.Problem], calls: Sequence[int], *, max_new_tokens: int = 64,
-         temperature: float = 0.6, seed: int = 0) -> list[Work]:
-    """Self-consistency with calls[i] plain answers to problem i; returns a list of `Work`.
+         problems: Sequence[words.WordProblem], calls: Sequence[int], *, max_new_tokens: int = 64,
+         temperature: float = 0.6, seed: int = 0) -> list[Conversation]:
+    """Self-consistency with calls[i] plain answers to problem i; returns a list of `Conversation`.
 
     The answer is the first text with the most frequent value, of equally frequent ones the first
     to appear; texts without one have no vote, and if none has one, the first text stands.
@@ -270,7 +270,7 @@ def vote(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     if len(calls) != len(problems) or min(calls, default=1) < 1:
         raise BadInput(f"calls is {calls}; allowed: one count for each of {len(problems)} "
                        "problems, at least 1.")
-    works = [Work(p, [{"role": "user", "content": p.question}]) for p in problems]
+    works = [Conversation(p, [{"role": "user", "content": p.question}]) for p in problems]
     rows = [work for work, n in zip(works, calls) for _ in range(n)]
     texts = iter(_asking(model, tokenizer, max_new_tokens, temperature, seed)(
         rows, [w.messages for w in rows]))
@@ -283,13 +283,13 @@ def vote(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     return works
 
 
-def final(work: Work) -> str:
+def final(work: Conversation) -> str:
     """The line of the answer for words.grade, which reads only one: the last in which "answer is"
     is followed by something, else the last with a number, else ""."""
     return _final(work.answer)
 
 
-def told(works: list[Work]) -> dict:
+def told(works: list[Conversation]) -> dict:
     """What a page tells of a schedule: calls the model made itself, malformed ones, the first
     problem's messages."""
     return {"called": sum(len(work.called) for work in works), "messages": works[0].messages,
@@ -310,8 +310,8 @@ def _value(text):
 
 # --- the work of one process ---------------------------------------------------------------------
 
-def job(weights: tuple, problems: Sequence[words.Problem], schedule: str, max_new_tokens: int,
-        rounds: int, votes: Sequence[int] | None = None) -> list[Work]:
+def job(weights: tuple, problems: Sequence[words.WordProblem], schedule: str, max_new_tokens: int,
+        rounds: int, votes: Sequence[int] | None = None) -> list[Conversation]:
     """`solve`, or with `votes` (a count a problem) `vote`. weights:
     arguments of `packaged.load`."""
     net, tokenizer = packaged.load(*weights)

@@ -1,8 +1,8 @@
 """Cheaper keys: every way to a thinking model's gain on one axis, with what it costs.
 
-A `Study` runs the test-time methods of `test_time` and the small trainings of `tuning` on the same
-base and test problems, and takes in what other chapters measured. An arm is an id of arms.yml under
-conditions, such as few-shot with 2 examples.
+A `Comparison` runs the test-time methods of `test_time` and the small trainings of `tuning` on the
+same base and test problems, and takes in what other chapters measured. An arm is an id of arms.yml
+under conditions, such as few-shot with 2 examples.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from locksmith import arms, parallel, quantities, results, stats
+from locksmith import parallel, results, stats
+from locksmith.arms import Treatment, treatment
 from locksmith.experiments import test_time, tools, tuning
 from locksmith.experiments.one_problem import log10, parameters
 
@@ -24,34 +25,8 @@ OTHERS = {"01": ("hybrid", "probe"),
                  "entropy-alone")}
 
 
-class Arm(NamedTuple):
-    """An arm's id, and its conditions as (name, value) pairs."""
-    id: str
-    conditions: tuple = ()
-
-    @property
-    def given(self) -> dict:
-        """The conditions of its facts."""
-        return dict(self.conditions)
-
-    @property
-    def whole(self) -> bool:
-        """Whether it is applied at all positions of an answer."""
-        return "position" not in self.given
-
-    @property
-    def label(self) -> str:
-        """How tables name it."""
-        return ", ".join([arms.get(self.id).label, *map(quantities.plain, self.given.values())])
-
-
-def arm(name: str, **conditions: object) -> Arm:
-    """few-shot with 2 examples: arm("few-shot", examples=2)."""
-    return Arm(name, tuple(conditions.items()))
-
-
 def by_share(item: tuple) -> tuple:
-    """Sorts ((task, Arm), `Shown`) by task and share."""
+    """Sorts ((task, Treatment), `Shown`) by task and share."""
     (task, _), point = item
     return task, point.gap.value if point.gap else 0
 
@@ -72,9 +47,9 @@ class Shown(NamedTuple):
     operations: float | None
 
 
-class Study:
-    """pairs: {(task, seed): Pair}; size: of every arm. scores: (task, Arm) -> `Scores`; logs:
-    (task, Arm) -> one dict a seed, what a method or a training says of itself."""
+class Comparison:
+    """pairs: {(task, seed): Pair}; size: of every arm. scores: (task, Treatment) -> `Scores`; logs:
+    (task, Treatment) -> one dict a seed, what a method or a training says of itself."""
 
     def __init__(self, pairs: dict, workers: Executor, size: tuning.Size):
         self.pairs, self.workers, self.size = pairs, workers, size
@@ -88,19 +63,20 @@ class Study:
     # --- at test time
 
     def methods(self, shots: list, rounds: int, prefixes: list) -> dict:
-        """Arm -> (method of `test_time`, options): those that a task has are run by `try_out`."""
+        """Treatment -> (method of `test_time`, options): `try_out` runs those that a task has."""
         work = {"rounds": rounds}
-        found = {arm("base"): ("base", {}), arm("cognitive-tools"): ("cognitive_tools", work),
-                 arm("dummy-tools"): ("dummy_tools", work)}
-        found |= {arm("few-shot", examples=n): ("few_shot", {"shots": n}) for n in shots}
-        found |= {arm("cognitive-tools", variant="+".join(some)): (
+        found = {treatment("base"): ("base", {}),
+                 treatment("cognitive-tools"): ("cognitive_tools", work),
+                 treatment("dummy-tools"): ("dummy_tools", work)}
+        found |= {treatment("few-shot", examples=n): ("few_shot", {"shots": n}) for n in shots}
+        found |= {treatment("cognitive-tools", variant="+".join(some)): (
             "cognitive_tools", work | {"tools": list(some)})
             for some in (*((tool,) for tool in tools.TOOLS), ("examine", "backtrack"))}
-        return found | {arm("prefix", variant=words.strip()): ("prefix", {"words": words})
+        return found | {treatment("prefix", variant=words.strip()): ("prefix", {"words": words})
                         for words in prefixes}
 
     def try_out(self, methods: dict, n: int | None = None, budgets: dict | None = None) -> None:
-        """Test-time methods on all pairs. budgets: (task, Arm, seed) -> tokens an answer,
+        """Test-time methods on all pairs. budgets: (task, Treatment, seed) -> tokens an answer,
         of a vote."""
         jobs = {(task, name, seed): dict(
             pair=pair, method=method, n=n or self.size.n, n_problems=self.size.n_problems,
@@ -118,13 +94,13 @@ class Study:
     def vote(self) -> None:
         """The controls within a budget: a vote within the tools' tokens on each problem, and
         guesses within those of a thinking answer."""
-        tool, vote, guess = (arm(name) for name in ("cognitive-tools", "matched-vote", "guess"))
+        tool, vote, guess = map(treatment, ("cognitive-tools", "matched-vote", "guess"))
         spent = {(task, i): self.scores[task, tool].tokens[i]
                  for task in self.tasks for i in range(len(self.seeds))}
         self.try_out({vote: ("matched_vote", {})}, 1, {
             (task, vote, seed): np.maximum(spent[task, i].round(), 1)
             for task in self.tasks for i, seed in enumerate(self.seeds)})
-        longest = {task: max(1, int(self.scores[task, arm("thinking")].tokens.mean()))
+        longest = {task: max(1, int(self.scores[task, treatment("thinking")].tokens.mean()))
                    for task in self.tasks}
         self.try_out({guess: ("guess", {})}, budgets={
             (task, guess, seed): longest[task] for task, seed in self.pairs})
@@ -133,7 +109,7 @@ class Study:
 
     def thinking(self) -> None:
         """The thinking model as it is."""
-        self.keep(self.run(tuning.untouched, {(task, arm("thinking"), seed): dict(
+        self.keep(self.run(tuning.untouched, {(task, treatment("thinking"), seed): dict(
             pair=pair, which="thinking", size=self.size)
                                               for (task, seed), pair in self.pairs.items()}))
 
@@ -143,7 +119,7 @@ class Study:
         self.tried = self.run(tuning.self_solved, {key: dict(
             pair=pair, n_problems=n_pool, samples=samples, max_new_tokens=self.size.max_new_tokens)
             for key, pair in self.pairs.items()})
-        self.keep(self.run(tuning.tuned, {(task, arm("sft-solved", examples=m), seed): dict(
+        self.keep(self.run(tuning.tuned, {(task, treatment("sft-solved", examples=m), seed): dict(
             pair=pair, pairs=sum(self.tried[task, seed][0][:m], []), recipe=recipe, size=self.size)
             for (task, seed), pair in self.pairs.items() for m in solved
             if self.tried[task, seed][0]}))
@@ -151,21 +127,21 @@ class Study:
     def reinforce(self, recipe: dict, ways: dict) -> None:
         """RL that trains little, on many problems. ways: arm id -> (learning rate, options of
         `tuning.reinforced`)."""
-        done = self.run(tuning.reinforced, {(task, arm(name), seed): dict(
+        done = self.run(tuning.reinforced, {(task, treatment(name), seed): dict(
             pair=pair, problems=tuning.pool(pair, recipe["steps"] * recipe["problems"]),
             recipe=recipe | {"lr": lr}, size=self.size, **options)
             for name, (lr, options) in ways.items() for (task, seed), pair in self.pairs.items()})
         self.keep(done)
         for part in ("first token", "later tokens"):
             for task, name in dict.fromkeys(key[:2] for key, o in done.items() if part in o.log):
-                key = task, arm(name.id, position=part)
+                key = task, treatment(name.id, position=part)
                 logs = [done[task, name, seed].log for seed in self.seeds]
                 self.scores[key] = Scores(np.stack([log[part].mean(1) for log in logs]), None, None)
                 self.logs[key] = logs
 
     def keep(self, done: dict) -> None:
-        """Outcomes by (task, Arm, seed); an arm that is not there for all seeds keeps those it
-        has."""
+        """Outcomes by (task, Treatment, seed); an arm that is not there for all seeds keeps those
+        it has."""
         for task, name in dict.fromkeys(key[:2] for key in done):
             found = [done[task, name, seed] for seed in self.seeds if (task, name, seed) in done]
             self.scores[task, name] = Scores(*(np.stack([x.mean(1) for x in column])
@@ -175,19 +151,19 @@ class Study:
 
     # --- what came of it
 
-    def recovered(self, task: str, name: Arm) -> stats.Interval | None:
+    def recovered(self, task: str, name: Treatment) -> stats.Interval | None:
         """Share of the gap between base and thinking model; None where it has no meaning."""
-        base, full = (self.scores[task, arm(which)].correct for which in ("base", "thinking"))
+        base, full = (self.scores[task, treatment(which)].correct for which in ("base", "thinking"))
         correct = self.scores[task, name].correct
         if name.id in ("base", "thinking") or len(correct) < len(self.seeds):
             return None
         return stats.gap_recovered(correct, base, full)
 
-    def mean(self, task: str, name: Arm, what: str) -> float:
+    def mean(self, task: str, name: Treatment, what: str) -> float:
         """Mean of what a method says of itself, over seeds and problems."""
         return float(np.mean([log[what].mean() for log in self.logs[task, name]]))
 
-    def operations(self, task: str, name: Arm, a_step: int) -> float | None:
+    def operations(self, task: str, name: Treatment, a_step: int) -> float | None:
         """Operations that an arm spent once, mean over seeds; 0 for one that trains nothing; None
         for a thinking model whose training is not known. a_step: rollouts of a step of RL."""
         first, size = self.pairs[task, self.seeds[0]], parameters(self.pairs[task, self.seeds[0]])
@@ -203,7 +179,7 @@ class Study:
         return 0.0
 
     def record(self, record: results.Recorder, a_step: int) -> dict:
-        """Facts of every arm; returns (task, Arm) -> `Shown`."""
+        """Facts of every arm; returns (task, Treatment) -> `Shown`."""
         shown = {}
         for (task, name), scores in self.scores.items():
             about, given = (task, name.id), name.given
@@ -221,28 +197,29 @@ class Study:
         return shown
 
     def of_other_chapters(self, profile: str) -> dict:
-        """(task, Arm) -> `Shown` of what other chapters measured. Steering stands at the cost of
-        full RL: vectors, gate and probe are made with the thinking model."""
+        """(task, Treatment) -> `Shown` of what other chapters measured. Steering stands at the cost
+        of full RL: vectors, gate and probe are made with the thinking model."""
         shown = {}
         for chapter, names in OTHERS.items():
             if not Path(results.ROOT, profile, f"{chapter}.json").exists():
                 continue
             known = results.Recorder.reopen(profile, chapter)
             for task in self.tasks:
-                full = self.operations(task, arm("thinking"), 0)
+                full = self.operations(task, treatment("thinking"), 0)
                 for name in names:
                     gap, tokens, spent = (known.get(task, name, quantity) for quantity in (
                         "gap_recovered", "tokens_per_answer", "log10_flops"))
                     once = full if chapter == "01" else 10 ** spent.value if spent else None
                     if gap and tokens:
-                        shown[task, arm(name)] = Shown(gap, tokens.value, once)
+                        shown[task, treatment(name)] = Shown(gap, tokens.value, once)
         return shown
 
     def best(self, task: str, shown: dict, trained: float, answer: float) -> tuple | None:
-        """(Arm, share of the gap) of the best within a budget: training as a share of full RL's,
-        answers no longer than `answer` times the thinking model's. None where nothing fits in."""
-        full, longest = (shown[task, arm("thinking")].operations,
-                         shown[task, arm("thinking")].tokens)
+        """(Treatment, share of the gap) of the best within a budget: training as a share of full
+        RL's, answers no longer than `answer` times the thinking model's. None where nothing fits
+        in."""
+        full, longest = (shown[task, treatment("thinking")].operations,
+                         shown[task, treatment("thinking")].tokens)
         within = {name: point.gap for (family, name), point in shown.items()
                   if family == task and point.gap and point.tokens
                   and point.tokens <= answer * longest * 1.05

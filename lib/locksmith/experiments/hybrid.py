@@ -9,9 +9,9 @@ Three questions, each a few lines on top of `engine.sample`:
 3. how much a vector gives away: `ceiling` puts the thinking model's own token in at exactly the
    steered positions, `rerank` lets it pick among the steered model's candidates.
 
-An `Arm` says all that is special about one arm, `run` lets it answer. All draws at one position use
-one uniform number (`Moment.u`), also those that a gate makes: where two models agree on the
-distribution they agree on the token, and all arms of a seed are paired.
+An `Intervention` says all that is special about one arm, `run` lets it answer. All draws at one
+position use one uniform number (`Moment.u`), also those that a gate makes: where two models agree
+on the distribution they agree on the token, and all arms of a seed are paired.
 """
 
 from collections.abc import Callable
@@ -246,7 +246,7 @@ def rerank(gate: Gate, candidates: int = 4) -> Callable[[Tensor, Moment], Tensor
 # --- one arm --------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
-class Arm:
+class Intervention:
     """How an arm answers.
 
     runs: role of the model whose tokens are drawn. decides: role of a model that decides while
@@ -320,7 +320,7 @@ class Run:
 COUNTS = ("attempts", "valid_attempts", "backtracks")
 
 
-def run(pair: Pair, arm: Arm, n_problems: int, n: int, max_new_tokens: int,
+def run(pair: Pair, arm: Intervention, n_problems: int, n: int, max_new_tokens: int,
         split: str = "test") -> Run:
     """Lets an arm answer the first problems of a split, n times each; the pair's seed is also that
     of the draws, which all arms share."""

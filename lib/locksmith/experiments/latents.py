@@ -1,6 +1,7 @@
 """Chapter 4: what is measured of a task with all seeds, and the facts that come of it.
 
-A `Study` holds one task's pairs and, as the chapter goes on, what was read and how steering went.
+A `LatentStudy` holds one task's pairs and, as the chapter goes on, what was read and how steering
+went.
 The functions below it record facts; a page shows them.
 """
 
@@ -16,7 +17,7 @@ from locksmith import parallel, params, results, stats
 from locksmith.experiments import categories, directions, probes, reading, uncertainty
 from locksmith.experiments.directions import COUNTS, Target, noise, slope
 from locksmith.experiments.places import ANOTHER, Sizes, behaviours, documents, headline, places
-from locksmith.experiments.reading import AGAIN, STABLE, Form, Probe
+from locksmith.experiments.reading import AGAIN, STABLE, Form, ProbeSpec
 from locksmith.loading import ROLES, Model, Pair
 from locksmith.results import Recorder
 
@@ -37,7 +38,7 @@ class Dosed(NamedTuple):
 
 
 @dataclass
-class Study:
+class LatentStudy:
     """One task. pairs: one a seed; roles: the models there are; layers: behaviour -> block;
     readings and knowing ({role: `Knowing`}), one a seed; doses: Dosed -> (seeds, strengths,
     problems, COUNTS); early: Form -> the same at -, 0 and + PROBE_STRENGTH; way: (role, how far)
@@ -189,8 +190,8 @@ class Study:
     # --- what it comes to -------------------------------------------------------------------------
 
     def auroc(self, *which: Hashable, **more: Hashable) -> stats.Interval | None:
-        """AUROC of a `Probe` over seeds and problems, None where a seed had too few events."""
-        found = [read.scores.get(Probe(*which, **more)) for read in self.readings]
+        """AUROC of a `ProbeSpec` over seeds and problems, None where a seed had too few events."""
+        found = [read.scores.get(ProbeSpec(*which, **more)) for read in self.readings]
         return None if None in found else probes.auroc_interval(found)
 
     def cosine(self, first: Form, other: Form | None,
@@ -256,7 +257,7 @@ def _of_another(form, first):
 
 # --- what a page tells before ---------------------------------------------------------------------
 
-def used(study: Study) -> list[list[str]]:
+def used(study: LatentStudy) -> list[list[str]]:
     """Rows of (task, behaviour, share of the corpus' steps, uses a problem by base and thinking
     model), as earlier stages recorded them; [] where no corpus is known."""
     own, rows = params.load(study.pairs[0].profile)["checkpoints"], []
@@ -277,7 +278,7 @@ def earlier(profile: str, chapter: str) -> Recorder | None:
     return Recorder.reopen(profile, chapter) if there else None
 
 
-def example(study: Study, model: Model) -> str:
+def example(study: LatentStudy, model: Model) -> str:
     """The shortest document that holds the headline behaviour, its choices marked `>>` and the
     other places `·`."""
     texts = documents(study.pairs[0], model, min(8, study.sizes.n_problems), study.sizes.documents)
@@ -295,7 +296,7 @@ def example(study: Study, model: Model) -> str:
                    for a, z in zip(edges, edges[1:]))
 
 
-def opened(study: Study, source: str, behaviour: str) -> str:
+def opened(study: LatentStudy, source: str, behaviour: str) -> str:
     """What opens at the places of a choice, of the first seed, as text."""
     counts = study.readings[0].counts[source, behaviour]
     return ", ".join(f"{k} {v}" for k, v in counts.items() if k != "of all") or "none"
@@ -303,7 +304,7 @@ def opened(study: Study, source: str, behaviour: str) -> str:
 
 # --- facts ----------------------------------------------------------------------------------------
 
-def record_probes(rec: Recorder, study: Study) -> None:
+def record_probes(rec: Recorder, study: LatentStudy) -> None:
     """Every model at the behaviour's layer, and what it has to be compared with."""
     for b, at in study.layers.items():
         def keep(arm, probe, b=b, **conditions):
@@ -311,18 +312,18 @@ def record_probes(rec: Recorder, study: Study) -> None:
                      **study.of(b), n_problems=study.sizes.n_problems,
                      n_samples=study.sizes.documents)
         for role in study.roles:
-            keep(role, Probe(b, role, at))
-        keep("embeddings", Probe(b, "base", -1), on="base")
-        keep("shuffled-labels", Probe(b, "base", at, variant="shuffled"), on="base")
-        keep("own-forecast", Probe(b, "base", None, variant="forecast"), on="base")
-        keep("author", Probe(b, "author", None, variant="author"))
+            keep(role, ProbeSpec(b, role, at))
+        keep("embeddings", ProbeSpec(b, "base", -1), on="base")
+        keep("shuffled-labels", ProbeSpec(b, "base", at, variant="shuffled"), on="base")
+        keep("own-forecast", ProbeSpec(b, "base", None, variant="forecast"), on="base")
+        keep("author", ProbeSpec(b, "author", None, variant="author"))
         for role in ("base", "untrained"):
-            keep(role, Probe(b, role, at, kind="point"), variant="point")
-            keep(role, Probe(b, role, at, source="traces"), variant="traces")
-        keep("embeddings", Probe(b, "base", -1, kind="point"), on="base", variant="point")
+            keep(role, ProbeSpec(b, role, at, kind="point"), variant="point")
+            keep(role, ProbeSpec(b, role, at, source="traces"), variant="traces")
+        keep("embeddings", ProbeSpec(b, "base", -1, kind="point"), on="base", variant="point")
 
 
-def record_categories(rec: Recorder, study: Study, samples: int) -> list[list]:
+def record_categories(rec: Recorder, study: LatentStudy, samples: int) -> list[list]:
     """Probes for the commonest category and the cosine of the base's direction with the thinking
     model's. Returns rows (task, seed, share of the steps, agreement of two fits, an example)."""
     if not study.found or None in study.found:
@@ -340,7 +341,7 @@ def record_categories(rec: Recorder, study: Study, samples: int) -> list[list]:
             for pair, found in zip(study.pairs, study.found)]
 
 
-def record_cosines(rec: Recorder, study: Study) -> None:
+def record_cosines(rec: Recorder, study: LatentStudy) -> None:
     """The base's vector beside other models', other behaviours' and random ones."""
     for b in study.layers:
         def keep(arm, interval, b=b, **conditions):
@@ -368,7 +369,7 @@ def record_cosines(rec: Recorder, study: Study) -> None:
                 for vector, read in zip(vectors, study.readings)]
 
 
-def record_doses(rec: Recorder, study: Study) -> None:
+def record_doses(rec: Recorder, study: LatentStudy) -> None:
     """Slopes against strength; what it costs or gains in accuracy and tokens, at choices."""
     for dosed in study.doses:
         where = {"position": "everywhere"} if dosed.where == "all" else {}
@@ -387,7 +388,7 @@ def record_doses(rec: Recorder, study: Study) -> None:
                              on=dosed.role, strength=s)
 
 
-def asymmetry(study: Study, role: str, where: str) -> str | None:
+def asymmetry(study: LatentStudy, role: str, where: str) -> str | None:
     """The published asymmetry, that the base's vector moves its successor and leaves the base
     unmoved: what became of it. A model is moved if its slope and the paired difference to noise
     are above 0."""
@@ -408,7 +409,7 @@ def asymmetry(study: Study, role: str, where: str) -> str | None:
     return "refuted: only the base moves" if base else "neither moves"
 
 
-def record_timing(rec: Recorder, study: Study, windows: list[tuple]) -> None:
+def record_timing(rec: Recorder, study: LatentStudy, windows: list[tuple]) -> None:
     """Probes and vectors from windows of tokens before the place, for the headline."""
     b = study.headline
     for window in windows if b in study.layers else ():
@@ -423,12 +424,12 @@ def record_timing(rec: Recorder, study: Study, windows: list[tuple]) -> None:
                      on="thinking", position=position)
 
 
-def early_slope(study: Study, form: Form) -> stats.Interval:
+def early_slope(study: LatentStudy, form: Form) -> stats.Interval:
     return stats.interval(lambda m: m, slope(study.early[form][..., COLUMN["rate"]],
                                              [-PROBE_STRENGTH, 0, PROBE_STRENGTH]))
 
 
-def record_stability(rec: Recorder, study: Study) -> None:
+def record_stability(rec: Recorder, study: LatentStudy) -> None:
     """The share of places that bring the behaviour back, and the vector of those that do."""
     for source in ("documents", "traces"):
         for b in study.layers:
@@ -448,13 +449,13 @@ def record_stability(rec: Recorder, study: Study) -> None:
                  on="thinking", variant="documents")
 
 
-def knows(study: Study, role: str, *which: Hashable) -> list[probes.Scored] | None:
+def knows(study: LatentStudy, role: str, *which: Hashable) -> list[probes.Scored] | None:
     """One `Scored` a seed of `uncertainty.Knowing`, None where a seed had too few answers."""
     found = [know[role].scores.get(which) for know in study.knowing]
     return None if None in found else found
 
 
-def record_uncertainty(rec: Recorder, study: Study, samples: int) -> None:
+def record_uncertainty(rec: Recorder, study: LatentStudy, samples: int) -> None:
     """Whether a right answer can be read, how well the probe is calibrated, and what steering
     does."""
     layer = study.layer
@@ -487,7 +488,7 @@ def record_uncertainty(rec: Recorder, study: Study, samples: int) -> None:
                              stats.difference(right[:, i], zero), on=role, strength=s)
 
 
-def record_way(rec: Recorder, study: Study, n_test: int) -> None:
+def record_way(rec: Recorder, study: LatentStudy, n_test: int) -> None:
     """Each checkpoint on the way: probe, vector, behaviour and what its own vector does."""
     final = max((key for key in study.way if key[0] == "base"), default=None)
     size = {"n_problems": n_test, "n_samples": 1, "seeds": [study.pairs[0].seed]}

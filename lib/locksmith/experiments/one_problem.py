@@ -1,8 +1,8 @@
 """One problem: the arms of chapter 3, what each is trained on, and what each gains and costs.
 
-A `Study` holds the single problems of every task with their solutions, and for every arm one
-`tuning.Outcome` a seed and single problem. An arm is an id of arms.yml and, where it is not the
-chapter's, a learning rate.
+A `OneProblemStudy` holds the single problems of every task with their solutions, and for every arm
+one `tuning.Evaluation` a seed and single problem. An arm is an id of arms.yml and, where it is not
+the chapter's, a learning rate.
 """
 
 import functools
@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from locksmith import arms, parallel, results, stats
+from locksmith import parallel, results, stats
+from locksmith.arms import Treatment, treatment
 from locksmith.errors import BadInput
 from locksmith.experiments import critics, tuning
 from locksmith.loading import Pair
@@ -27,27 +28,10 @@ SPURIOUS = {"rl-same-budget": {}, "format-reward": {"reward": "format"},
             "entropy-alone": {"reward": "none", "bonus": 0.01}}
 
 
-class Arm(NamedTuple):
-    """An arm's id and the learning rate that is not the chapter's, or None."""
-    id: str
-    learning_rate: float | None = None
-
-    @classmethod
-    def of(cls, fact: dict | pd.Series) -> "Arm":
-        """The arm of a fact (a dict, or a row of its table)."""
-        rate = fact.get("learning_rate")
-        return cls(fact["model"], None if rate is None or np.isnan(rate) else rate)
-
-    @property
-    def given(self) -> dict:
-        """The conditions of its facts."""
-        return {} if self.learning_rate is None else {"learning_rate": self.learning_rate}
-
-    @property
-    def label(self) -> str:
-        """How tables name it."""
-        rate = "" if self.learning_rate is None else f", rate {self.learning_rate:g}"
-        return arms.get(self.id).label + rate
+def treatment_of(fact: dict | pd.Series) -> Treatment:
+    """The arm of a fact (a dict, or a row of its table)."""
+    rate = fact.get("learning_rate")
+    return treatment(fact["model"], learning_rate=None if rate is None or np.isnan(rate) else rate)
 
 
 class Singles(NamedTuple):
@@ -59,9 +43,9 @@ class Singles(NamedTuple):
     generated: float
 
 
-class Study:
-    """pairs: {(task, seed): Pair}; size and recipe: of every arm; outcomes: (task, Arm) ->
-    {(seed, single problem): `tuning.Outcome`}."""
+class OneProblemStudy:
+    """pairs: {(task, seed): Pair}; size and recipe: of every arm; outcomes: (task, Treatment) ->
+    {(seed, single problem): `tuning.Evaluation`}."""
 
     def __init__(self, pairs: dict, workers: Executor, size: tuning.Size, recipe: tuning.Recipe):
         self.pairs, self.workers, self.size, self.recipe = pairs, workers, size, recipe
@@ -199,44 +183,46 @@ class Study:
     def keep(self, lr: float | None, done: dict) -> None:
         """Outcomes by (task, arm id, single problem, seed)."""
         for (task, arm, q, seed), found in done.items():
-            self.outcomes.setdefault((task, Arm(arm, lr)), {})[seed, q] = found
+            self.outcomes.setdefault((task, treatment(arm, learning_rate=lr)), {})[seed, q] = found
 
-    def resized(self, n: int) -> "Study":
+    def resized(self, n: int) -> "OneProblemStudy":
         """The same single problems, for outcomes with n answers a test problem."""
-        other = Study(self.pairs, self.workers, self.size._replace(n=n), self.recipe)
+        other = OneProblemStudy(self.pairs, self.workers, self.size._replace(n=n), self.recipe)
         other.single = self.single
         return other
 
     # --- what came of it
 
-    def rows(self, task: str, arm: Arm) -> list:
-        """Outcomes of an arm: a list a seed of one `tuning.Outcome` a single problem."""
+    def rows(self, task: str, arm: Treatment) -> list:
+        """Outcomes of an arm: a list a seed of one `tuning.Evaluation` a single problem."""
         found = self.outcomes[task, arm]
         singles = sorted({q for _, q in found})
         return [[found[seed, q] for q in singles] for seed in self.seeds]
 
-    def scores(self, task: str, arm: Arm, what: str = "correct") -> np.ndarray:
+    def scores(self, task: str, arm: Treatment, what: str = "correct") -> np.ndarray:
         """(seeds, problems, single problems): means over a problem's samples."""
         return np.stack([np.stack([getattr(o, what).mean(1) for o in row], 1)
                          for row in self.rows(task, arm)])
 
-    def level(self, task: str, arm: Arm, what: str = "correct") -> stats.Interval:
+    def level(self, task: str, arm: Treatment, what: str = "correct") -> stats.Interval:
         """Mean of a score over seeds, problems and single problems."""
         return stats.Interval(*map(np.mean, stats.mean_interval(self.scores(task, arm, what))))
 
-    def recovered(self, task: str, arm: Arm, q: int | None = None) -> stats.Interval | None:
+    def recovered(self, task: str, arm: Treatment, q: int | None = None) -> stats.Interval | None:
         """Share of the gap between base and thinking model; q: by one of its single problems."""
         if arm.id in ("base", "thinking"):
             return None
-        base, thinking = (self.scores(task, Arm(which))[..., 0] for which in ("base", "thinking"))
+        base, thinking = (self.scores(task, treatment(which))[..., 0]
+                          for which in ("base", "thinking"))
         scores = self.scores(task, arm)
         return stats.gap_recovered(scores if q is None else scores[..., q:q + 1], base, thinking)
 
-    def when_and_how(self, task: str, arm: Arm) -> list[stats.Interval]:
+    def when_and_how(self, task: str, arm: Treatment) -> list[stats.Interval]:
         """The gain over the base in two parts, over seeds and single problems."""
+        bases = self.rows(task, treatment("base"))
         parts = np.array([[stats.when_and_how((base[0].strategy, base[0].correct),
                                               (o.strategy, o.correct)) for o in row]
-                          for base, row in zip(self.rows(task, Arm("base")), self.rows(task, arm))])
+                          for base, row in zip(bases, self.rows(task, arm))])
         return [stats.interval(lambda m: m, parts[..., i]) for i in (0, 1)]
 
     def record(self, record: results.Recorder, rollouts: dict) -> None:
@@ -257,30 +243,31 @@ class Study:
                 record.fact(task, arm.id, quantity, value, **k, **arm.given)
             record.extra[f"accuracy {task} {arm.label}"] = self.scores(task, arm).mean(1)
 
-    def each(self, task: str, arm: Arm) -> list[float]:
+    def each(self, task: str, arm: Treatment) -> list[float]:
         """Share of the gap by each of an arm's single problems."""
         singles = range(self.scores(task, arm).shape[2])
         return [self.recovered(task, arm, q).value for q in singles]
 
-    def best_and_worst(self, task: str, arm: Arm) -> dict:
+    def best_and_worst(self, task: str, arm: Treatment) -> dict:
         """"best" and "worst" -> (number of the single problem, share of the gap)."""
         each = [self.recovered(task, arm, q) for q in range(len(self.single[task].problems))]
         order = sorted(range(len(each)), key=lambda q: each[q].value if each[q] else 0)
         return {"best": (order[-1], each[order[-1]]), "worst": (order[0], each[order[0]])}
 
-    def not_below(self, task: str, arm: Arm) -> list[str]:
+    def not_below(self, task: str, arm: Treatment) -> list[str]:
         """Labels of the other arms whose interval reaches that of an arm."""
         found = self.recovered(task, arm)
         shares = {other: self.recovered(task, other) for family, other in self.outcomes
                   if family == task and other.id != arm.id}
         return [other.label for other, share in shares.items() if share and share.high >= found.low]
 
-    def pass_curve(self, task: str, arm: Arm, ks: list, what: str = "correct") -> stats.Interval:
+    def pass_curve(self, task: str, arm: Treatment, ks: list,
+                   what: str = "correct") -> stats.Interval:
         """pass@k of an arm's first single problem: Interval of (len(ks),)."""
         return stats.pass_curve(np.stack([getattr(row[0], what) for row in self.rows(task, arm)]),
                                 ks)
 
-    def mean(self, task: str, arm: Arm, name: str) -> float:
+    def mean(self, task: str, arm: Treatment, name: str) -> float:
         """Mean of "tokens" or of a count over all answers of an arm."""
         return float(np.mean([o.tokens.mean() if name == "tokens" else o.counts[name].mean()
                               for row in self.rows(task, arm) for o in row]))
@@ -296,7 +283,7 @@ class Study:
         return {(task, other): np.mean([found[task, seed] for seed in self.seeds], 0)
                 for task, other in others.items() if task != other}
 
-    def log(self, task: str, arm: Arm, name: str) -> np.ndarray | None:
+    def log(self, task: str, arm: Treatment, name: str) -> np.ndarray | None:
         """Mean of what the training says of itself, over seeds and single problems: "losses"
         (first, last), "verdicts" (before, after), "text_loss"; None where it says nothing."""
         said = [o.log.get(name) for row in self.rows(task, arm) for o in row]
@@ -305,7 +292,7 @@ class Study:
         said = [x for x in said if x is not None and None not in np.ravel(x).tolist()]
         return np.mean(said, 0) if said else None
 
-    def operations(self, task: str, arm: Arm, rollouts: dict) -> float | None:
+    def operations(self, task: str, arm: Treatment, rollouts: dict) -> float | None:
         """Floating-point operations that an arm spent once, mean over seeds and single problems.
 
         rollouts: arm id -> rollouts a step, for RL. Solutions are counted in full; None for a

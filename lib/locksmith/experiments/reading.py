@@ -32,7 +32,7 @@ from locksmith.loading import Model, Pair
 AGAIN, STABLE = 10, 8  # continuations from a place, and how many of them make it a stable one
 
 
-class Probe(NamedTuple):
+class ProbeSpec(NamedTuple):
     """Which probe: of a behaviour at its places, by a reader (a role, or "author") at a layer (-1
     the embeddings, None where no layer is read). variant: "", "shuffled" labels, "forecast" (the
     model's own) or "author"; window: (first, last) tokens before the place, whose mean is read."""
@@ -62,12 +62,12 @@ class Reading:
     """What was read with one seed.
 
     counts: (source, behaviour) -> {what opens: number} at the places of the choice, and "of all";
-    scores: Probe -> Scored; means: Form -> Means; norms: (reader, behaviour) -> mean norm of the
-    stream at the choice's places; stable: (source, behaviour, reader) -> (n,) how often of AGAIN
-    the behaviour came back.
+    scores: ProbeSpec -> Scored; means: Form -> Means; norms: (reader, behaviour) -> mean norm of
+    the stream at the choice's places; stable: (source, behaviour, reader) -> (n,) how often of
+    AGAIN the behaviour came back.
     """
     counts: dict = field(default_factory=dict)
-    scores: dict[Probe, Scored] = field(default_factory=dict)
+    scores: dict[ProbeSpec, Scored] = field(default_factory=dict)
     means: dict[Form, Means] = field(default_factory=dict)
     norms: dict = field(default_factory=dict)
     stable: dict = field(default_factory=dict)
@@ -120,7 +120,7 @@ def read(pair: Pair, roles: list[str], layers: dict[str, int], sizes: Sizes,
                 if (source, b, role) in out.stable:
                     out.means |= stable_form(role, here, found, b, back[role], sizes.n_problems)
                 scores, vectors = before(model, texts, found, b, layer, windows, sizes.n_problems)
-                out.scores |= {Probe(b, role, layer, window=w): s for w, s in scores.items()}
+                out.scores |= {ProbeSpec(b, role, layer, window=w): s for w, s in scores.items()}
                 out.means |= {Form(role, b, b, window=w): m for w, m in vectors.items()}
     return out
 
@@ -144,7 +144,7 @@ def stream(model: Model, texts: list[Text], found: Places,
 
 def probe(source: str, role: str, task: ModuleType, found: Places, streams: dict,
           layers: dict) -> dict:
-    """Probe -> Scored of every behaviour: its choice at every layer and with shuffled labels at
+    """ProbeSpec -> Scored of every behaviour: its choice at every layer and with shuffled labels at
     the behaviour's; the easier question, whether it opens at any place, at the latter and the
     embeddings."""
     out = {}
@@ -152,14 +152,15 @@ def probe(source: str, role: str, task: ModuleType, found: Places, streams: dict
         rows, y, groups = found.chosen(b)
         if enough(y, groups):
             for layer, x in streams.items():
-                out[Probe(b, role, layer, source)] = score(x[rows], y, groups)
+                out[ProbeSpec(b, role, layer, source)] = score(x[rows], y, groups)
             if b in layers:
-                out[Probe(b, role, layers[b], source, variant="shuffled")] = score_shuffled(
+                out[ProbeSpec(b, role, layers[b], source, variant="shuffled")] = score_shuffled(
                     streams[layers[b]][rows], y, groups)
         rows, y, groups = found.chosen(b, "point")
         if enough(y, groups):
             for layer in [-1, *([layers[b]] if b in layers else [])]:
-                out[Probe(b, role, layer, source, "point")] = score(streams[layer][rows], y, groups)
+                out[ProbeSpec(b, role, layer, source, "point")] = score(
+                    streams[layer][rows], y, groups)
     return out
 
 
@@ -193,10 +194,11 @@ def references(source: str, task: ModuleType, forecasts: dict, texts: list[Text]
         if not enough(y, groups):
             continue
         for role, own in forecasts.items():
-            out[Probe(b, role, None, source, variant="forecast")] = Scored(own[b][rows], y, groups)
+            out[ProbeSpec(b, role, None, source, variant="forecast")] = Scored(
+                own[b][rows], y, groups)
         if texts[0].habits:
             habit = np.array([texts[t].habits[b] for t in found.text[rows]])
-            out[Probe(b, "author", None, source, variant="author")] = Scored(habit, y, groups)
+            out[ProbeSpec(b, "author", None, source, variant="author")] = Scored(habit, y, groups)
     return out
 
 

@@ -234,7 +234,7 @@ class Experiment:
     # --- what is looked at
 
     def first(self, task: str) -> tuple:
-        """(Pair, Study, {layer: Fitted} in the base) of a task's first seed."""
+        """(Pair, TraceStudy, {layer: Fitted} in the base) of a task's first seed."""
         key = next(key for key in self.pairs if key[0] == task)
         return self.pairs[key], self.studies[key], self.bodies.get(key, {}).get("base")
 

@@ -34,7 +34,7 @@ class Guesses(NamedTuple):
     trace: np.ndarray
 
 
-class Outcome(NamedTuple):
+class MethodOutcome(NamedTuple):
     """What a method chose: correct and trace (P,), shares of its chains; tokens (P,), generated for
     one answer; log, name -> (P,) of what the method reports about itself."""
     correct: np.ndarray
@@ -123,7 +123,7 @@ def likelihoods(pair: Pair, n_problems: int, traces: dict, width: int) -> dict:
 
 def apply(pair: Pair, method: str, n_problems: int, max_new_tokens: int, chains: int = 1,
           **options: object) -> dict:
-    """Arm -> `Outcome` of a method of `decoding` on the base, for each of its selectors.
+    """Arm -> `MethodOutcome` of a method of `decoding` on the base, for each of its selectors.
 
     chains: independent answers a problem, over which accuracy and tokens are averaged.
     """
@@ -142,11 +142,11 @@ def apply(pair: Pair, method: str, n_problems: int, max_new_tokens: int, chains:
         for name, one in selected.items()}
 
 
-def outcome(grades: list, chosen: decoding.Chosen, chains: int = 1) -> Outcome:
-    """`Outcome` of a `decoding.Chosen` and its grades, both chain by chain of each problem."""
-    return Outcome(*(np.mean(np.reshape(x, (-1, chains)), 1, dtype=float)
-                     for x in ([g.correct for g in grades], [g.trace for g in grades],
-                               chosen.tokens)), chosen.log)
+def outcome(grades: list, chosen: decoding.Chosen, chains: int = 1) -> MethodOutcome:
+    """`MethodOutcome` of a `decoding.Chosen` and its grades, both chain by chain a problem."""
+    return MethodOutcome(*(np.mean(np.reshape(x, (-1, chains)), 1, dtype=float)
+                           for x in ([g.correct for g in grades], [g.trace for g in grades],
+                                     chosen.tokens)), chosen.log)
 
 
 def read_answer(model: Model, task: ModuleType, problem: Any, ids: list) -> tuple[object, list]:
@@ -161,7 +161,7 @@ def read_answer(model: Model, task: ModuleType, problem: Any, ids: list) -> tupl
 
 
 def select(answers: Answers, rows: list) -> dict:
-    """Arm -> `Outcome` of the selectors that need no grader, among the rollouts `rows`."""
+    """Arm -> `MethodOutcome` of the selectors that need no grader, among the rollouts `rows`."""
     votes = [grade.answer for row in answers.grades for grade in row]
     picks = {"majority": decoding.majority(answers.rollouts, votes, rows),
              "best-of-n": decoding.best_by_likelihood(answers.rollouts, rows=rows),

@@ -1,4 +1,4 @@
-"""The arms of chapter 1: a function each, from what was fitted for a pair to a `hybrid.Arm`.
+"""The arms of chapter 1: a function each, from what a pair was fitted to a `hybrid.Intervention`.
 
 A new arm, say a new control, is one function here and one entry of its name in arms.yml:
 
@@ -24,7 +24,7 @@ from torch import nn
 
 from locksmith.experiments import hybrid as decoding
 from locksmith.experiments import taxonomy, vectors
-from locksmith.experiments.hybrid import Arm
+from locksmith.experiments.hybrid import Intervention
 from locksmith.loading import Pair
 
 
@@ -45,7 +45,7 @@ class Fits(NamedTuple):
     those that are tried.
     """
     pair: Pair
-    study: vectors.Study
+    study: vectors.TraceStudy
     setting: Setting
     bodies: dict
     network: torch.Tensor
@@ -85,7 +85,8 @@ over_thresholds = _register(lambda arm, fits: {
 
 
 def settings(name: str, fits: Fits) -> dict:
-    """{strength, threshold or None: Arm} of an id, {} where the pair has not got what it takes."""
+    """{strength, threshold or None: Intervention} of an id, {} where the pair has not got what it
+    takes."""
     function, vary = ARMS[name]
     arm = function(fits)
     return {} if arm is None else vary(arm, fits)
@@ -96,11 +97,11 @@ def meanings() -> dict:
     return {name: function.__doc__ for name, (function, _) in ARMS.items() if function.__doc__}
 
 
-def steered(pair: Pair, study: vectors.Study, fitted: dict, layer: int, strength: float,
-            body: str = "base") -> Arm:
+def steered(pair: Pair, study: vectors.TraceStudy, fitted: dict, layer: int, strength: float,
+            body: str = "base") -> Intervention:
     """The hybrid of a body: its vectors and bias, where thinking model and body disagree."""
-    return Arm(runs=body, gate=decoding.Disagreement(study.tell), vectors=fitted[layer].both,
-               layer=layer, strength=strength)
+    return Intervention(runs=body, gate=decoding.Disagreement(study.tell),
+                        vectors=fitted[layer].both, layer=layer, strength=strength)
 
 
 def same_norm(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -117,71 +118,71 @@ def _in_body(fits, body, study=None):
 # --- models, and who decides ----------------------------------------------------------------------
 
 @once
-def base(fits: Fits) -> Arm:
-    return Arm()
+def base(fits: Fits) -> Intervention:
+    return Intervention()
 
 
 @once
-def thinking(fits: Fits) -> Arm:
-    return Arm(runs="thinking")
+def thinking(fits: Fits) -> Intervention:
+    return Intervention(runs="thinking")
 
 
 @once
-def twin(fits: Fits) -> Arm | None:
-    return Arm(runs="twin") if "twin" in fits.bodies else None
+def twin(fits: Fits) -> Intervention | None:
+    return Intervention(runs="twin") if "twin" in fits.bodies else None
 
 
 @once
-def thinking_decides_base_executes(fits: Fits) -> Arm:
-    return Arm(decides="thinking")
+def thinking_decides_base_executes(fits: Fits) -> Intervention:
+    return Intervention(decides="thinking")
 
 
 @once
-def base_decides_thinking_executes(fits: Fits) -> Arm:
-    return Arm(runs="thinking", decides="base")
+def base_decides_thinking_executes(fits: Fits) -> Intervention:
+    return Intervention(runs="thinking", decides="base")
 
 
 @once
-def thinking_decides_twin_executes(fits: Fits) -> Arm | None:
-    return Arm(runs="twin", decides="thinking") if "twin" in fits.bodies else None
+def thinking_decides_twin_executes(fits: Fits) -> Intervention | None:
+    return Intervention(runs="twin", decides="thinking") if "twin" in fits.bodies else None
 
 
 @once
-def thinking_decides_untrained_executes(fits: Fits) -> Arm:
-    return Arm(runs="untrained", decides="thinking")
+def thinking_decides_untrained_executes(fits: Fits) -> Intervention:
+    return Intervention(runs="untrained", decides="thinking")
 
 
 # --- the hybrid, and other ways to its vectors and times ------------------------------------------
 
 @over_strengths
-def hybrid(fits: Fits) -> Arm | None:
+def hybrid(fits: Fits) -> Intervention | None:
     return _in_body(fits, "base")
 
 
 @over_thresholds
-def probe(fits: Fits) -> Arm:
+def probe(fits: Fits) -> Intervention:
     weight, intercept = fits.fitted.probe
     return replace(hybrid(fits), gate=decoding.Probe(weight, intercept, fits.setting.threshold))
 
 
 @over_strengths
-def network(fits: Fits) -> Arm:
+def network(fits: Fits) -> Intervention:
     return replace(hybrid(fits), vectors=fits.network, coefficients=fits.coefficients)
 
 
 @over_strengths
-def difference_of_means(fits: Fits) -> Arm:
+def difference_of_means(fits: Fits) -> Intervention:
     return replace(hybrid(fits), vectors=fits.fitted.means)
 
 
 @once
-def true_kinds(fits: Fits) -> Arm | None:
+def true_kinds(fits: Fits) -> Intervention | None:
     """(what the taxonomy loses)"""
     return _with_kinds(fits, "base")
 
 
 @once
-def oracle(fits: Fits) -> Arm:
+def oracle(fits: Fits) -> Intervention:
     return replace(hybrid(fits), gate=decoding.Oracle(fits.study.tell))
 
 
@@ -193,13 +194,13 @@ def _with_kinds(fits, body):
 # --- ceilings: the thinking model's own token -----------------------------------------------------
 
 @once
-def ceiling(fits: Fits) -> Arm:
+def ceiling(fits: Fits) -> Intervention:
     """(it should: this is what the gate's times are worth)"""
     return replace(_nothing_added(fits), processor=decoding.ceiling)
 
 
 @once
-def ceiling_oracle(fits: Fits) -> Arm:
+def ceiling_oracle(fits: Fits) -> Intervention:
     return replace(ceiling(fits), gate=decoding.Oracle(fits.study.tell))
 
 
@@ -210,70 +211,70 @@ def _nothing_added(fits):
 # --- controls -------------------------------------------------------------------------------------
 
 @over_strengths
-def bias_only(fits: Fits) -> Arm:
+def bias_only(fits: Fits) -> Intervention:
     """being nudged is enough"""
     return replace(hybrid(fits), vectors=torch.zeros_like(fits.vectors) + fits.fitted.bias)
 
 
 @over_strengths
-def one_vector(fits: Fits) -> Arm:
+def one_vector(fits: Fits) -> Intervention:
     """there is nothing to choose among"""
     return replace(hybrid(fits), vectors=torch.zeros_like(fits.vectors) + fits.one)
 
 
 @over_strengths
-def other_category(fits: Fits) -> Arm:
+def other_category(fits: Fits) -> Intervention:
     """*which* does not matter"""
     return replace(hybrid(fits), gate=decoding.OtherCategory(hybrid(fits).gate, fits.study.n))
 
 
 @over_strengths
-def random_vectors(fits: Fits) -> Arm:
+def random_vectors(fits: Fits) -> Intervention:
     """the directions do not matter"""
     return replace(hybrid(fits), vectors=vectors.random_like(fits.vectors, fits.pair.seed))
 
 
 @over_strengths
-def random_positions(fits: Fits) -> Arm:
+def random_positions(fits: Fits) -> Intervention:
     """*when* does not matter"""
     return replace(hybrid(fits), gate=decoding.RandomPositions(fits.rate, fits.frequencies))
 
 
 @once
-def always_on(fits: Fits) -> Arm:
+def always_on(fits: Fits) -> Intervention:
     """there is no need of a gate"""
     commonest = max(range(fits.study.n), key=fits.study.categories.count)
     return replace(hybrid(fits), gate=decoding.Always(commonest))
 
 
 @over_strengths
-def twin_vectors(fits: Fits) -> Arm | None:
+def twin_vectors(fits: Fits) -> Intervention | None:
     """fitting teaches"""
     return _in_body(fits, "twin")
 
 
 @once
-def twin_vectors_true_kinds(fits: Fits) -> Arm | None:
+def twin_vectors_true_kinds(fits: Fits) -> Intervention | None:
     """fitting teaches, even where a backtrack's vector is not also a new attempt's"""
     return _with_kinds(fits, "twin")
 
 
 @over_strengths
-def untrained_vectors(fits: Fits) -> Arm:
+def untrained_vectors(fits: Fits) -> Intervention:
     """the words' first embeddings are enough"""
     there = fits.bodies["untrained"][fits.setting.layer].both
     return replace(hybrid(fits), vectors=same_norm(there, fits.vectors))
 
 
 @over_strengths
-def unrelated_vectors(fits: Fits) -> Arm:
+def unrelated_vectors(fits: Fits) -> Intervention:
     """any fitted vector will do"""
     there = fits.bodies["unrelated"][fits.setting.layer].both
     return replace(hybrid(fits), vectors=same_norm(there, fits.vectors))
 
 
 @over_strengths
-def logit_push(fits: Fits) -> Arm:
+def logit_push(fits: Fits) -> Intervention:
     """the vector is its token"""
     model, fitted = fits.pair.load("base"), fits.bodies["base"]
     push = decoding.logit_push(model.net, fits.study.opening, fits.study.n)
@@ -282,12 +283,12 @@ def logit_push(fits: Fits) -> Arm:
 
 
 @over_strengths
-def reranking(fits: Fits) -> Arm:
+def reranking(fits: Fits) -> Intervention:
     """its likelihood does the work"""
     return replace(hybrid(fits), processor=decoding.rerank)
 
 
 @once
-def reranking_alone(fits: Fits) -> Arm:
+def reranking_alone(fits: Fits) -> Intervention:
     """nothing needs to be steered"""
     return replace(_nothing_added(fits), processor=decoding.rerank)

@@ -37,7 +37,7 @@ from locksmith.loading import Model
 from locksmith.steering import Moment
 
 
-class Step(NamedTuple):
+class TokenStep(NamedTuple):
     """A step of a text: its tokens are text[start:end]; kind is the true label, None if unknown."""
     text: int
     start: int
@@ -45,8 +45,8 @@ class Step(NamedTuple):
     kind: str | None
 
 
-def steps(model: Model, task: ModuleType, texts: list, starts: list) -> list[Step]:
-    """The `Step`s of texts (lists of token ids, prompt included) whose answers begin at `starts`.
+def steps(model: Model, task: ModuleType, texts: list, starts: list) -> list[TokenStep]:
+    """`TokenStep`s of texts (lists of token ids, prompt included) whose answers begin at `starts`.
 
     A token belongs to the step in which its characters begin; a space before a word is part of the
     word's token. Tokens between the steps that a task sees belong to none.
@@ -62,7 +62,7 @@ def steps(model: Model, task: ModuleType, texts: list, starts: list) -> list[Ste
             while at < len(spans) and (spans[at][0] < step.end or spans[at][0] == spans[at][1]):
                 at += 1
             if begin < at:
-                out.append(Step(i, first + begin, first + at, step.kind))
+                out.append(TokenStep(i, first + begin, first + at, step.kind))
     return out
 
 
@@ -217,7 +217,7 @@ def kmeans(x: Float[Tensor, "steps width"], test: Float[Tensor, "tested width"],
 
 # --- while a model writes -------------------------------------------------------------------------
 
-def by_opening(texts: Sequence[list[int]], steps: Sequence[Step], categories: Sequence[int],
+def by_opening(texts: Sequence[list[int]], steps: Sequence[TokenStep], categories: Sequence[int],
                latents: int, size: int) -> Int[Tensor, " vocabulary"]:
     """Of each token that begins a step the category most of its steps have; else -1.
 

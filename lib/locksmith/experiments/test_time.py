@@ -108,7 +108,7 @@ def rich(job: Job, rng: random.Random, room: int) -> list[int]:
 
 
 def cognitive_tools(job: Job, dummy: bool = False, **options: object) -> decoding.Chosen:
-    """options: tools and rounds, as in `tools.solve`. log: sums over an answer, as in `Work`."""
+    """options: tools and rounds, as in `tools.solve`. log: as in `PartialAnswer`."""
     works = tools.solve(tools.asking(job.model, job.seed), job.model, job.task, job.problems,
                         max_new_tokens=job.cap, dummy=dummy, **options)
     log = {name: np.array([getattr(w, name) for w in works])
@@ -163,9 +163,8 @@ METHODS = {f.__name__: f for f in (base, prefix, few_shot, cognitive_tools, dumm
 
 
 def solve(pair: Pair, method: str, n_problems: int, max_new_tokens: int, split: str = "test",
-          n: int = 1, **options: object) -> sampling.Outcome:
-    """`sampling.Outcome` of a method on the base, n answers for each of the first n_problems of a
-    split.
+          n: int = 1, **options: object) -> sampling.MethodOutcome:
+    """What a method on the base comes to, n answers for each of the first n_problems of a split.
 
     options: what the method asks for beside the job, such as words, shots, tools or budget.
     """

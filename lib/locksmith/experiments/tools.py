@@ -12,8 +12,8 @@ A base has read no instructions, so here a tool is the beginning of a text that 
 The paper's models choose their tools; a base cannot, so a fixed schedule does: understand, then for
 some rounds draft, recall, examine, backtrack, until the verdict is "right". All tools work on one
 answer, which stays a single continuation of the problem's prompt. A tool is a function (call,
-works) that changes the `Work` of many problems; call makes a separate call of the model for each,
-in one batch. A new one, for TOOLS and the schedule:
+works) that changes the `PartialAnswer`s to many problems; call makes a separate call of the model
+for each, in one batch. A new one, for TOOLS and the schedule:
 
     def hurry(call, works):
         so = call.model.encode("so")
@@ -40,7 +40,7 @@ _FACT = re.compile(r"(?<![\w.])(?=(-?\d+) ([-+*/]) (\d+) = (-?\d+)(?![\d.]*\d))"
 
 
 @dataclass
-class Work:
+class PartialAnswer:
     """One answer in the making. ids: token ids after the prompt; stop: ids that end it;
     verdict: "right", "wrong" or None, on the answer as it stands; flaw: the conclusion the review
     says no to, counted from 0 (-1: none is named, so the last); facts: (a, op, b) -> what was
@@ -77,8 +77,9 @@ class Call:
     task: ModuleType
     cap: int
 
-    def __call__(self, works: list[Work], prompts: list[list[int]], most: int | Sequence[int],
-                 stop: Collection[int] = (), temperature: float = 1.0) -> list[list[int]]:
+    def __call__(self, works: list[PartialAnswer], prompts: list[list[int]],
+                 most: int | Sequence[int], stop: Collection[int] = (),
+                 temperature: float = 1.0) -> list[list[int]]:
         """Continuations (lists of ids, the stop included) of prompts[i], paid for by works[i].
 
         most: tokens at most, one number or one a prompt; the context may leave fewer. Where it
@@ -116,6 +117,9 @@ class Call:
         return ids[:kept] + (self.model.encode(rest) if rest.strip() else [])
 
 
+Tool = Callable[[Call, list[PartialAnswer]], None]
+
+
 def asking(model: Model, seed: int) -> Callable:
     """`ask` for a `Call`: continuations by the model, prompts[i]'s of at most rooms[i] tokens."""
     def ask(prompts, rooms, stop, temperature, keys):
@@ -134,7 +138,7 @@ def asking(model: Model, seed: int) -> Callable:
 
 # --- the tools ------------------------------------------------------------------------------------
 
-def understand(call: Call, works: list[Work]) -> None:
+def understand(call: Call, works: list[PartialAnswer]) -> None:
     """The first step is worked out by a call of its own, which has to open with an attempt."""
     opening, stop = call.opening("try"), call.openings()
     for work in works:
@@ -147,7 +151,7 @@ def understand(call: Call, works: list[Work]) -> None:
             work.ids = call.cut(work.ids, first[0].end)
 
 
-def draft(call: Call, works: list[Work]) -> None:
+def draft(call: Call, works: list[PartialAnswer]) -> None:
     """Not a tool: answers go on to their end; one found wrong that no tool changed begins anew."""
     for work in works:
         if work.ended and work.verdict == "wrong":
@@ -160,7 +164,7 @@ def draft(call: Call, works: list[Work]) -> None:
         work.full = not work.ended
 
 
-def recall(call: Call, works: list[Work]) -> None:
+def recall(call: Call, works: list[PartialAnswer]) -> None:
     """The result of each arithmetic step is asked for as a fact, once; the first that the answer
     has otherwise is replaced, and the answer goes on from there."""
     model, new = call.model, []
@@ -186,7 +190,7 @@ def facts(text: str) -> list:
     return [((m[1], m[2], m[3]), m.start(4), m[4]) for m in _FACT.finditer(text)]
 
 
-def examine(call: Call, works: list[Work]) -> None:
+def examine(call: Call, works: list[PartialAnswer]) -> None:
     """The likeliest critique of each ended answer, and the verdict in it."""
     model, works = call.model, [w for w in works if w.ended]
     prompts = [model.begin(call.task.review(w.problem, model.decode(w.ids))) for w in works]
@@ -199,7 +203,7 @@ def examine(call: Call, works: list[Work]) -> None:
         work.full = work.verdict is None  # no room for a verdict: the answer stays as it is
 
 
-def backtrack(call: Call, works: list[Work]) -> None:
+def backtrack(call: Call, works: list[PartialAnswer]) -> None:
     """Cuts an answer off before the conclusion found wrong; without an examiner, before its last.
 
     It goes on with a backtrack after a failed check. Elsewhere, where no author goes back (the
@@ -221,7 +225,7 @@ def backtrack(call: Call, works: list[Work]) -> None:
 
 # --- calls without content ------------------------------------------------------------------------
 
-def wasted(tool: Callable[[Call, list[Work]], None]) -> Callable[[Call, list[Work]], None]:
+def wasted(tool: Tool) -> Tool:
     """The same calls, but the answers stay as they were."""
     def dummy(call, works):
         before = [w.ids for w in works]
@@ -231,7 +235,7 @@ def wasted(tool: Callable[[Call, list[Work]], None]) -> Callable[[Call, list[Wor
     return dummy
 
 
-def swapped(call: Call, works: list[Work]) -> None:
+def swapped(call: Call, works: list[PartialAnswer]) -> None:
     """The same reviews, but each work gets the verdict on another: only their rate is kept."""
     examine(call, works)
     works = [w for w in works if w.ended and w.verdict]
@@ -248,7 +252,7 @@ DRAFTING, JUDGING = ("draft", "recall", "draft"), ("examine", "backtrack")
 
 def solve(ask: Callable, model: Model, task: ModuleType, problems: list, *, max_new_tokens: int,
           tools: Collection[str] = tuple(TOOLS), rounds: int = 3,
-          dummy: bool = False) -> list[Work]:
+          dummy: bool = False) -> list[PartialAnswer]:
     """Works on problems by the fixed schedule.
 
     tools: names of those in use; without any, a plain draft. A round is DRAFTING and JUDGING; in
@@ -261,7 +265,7 @@ def solve(ask: Callable, model: Model, task: ModuleType, problems: list, *, max_
             raise BadInput(f"{name} is {value!r}; allowed: {allowed}.")
     chest = {"draft": draft, **{name: (DUMMIES if dummy else TOOLS)[name] for name in tools}}
     call = Call(ask, model, task, max_new_tokens)
-    works = going = [Work(problem, key, model.ask(task, problem), model.stop)
+    works = going = [PartialAnswer(problem, key, model.ask(task, problem), model.stop)
                      for key, problem in enumerate(problems)]
     if "understand" in chest:
         chest["understand"](call, works)

@@ -319,7 +319,7 @@ class Size(NamedTuple):
     max_new_tokens: int
 
 
-class Outcome(NamedTuple):
+class Evaluation(NamedTuple):
     """P problems, n samples each: correct, trace, strategy (P, n) bool; tokens (P, n) int; counts,
     name in COUNTS -> (P, n); log, what the training says of itself (losses, tokens read, ...)."""
     correct: np.ndarray
@@ -331,13 +331,13 @@ class Outcome(NamedTuple):
 
 
 def outcome(model: Model, pair: Pair, size: Size, steer: Sequence = (),
-            log: dict | None = None) -> Outcome:
-    """`Outcome` of answers at temperature 1 to the first test problems of a pair's task."""
+            log: dict | None = None) -> Evaluation:
+    """`Evaluation` of answers at temperature 1 to the first test problems of a pair's task."""
     drawn = rollouts.answer(model, pair.rules, pair.problems(size.n_problems), size.n,
                             seed=pair.seed,
                             control=engine.Control(steer), max_new_tokens=size.max_new_tokens)
-    return Outcome(drawn.correct, drawn.trace, drawn.strategy, drawn.lengths,
-                   {name: drawn.table(name) for name in COUNTS}, log or {})
+    return Evaluation(drawn.correct, drawn.trace, drawn.strategy, drawn.lengths,
+                      {name: drawn.table(name) for name in COUNTS}, log or {})
 
 
 def english() -> list[str]:
@@ -368,15 +368,15 @@ def text_loss(model: Model, texts: list[str]) -> float:
 
 # --- the work of one process ----------------------------------------------------------------------
 
-def untouched(pair: Pair, which: str, size: Size) -> Outcome:
-    """`Outcome` of a model of a pair as it is."""
+def untouched(pair: Pair, which: str, size: Size) -> Evaluation:
+    """`Evaluation` of a model of a pair as it is."""
     return outcome(pair.load(which), pair, size,
                    log={"text_loss": text_loss(pair.load(which), held_out(pair))})
 
 
 def tuned(pair: Pair, pairs: list, recipe: Recipe, size: Size, judged: list | None = None,
-          judge_tokens: int = 64) -> Outcome:
-    """`Outcome` of the base after `supervise`; log: losses, tokens read, text_loss, and verdicts,
+          judge_tokens: int = 64) -> Evaluation:
+    """`Evaluation` of the base after `supervise`; log: losses, tokens read, text_loss, verdicts,
     the shares of right verdicts on the pairs `judged`, before and after."""
     trained = TRAINS[recipe.trains](pair)
     model, _ = trained.ask()
@@ -389,8 +389,8 @@ def tuned(pair: Pair, pairs: list, recipe: Recipe, size: Size, judged: list | No
 
 
 def reinforced(pair: Pair, problems: list, recipe: dict, size: Size, trains: str = "weights",
-               apart: bool = False, layers: list | None = None, **options: object) -> Outcome:
-    """`Outcome` of the base after `reinforce` (reward, bonus); log: its curve and text_loss, the
+               apart: bool = False, layers: list | None = None, **options: object) -> Evaluation:
+    """`Evaluation` of the base after `reinforce` (reward, bonus); log: its curve and text_loss, the
     latter not for vectors. apart: also correct (P, n) with the vectors at the "first token" of an
     answer alone, and at the "later tokens" alone."""
     trained = TRAINS[trains](pair, **({"layers": layers} if trains == "vectors" else {}))

@@ -45,7 +45,7 @@ TRACE_TOKENS = 1000  # of a trace at most, as in the authors' code
 
 class Traces(NamedTuple):
     """texts (lists of token ids, prompt included), starts (index of each trace's first token),
-    steps (`taxonomy.Step`s), successful (bool: the successful ones, not merely all)."""
+    steps (`taxonomy.TokenStep`s), successful (bool: the successful ones, not merely all)."""
     texts: list
     starts: list
     steps: list
@@ -106,13 +106,13 @@ class Mark(NamedTuple):
     category: int
 
 
-def marks(steps: Sequence[taxonomy.Step], categories: Sequence[int]) -> list[Mark]:
+def marks(steps: Sequence[taxonomy.TokenStep], categories: Sequence[int]) -> list[Mark]:
     """A `Mark` for each step: vector at its decision position, loss over the step."""
     return [Mark(s.text, s.start - 1, s.end, int(c))
             for s, c in zip(steps, categories, strict=True)]
 
 
-class _Batch(NamedTuple):
+class _MarkedBatch(NamedTuple):
     """hidden (B, T, D) below the vectors; at (B, T) int64 row of the vector table, 0 = none;
     row, column (M,) of the predicting positions in the loss, target (M,) their next tokens."""
     hidden: torch.Tensor
@@ -142,7 +142,7 @@ def _batches(texts, marks, stream, batch_tokens=BATCH_TOKENS):
             for m in of[i]:
                 at[r, m.position] = m.category + 1
                 loss += [(r, p, texts[i][p + 1]) for p in range(m.position, m.end - 1)]
-        out.append(_Batch(hidden, at, *torch.tensor(loss).T))
+        out.append(_MarkedBatch(hidden, at, *torch.tensor(loss).T))
     return out
 
 
@@ -334,7 +334,7 @@ def probe(stream: Float[Tensor, "tokens width"], traces: Traces, marks: Sequence
 
 # --- the work of one process ----------------------------------------------------------------------
 
-class Study(NamedTuple):
+class TraceStudy(NamedTuple):
     """What is known of a thinking model before any vector is fitted: its traces and their taxonomy.
 
     categories (list of int) of traces.steps, n of them; opening (V,), the category of most steps
@@ -355,7 +355,7 @@ class Study(NamedTuple):
 
 
 def study(pair: Pair, n_traces: int, max_new_tokens: int, sizes: list, layers: list,
-          autoencoder: str = "quick") -> Study:
+          autoencoder: str = "quick") -> TraceStudy:
     """Draws traces on training problems, a third of them held out, and finds the categories.
 
     sizes: numbers of latents, layers: blocks, among which `taxonomy.choose` chooses. autoencoder: a
@@ -380,9 +380,9 @@ def study(pair: Pair, n_traces: int, max_new_tokens: int, sizes: list, layers: l
     where = taxonomy.decisions(base, pair.rules)
     tell = (taxonomy.Openings(opening) if where.told else
             taxonomy.Latents(mean, net, layer, where))
-    return Study(found, categories, n, opening, candidates, layer,
-                 _scores(held_out.steps, net, x, y, pair.seed), tell,
-                 _places(model, found, categories, tell))
+    return TraceStudy(found, categories, n, opening, candidates, layer,
+                      _scores(held_out.steps, net, x, y, pair.seed), tell,
+                      _places(model, found, categories, tell))
 
 
 def _scores(steps, net, x, y, seed):
@@ -406,7 +406,7 @@ def _places(model, found, categories, tell):
     return [Mark(i, p, p + 2, next(kinds)) for i, some in enumerate(inside) for p in some]
 
 
-def with_true_kinds(pair: Pair, found: Study) -> Study:
+def with_true_kinds(pair: Pair, found: TraceStudy) -> TraceStudy:
     """A study with the task's own kinds of steps in the place of its categories."""
     kinds, table = list(pair.rules.OPENINGS), taxonomy.by_kind(pair.load("base"), pair.rules)
     steps = [step for step in found.traces.steps if step.kind in kinds]
@@ -433,7 +433,7 @@ class Fitted(NamedTuple):
         return self.vectors + self.bias
 
 
-def fit(pair: Pair, body: str, found: Study, layers: list, steps: int,
+def fit(pair: Pair, body: str, found: TraceStudy, layers: list, steps: int,
         body_seed: int | None = None) -> dict:
     """{layer: Fitted} in the model of a role; found: whose traces and categories are used.
 
@@ -456,7 +456,7 @@ def fit(pair: Pair, body: str, found: Study, layers: list, steps: int,
     return out
 
 
-def fit_others(pair: Pair, found: Study, layer: int, steps: int) -> tuple:
+def fit_others(pair: Pair, found: TraceStudy, layer: int, steps: int) -> tuple:
     """In the base: (`network`'s vectors (n, D) and Coefficients, one vector (D,) for all steps)."""
     net = pair.load("base", exact=True).net
     at = marks(found.traces.steps, found.categories)

@@ -47,14 +47,15 @@ def works_out(text: str) -> bool:
     return words.written_out(prose.first_line(text), 1)
 
 
-def critiques(problem: words.Problem, answers: Sequence[str], critic: Callable,
+def critiques(problem: words.WordProblem, answers: Sequence[str], critic: Callable,
               seed: int) -> list[tuple[str, str]]:
     """(text, critique) pairs of one critic on one problem's answers."""
     rng = random.Random(f"{seed} {problem.key}")
     return [(words.review(problem, text), critic(problem, text, rng)) for text in answers]
 
 
-def continuations(arm: str, problem: words.Problem, answers: list[str]) -> list[tuple[str, str]]:
+def continuations(arm: str, problem: words.WordProblem,
+                  answers: list[str]) -> list[tuple[str, str]]:
     """(text, continuation) pairs of a fine-tuned arm, an id of arms.yml,
     on one problem's answers."""
     if arm == "sft-right":
@@ -73,7 +74,7 @@ def pairs(tokenizer: PreTrainedTokenizerBase,
             for given, wanted in written]
 
 
-def single(weights: tuple, problems: Sequence[words.Problem], samples: int, n: int,
+def single(weights: tuple, problems: Sequence[words.WordProblem], samples: int, n: int,
            max_new_tokens: int) -> tuple[int, np.ndarray, list[str], int]:
     """One problem to train on: the middle one, by solve rate,
     of those that the model solves at all.
@@ -94,7 +95,7 @@ def single(weights: tuple, problems: Sequence[words.Problem], samples: int, n: i
     return chosen, drawn.correct.mean(1), answers, drawn.tokens + again.tokens
 
 
-def told(problem: words.Problem, index: int, rates: Sequence[float], answers: Sequence[str],
+def told(problem: words.WordProblem, index: int, rates: Sequence[float], answers: Sequence[str],
          spent: int) -> dict:
     """What a page tells of the problem that `single` chose,
     and what critics say of one wrong answer."""
@@ -106,8 +107,8 @@ def told(problem: words.Problem, index: int, rates: Sequence[float], answers: Se
                           for name, critic in CRITICS.items()}}
 
 
-def judged(problems: Sequence[words.Problem],
-           rng: random.Random) -> list[tuple[words.Problem, str]]:
+def judged(problems: Sequence[words.WordProblem],
+           rng: random.Random) -> list[tuple[words.WordProblem, str]]:
     """(problem, answer) pairs to review: each problem with its right answer and with a wrong one,
     which differ in nothing else, so that always saying the same is right half of the time."""
     pairs = []
@@ -126,7 +127,7 @@ def logits_from(inputs: Sequence[list[int]]) -> Callable:
     return functools.partial(tuning.shared_prefix_logits, start=min(map(len, inputs)) - 1)
 
 
-class Outcome(NamedTuple):
+class WordEvaluation(NamedTuple):
     """P problems, n answers each at temperature 1: correct, works (`works_out`) (P, n) bool; low,
     correct (P, n) at the low temperature; tokens an answer; verdicts: share of right verdicts on
     other problems' answers; english: loss in nats a token on text that nobody was trained on; log:
@@ -141,10 +142,10 @@ class Outcome(NamedTuple):
 
 
 def outcome(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
-            problems: Sequence[words.Problem], n: int, max_new_tokens: int, low_temperature: float,
-            seed: int, judged: Sequence[tuple[words.Problem, str]],
-            log: dict | None = None) -> Outcome:
-    """`Outcome` of a model on problems. judged: (problem, answer) pairs for it to review,
+            problems: Sequence[words.WordProblem], n: int, max_new_tokens: int,
+            low_temperature: float, seed: int, judged: Sequence[tuple[words.WordProblem, str]],
+            log: dict | None = None) -> WordEvaluation:
+    """`WordEvaluation` of a model on problems. judged: (problem, answer) pairs for it to review,
     greedily."""
     drawn, low = (words.sample_words(net, tokenizer, problems, n, shots=SHOTS,
                                      temperature=temperature,
@@ -157,10 +158,10 @@ def outcome(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
                                                                    skip_special_tokens=True)]
     true = ["right" if words.grade(*pair).correct else "wrong" for pair in judged]
     agree = float(np.mean([a == b for a, b in zip(said, true, strict=True)]))
-    return Outcome(drawn.correct, np.array([[works_out(text) for text in row]
-                                            for row in drawn.texts]),
-                   low.correct, drawn.tokens / drawn.correct.size, agree,
-                   english_loss(net, tokenizer), log or {})
+    return WordEvaluation(drawn.correct, np.array([[works_out(text) for text in row]
+                                                   for row in drawn.texts]),
+                          low.correct, drawn.tokens / drawn.correct.size, agree,
+                          english_loss(net, tokenizer), log or {})
 
 
 def english_loss(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
@@ -172,7 +173,7 @@ def _model(net, tokenizer):
     return Model("", net, tokenizer, frozenset(words.stop_ids(tokenizer)))
 
 
-def gain_parts(o: Outcome, base: Outcome) -> list[stats.Interval]:
+def gain_parts(o: WordEvaluation, base: WordEvaluation) -> list[stats.Interval]:
     """(when, how) of a gain over the base, as `stats.when_and_how`,
     with intervals over problems."""
     def parts(times):
@@ -185,8 +186,8 @@ def gain_parts(o: Outcome, base: Outcome) -> list[stats.Interval]:
 # --- the work of one process ---------------------------------------------------------------------
 
 def arm(weights: tuple, seed: int, test: dict, supervise: dict | None = None,
-        reinforce: dict | None = None) -> Outcome:
-    """`Outcome` of a model as it is, or after training a fresh adapter in one of two ways.
+        reinforce: dict | None = None) -> WordEvaluation:
+    """`WordEvaluation` of a model as it is, or after training a fresh adapter in one of two ways.
 
     weights: arguments of `packaged.load`; test: those of `outcome`; supervise: of `supervised`, or
     reinforce: of `reinforced`."""
@@ -231,7 +232,8 @@ TASK = SimpleNamespace(
 
 
 def reinforced(trained: nn.Module, tokenizer: PreTrainedTokenizerBase, seed: int,
-               problems: Sequence[words.Problem], recipe: dict, reward: str = "correct") -> dict:
+               problems: Sequence[words.WordProblem], recipe: dict,
+               reward: str = "correct") -> dict:
     """`rl.learn` on problems, with one of REWARDS; returns its curve."""
     def ask():
         return _model(model.merged(trained).eval(), tokenizer), []

@@ -35,10 +35,33 @@ Texts are strings: what a model writes, decoded. A task knows no token ids and n
 
 import importlib
 import pkgutil
+from dataclasses import dataclass
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from locksmith.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What a task says of a rollout. trace: correct, and so is every step of it; answer: what it
+    gave as its answer, None where it gave none. Counts are per rollout; 0 and () where the task
+    does not tell them apart. error: the grader failed, not the model."""
+    correct: bool
+    trace: bool
+    answer: Any
+    attempts: int = 0
+    valid_attempts: int = 0
+    checks: int = 0
+    correct_checks: int = 0
+    backtracks: int = 0
+    behaviours: tuple = ()
+    error: bool = False
+
+    @property
+    def outcome(self) -> str:
+        """"right", "wrong" or "error"."""
+        return "error" if self.error else "right" if self.correct else "wrong"
 
 
 class Step(NamedTuple):

@@ -7,11 +7,11 @@ GENERATOR = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2,
 OPENINGS = {}
 
 
-def problems(split: str, n: int, seed: int, generator: dict) -> list[words.Problem]:
+def problems(split: str, n: int, seed: int, generator: dict) -> list[words.WordProblem]:
     return words.problems(split, n, seed, {"basic_arithmetic": generator})
 
 
-def question(problem: words.Problem) -> str:
+def question(problem: words.WordProblem) -> str:
     return problem.question
 
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from locksmith import grammar
-from locksmith.tasks.countdown import Grade, apply, distinct, form, turned  # noqa: F401
+from locksmith.tasks import Grade
+from locksmith.tasks.countdown import apply, distinct, form, turned  # noqa: F401
 from locksmith.vocabulary import LARGEST, OPERATORS
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from locksmith import grammar
 from locksmith.errors import BadInput
+from locksmith.tasks import Grade
 from locksmith.vocabulary import LARGEST, NUMBERS, OPERATORS
 
 PARTS = 2  # targets a problem
@@ -37,20 +38,6 @@ class Problem:
     def prompt(self) -> list[str]:
         first, second = map(str, self.targets)
         return ["<bos>", "make", first, "and", second, "from", *map(str, self.numbers), ":"]
-
-
-@dataclass(frozen=True)
-class Grade:
-    """Outcome and trace-level score of one rollout; counts are per rollout."""
-    correct: bool
-    trace: bool
-    answer: tuple | None
-    attempts: int
-    valid_attempts: int
-    checks: int
-    correct_checks: int
-    backtracks: int
-    behaviours: tuple
 
 
 def apply(a: int, op: str, b: int) -> int | None:

@@ -44,12 +44,13 @@ def _parsed(path, checksum):
         row = json.loads(line)
         solution, _, answer = row["answer"].partition("\n#### ")
         working = " ".join(re.sub(r"<<[^>]*>>", "", solution).split())
-        problem = words.Problem("gsm8k", row["question"].strip(), answer.replace(",", ""), working)
+        problem = words.WordProblem("gsm8k", row["question"].strip(), answer.replace(",", ""),
+                                    working)
         found.setdefault(problem.key, problem)
     return tuple(found.values())
 
 
-def problems(split: str, n: int, seed: int, generator: dict) -> list[words.Problem]:
+def problems(split: str, n: int, seed: int, generator: dict) -> list[words.WordProblem]:
     """n problems of a split, in an order drawn from the seed."""
     if split not in words.SPLITS:
         raise BadInput(f"split is {split!r}; allowed are {', '.join(words.SPLITS)}.")
@@ -66,11 +67,11 @@ def problems(split: str, n: int, seed: int, generator: dict) -> list[words.Probl
     return found[:n]
 
 
-def question(problem: words.Problem) -> str:
+def question(problem: words.WordProblem) -> str:
     return problem.question
 
 
-def strategy(problem: words.Problem, text: str) -> bool:
+def strategy(problem: words.WordProblem, text: str) -> bool:
     """Written out: as many equations as the reference solution has."""
     return words.written_out(text, max(1, len(words.prose.equations(problem.working))))
 

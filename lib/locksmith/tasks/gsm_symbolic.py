@@ -6,11 +6,11 @@ GENERATOR = {}
 OPENINGS = {}
 
 
-def problems(split: str, n: int, seed: int, generator: dict) -> list[words.Problem]:
+def problems(split: str, n: int, seed: int, generator: dict) -> list[words.WordProblem]:
     return words.problems(split, n, seed, {"gsm_symbolic": generator})
 
 
-def question(problem: words.Problem) -> str:
+def question(problem: words.WordProblem) -> str:
     return problem.question
 
 

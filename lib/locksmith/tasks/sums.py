@@ -19,7 +19,7 @@ _EXAMPLES = ("6 + 2 - 5 + 3", "8 - 4 + 7 - 2", "9 + 3 - 6 + 8", "4 + 9 + 1 - 7")
 _SHOWN = {words.canonical(f"Calculate {sum_}.") for sum_ in _EXAMPLES}
 
 
-def problems(split: str, n: int, seed: int, generator: dict) -> list[words.Problem]:
+def problems(split: str, n: int, seed: int, generator: dict) -> list[words.WordProblem]:
     """n different sums of generator["terms"] numbers of up to generator["digits"] digits."""
     rng = random.Random(f"sums {split} {seed}")
 
@@ -27,15 +27,15 @@ def problems(split: str, n: int, seed: int, generator: dict) -> list[words.Probl
         terms = [rng.randint(1, 10 ** generator["digits"] - 1) for _ in range(generator["terms"])]
         signs = [rng.choice("+-") for _ in terms[1:]]
         text = " ".join([str(terms[0]), *(f"{s} {t}" for s, t in zip(signs, terms[1:]))])
-        return words.Problem("sums", f"Calculate {text}.", str(_running(text)[-1]), _work(text))
+        return words.WordProblem("sums", f"Calculate {text}.", str(_running(text)[-1]), _work(text))
     return words.distinct(draw, n, split, _SHOWN)
 
 
-def question(problem: words.Problem) -> str:
+def question(problem: words.WordProblem) -> str:
     return problem.question
 
 
-def prompt(problem: words.Problem) -> str:
+def prompt(problem: words.WordProblem) -> str:
     """Four examples, DIRECT of them without and WORKED with their steps, then the question."""
     rng = random.Random(f"examples {problem.key}")
     worked = set(rng.sample(range(DIRECT + WORKED), WORKED))
@@ -61,7 +61,7 @@ def _work(text):
                     zip(values, rest[::2], rest[1::2], values[1:]))
 
 
-def strategy(problem: words.Problem, text: str) -> bool:
+def strategy(problem: words.WordProblem, text: str) -> bool:
     """Written out: as many equations as the sum has signs."""
     return words.written_out(text, len(problem.question.split()[2::2]))
 
