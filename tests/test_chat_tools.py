@@ -1,7 +1,7 @@
 """Tools through a chat template: on a toy, and on a scripted model whose every answer is known."""
 
 import pytest
-from locksmith import packaged, words
+from locksmith import loading, words
 from locksmith.errors import BadInput
 from locksmith.experiments import chat_tools
 
@@ -12,7 +12,7 @@ CALL = '<tool_call>{"name": "recall"}</tool_call>'
 
 @pytest.fixture(scope="module")
 def toy():
-    return packaged.load("toy", device="cpu")
+    return loading.load("toy", chat=True)
 
 
 class Script:
@@ -36,7 +36,7 @@ class Script:
 
 
 def solve(toy, schedule, problems=PROBLEMS, **options):
-    return chat_tools.solve(*toy, problems, schedule=schedule, max_new_tokens=8, **options)
+    return chat_tools.solve(toy, problems, schedule=schedule, max_new_tokens=8, **options)
 
 
 def test_calls_are_read_strictly():
@@ -65,7 +65,7 @@ def test_a_call_brings_the_tools_output_into_the_next_turn(toy, monkeypatch):
         if "You recall" in prompt:
             return "1 + 2 = 3"
         return "The answer is 13." if "<|im_start|>tool" in prompt else f"Hm.\n{CALL}"
-    script = Script(toy[1], say, monkeypatch)
+    script = Script(toy.tokenizer, say, monkeypatch)
     (work,) = solve(toy, "model", PROBLEMS[:1])
     assert [m["role"] for m in work.messages] == ["system", "user", "assistant", "tool",
                                                   "assistant"]
@@ -78,13 +78,14 @@ def test_a_call_brings_the_tools_output_into_the_next_turn(toy, monkeypatch):
 
 
 def test_calls_end_after_the_rounds(toy, monkeypatch):
-    Script(toy[1], lambda prompt, _: CALL, monkeypatch)
+    Script(toy.tokenizer, lambda prompt, _: CALL, monkeypatch)
     (work,) = solve(toy, "model", PROBLEMS[:1], rounds=2)
     assert work.calls == 3 + 2 and work.called == ["recall"] * 3
 
 
 def test_malformed_calls_are_counted_and_not_carried_out(toy, monkeypatch):
-    Script(toy[1], lambda prompt, _: '<tool_call>{"name": "guess"}</tool_call> 13', monkeypatch)
+    said = '<tool_call>{"name": "guess"}</tool_call> 13'
+    Script(toy.tokenizer, lambda prompt, _: said, monkeypatch)
     (work,) = solve(toy, "model", PROBLEMS[:1])
     assert (work.calls, work.called, work.malformed) == (1, [], 1)
 
@@ -94,7 +95,7 @@ def test_dummy_makes_the_calls_of_fixed_and_shows_notes_on_another_problem(toy, 
         return "about " + prompt.split("Calculate ")[1][:2] if "Question:" in prompt else "12"
     fixed, dummy = [], []
     for schedule, seen in (("fixed", fixed), ("dummy", dummy)):
-        script = Script(toy[1], say, monkeypatch)
+        script = Script(toy.tokenizer, say, monkeypatch)
         works = solve(toy, schedule)
         assert {w.calls for w in works} == {6} and len(set(script.keys)) == 24 == len(script.seen)
         for i, work in enumerate(works):
@@ -115,13 +116,13 @@ def test_the_order_of_the_problems_does_not_matter(toy, schedule):
 
 def test_the_vote_takes_the_most_frequent_answer_and_of_a_tie_the_first(toy, monkeypatch):
     texts = ["12", "The answer is 13.", "I say 13", "7", "8", "none", "neither"]
-    script = Script(toy[1], lambda prompt, i: texts[i], monkeypatch)
-    works = chat_tools.vote(*toy, PROBLEMS[:3], [3, 2, 2])
+    script = Script(toy.tokenizer, lambda prompt, i: texts[i], monkeypatch)
+    works = chat_tools.vote(toy, PROBLEMS[:3], [3, 2, 2])
     assert [w.answer for w in works] == ["The answer is 13.", "7", "none"]
     assert [w.calls for w in works] == [3, 2, 2] and len(set(script.keys)) == 7
     assert works[1].messages[-1] == {"role": "assistant", "content": "7"}
     with pytest.raises(BadInput, match="one count for each of 4 problems"):
-        chat_tools.vote(*toy, PROBLEMS, [1])
+        chat_tools.vote(toy, PROBLEMS, [1])
 
 
 def test_the_line_that_is_graded():
@@ -149,5 +150,5 @@ def test_what_is_not_allowed_is_said_in_a_sentence(toy):
         solve(toy, "dummy", PROBLEMS[:1])
     with pytest.raises(BadInput, match="max_new_tokens is 4096, but a conversation of .* tokens "
                                        "leaves"):
-        chat_tools.solve(*toy, PROBLEMS, schedule="none", max_new_tokens=4096)
+        chat_tools.solve(toy, PROBLEMS, schedule="none", max_new_tokens=4096)
     assert solve(toy, "fixed", []) == []

@@ -2,14 +2,15 @@
 
 import random
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from locksmith import model, packaged, words
+from locksmith import loading, model, words
 from locksmith.errors import BadInput
 from locksmith.experiments import word_tuning as wt
 
-TOY = ("toy", None, False)
+TOY = "toy"
 SUM = words.WordProblem("basic_arithmetic", "Calculate 12 * 3.", "36")
 RECIPE = dict(steps=2, problems=1, samples=3, lr=0.1, max_new_tokens=8)
 RIGHT, WRONG = " 12 * 3 = 36. The answer is 36.", " 12 * 3 = 38. The answer is 38."
@@ -80,7 +81,7 @@ def test_fitting_learns_what_it_is_shown_and_counts_its_tokens(test):
     o = wt.arm(TOY, 0, test, supervise=dict(written=written, steps=12, target_tokens=100, lr=0.03))
     assert len(o.log["losses"]) == 12 and o.log["losses"][-1] < o.log["losses"][0] - 0.1
     # 100 target tokens a step, and the inputs of the three reviews that they are taken from
-    _, tokenizer = packaged.load("toy")
+    tokenizer = loading.load("toy").tokenizer
     sizes = [len(tokenizer(given).input_ids) for given, _ in written]
     assert len(set(map(len, (tokenizer(wanted).input_ids for _, wanted in written)))) == 1
     assert 12 * (100 + 3 * min(sizes)) <= o.log["read"] <= 12 * (100 + 3 * max(sizes))
@@ -95,16 +96,16 @@ def test_a_reward_that_nobody_earns_changes_nothing(test):
 
 def test_a_reward_is_earned_more_often_after_rl(monkeypatch):
     monkeypatch.setattr(wt, "works_out", lambda text: any(vowel in text for vowel in "aeiou"))
-    net, tokenizer = packaged.load("toy", dtype="float32")
-    net.lm_head.weight.data.mul_(30)  # as drawn, no hidden state could prefer a byte
+    lm = loading.load("toy", exact=True)
+    lm.net.lm_head.weight.data.mul_(30)  # as drawn, no hidden state could prefer a byte
     recipe = RECIPE | dict(steps=8, samples=48, lr=0.05)
-    curve = wt.reinforced(model.adapter(net, 8, 0), tokenizer, 0, [SUM] * 8, recipe,
-                          "format")["curve"]
+    trained = replace(lm, net=model.adapter(lm.net, 8, 0))
+    curve = wt.reinforced(trained, 0, [SUM] * 8, recipe, "format")["curve"]
     assert curve[0]["works"] < 0.4 and curve[-1]["works"] > 0.8
 
 
 def test_a_model_that_answers_one_thing_alone_is_refused(test, monkeypatch):
-    def drawn(net, tokenizer, problems, n, **options):
+    def drawn(lm, problems, n, **options):
         table, texts = np.ones((len(problems), n), bool), [[" 1"] * n for _ in problems]
         return words.WordSamples(table, table, texts, texts, 1, 1.0)
     monkeypatch.setattr(words, "sample_words", drawn)
@@ -117,7 +118,7 @@ def test_the_single_problem_is_the_middle_one_of_those_that_are_solved(test, mon
     asked = [words.WordProblem("basic_arithmetic", f"Calculate {i} + 1.", str(i + 1))
              for i in range(5)]
 
-    def drawn(net, tokenizer, problems, n, **options):
+    def drawn(lm, problems, n, **options):
         table = np.array([[rates[asked.index(p)] * n > j for j in range(n)] for p in problems])
         texts = [[f" {j % 3} it is\nmore" if j % 2 else " nothing" for j in range(n)]
                  for _ in problems]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reasoning_gym
 import torch
-from locksmith import words
+from locksmith import loading, words
 from locksmith.words import WordProblem, grade
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -182,30 +182,26 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", eos_token="<eos>")
 
 
-def tiny(shape, size):
+def tiny(shape, tokenizer):
     torch.manual_seed(0)
-    common = dict(vocab_size=size, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-                  num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=1024,
-                  pad_token_id=0, eos_token_id=1, initializer_range=0.2)
-    if shape == "gemma3":
-        return Gemma3ForCausalLM(Gemma3TextConfig(
-            head_dim=8, sliding_window=32,
-            layer_types=["sliding_attention", "full_attention"], **common)).eval()
-    return LlamaForCausalLM(LlamaConfig(**common)).eval()
-
-
-def test_stop_ids(tokenizer):
-    stop = words.stop_ids(tokenizer)
-    assert stop == {tokenizer.eos_token_id, tokenizer("\n").input_ids[0]}
+    common = dict(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32,
+                  num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+                  max_position_embeddings=1024, pad_token_id=0, eos_token_id=1,
+                  initializer_range=0.2)
+    net = Gemma3ForCausalLM(Gemma3TextConfig(
+        head_dim=8, sliding_window=32, layer_types=["sliding_attention", "full_attention"],
+        **common)) if shape == "gemma3" else LlamaForCausalLM(LlamaConfig(**common))
+    line = tokenizer("\n").input_ids
+    return loading.Model(shape, net.eval(), tokenizer, frozenset({tokenizer.eos_token_id, *line}))
 
 
 @pytest.mark.parametrize("shape", ["gemma3", "llama"])
 def test_tiny_models_walk_the_whole_path(shape, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCKSMITH_CACHE", str(tmp_path))
-    model = tiny(shape, len(tokenizer))
+    model = tiny(shape, tokenizer)
     asked = words.problems("test", 5, 0, MIXED)
     options = dict(shots=1, temperature=1.0, max_new_tokens=12, batch_size=8)
-    first = words.sample_words(model, tokenizer, asked, 4, **options)
+    first = words.sample_words(model, asked, 4, **options)
     assert first.correct.shape == first.outcomes.shape == (5, 4)
     assert not (first.outcomes == "error").any()
     assert 20 <= first.tokens <= 20 * 12
@@ -220,27 +216,27 @@ def test_tiny_models_walk_the_whole_path(shape, tokenizer, tmp_path, monkeypatch
     kept["texts"][0] = " The answer is kept."
     files[0].write_text(json.dumps(kept))
     files[1].unlink()
-    again = words.sample_words(model, tokenizer, asked, 4, **options)
+    again = words.sample_words(model, asked, 4, **options)
     flat, flat_again = sum(first.texts, []), sum(again.texts, [])
     changed = [i for i, (a, b) in enumerate(zip(flat, flat_again)) if a != b]
     assert len(changed) == 1 and flat_again[changed[0]] == " The answer is kept."
 
     # Another seed, and other weights under the same name, never meet these rollouts.
-    other = words.sample_words(model, tokenizer, asked, 4, seed=1, **options)
+    other = words.sample_words(model, asked, 4, seed=1, **options)
     assert other.texts != first.texts
     with torch.no_grad():
-        model.model.layers[0].mlp.up_proj.weight[0, 0] += 1
-    words.sample_words(model, tokenizer, asked[:1], 4, **options)
+        model.net.model.layers[0].mlp.up_proj.weight[0, 0] += 1
+    words.sample_words(model, asked[:1], 4, **options)
     assert len(list((tmp_path / "rollouts").iterdir())) == 7
 
 
 def test_rollouts_do_not_depend_on_the_block(tokenizer, tmp_path, monkeypatch):
-    model = tiny("llama", len(tokenizer)).float()
+    model = tiny("llama", tokenizer)
     asked = words.problems("test", 3, 0, SMALL)
     texts = []
     for batch_size in (2, 6):
         monkeypatch.setenv("LOCKSMITH_CACHE", str(tmp_path / str(batch_size)))
-        texts.append(words.sample_words(model, tokenizer, asked, 2, temperature=1.0, shots=0,
+        texts.append(words.sample_words(model, asked, 2, temperature=1.0, shots=0,
                                         max_new_tokens=8, batch_size=batch_size).texts)
     assert texts[0] == texts[1]
 
@@ -250,7 +246,7 @@ def test_a_model_that_knows_is_told_from_one_that_does_not(right, tokenizer, tmp
     """A stand-in for the engine answers; what is counted is then known."""
     monkeypatch.setenv("LOCKSMITH_CACHE", str(tmp_path))
     asked = words.problems("test", 3, 0, SMALL)
-    model = tiny("llama", len(tokenizer))
+    model = tiny("llama", tokenizer)
 
     class Answers:
         def __init__(self, rows):
@@ -265,6 +261,6 @@ def test_a_model_that_knows_is_told_from_one_that_does_not(right, tokenizer, tmp
             f" The answer is {answers[tokenizer.decode(ids)]}{'' if right or i else '1'}.\n"
         ).input_ids for ids in prompts for i in range(n)])
     monkeypatch.setattr("locksmith.engine.sample", sample)
-    got = words.sample_words(model, tokenizer, asked, 2)
+    got = words.sample_words(model, asked, 2)
     assert got.correct.tolist() == [[right, True]] * 3
     assert [row[1] for row in got.answers] == [p.answer for p in asked]

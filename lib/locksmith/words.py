@@ -35,15 +35,18 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from locksmith import prose
 from locksmith.errors import BadInput
 from locksmith.packaged import cache_dir
 from locksmith.tasks import Grade
+
+if TYPE_CHECKING:
+    from locksmith.loading import Model
 
 SPLITS = ("train", "validation", "test")
 TASKS = ("basic_arithmetic", "chain_sum", "gsm_symbolic")
@@ -151,12 +154,6 @@ def prompt(problem: WordProblem, shots: int = 4, steps: bool = True) -> str:
     for question, working, answer in examples[:shots]:
         text += f"Q: {question}\nA: {working + ' ' if steps else ''}The answer is {answer}.\n"
     return f"{text}Q: {problem.question}\nA:"
-
-
-def stop_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids of all tokens that end an answer: those with a line break in them, and the end token."""
-    stop = {i for token, i in tokenizer.get_vocab().items() if "\n" in token or "Ċ" in token}
-    return stop | ({tokenizer.eos_token_id} - {None})
 
 
 # --- grading --------------------------------------------------------------------------------------
@@ -387,10 +384,9 @@ class WordSamples:
     seconds: float
 
 
-def sample_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
-                 problems: Sequence[WordProblem], n: int, *, shots: int = 4, steps: bool = True,
-                 temperature: float = 0.6, max_new_tokens: int = 64, seed: int = 0,
-                 batch_size: int = 256) -> WordSamples:
+def sample_words(model: "Model", problems: Sequence[WordProblem], n: int, *,
+                 shots: int = 4, steps: bool = True, temperature: float = 0.6,
+                 max_new_tokens: int = 64, seed: int = 0, batch_size: int = 256) -> WordSamples:
     """Sample n answers to every problem and grade them; returns `WordSamples`.
 
     The problems are taken in blocks of about `batch_size` rollouts. Every finished block is kept
@@ -401,10 +397,9 @@ def sample_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     from locksmith.engine import sample
     from locksmith.loading import fingerprint
 
-    folder, mark = cache_dir() / "rollouts", fingerprint(model)
+    folder, mark = cache_dir() / "rollouts", fingerprint(model.net)
     folder.mkdir(parents=True, exist_ok=True)
-    stop, size = stop_ids(tokenizer), max(1, batch_size // n)
-    texts, tokens, seconds = [], 0, 0.0
+    size, texts, tokens, seconds = max(1, batch_size // n), [], 0, 0.0
     with tqdm(total=len(problems) * n, unit="answer", desc="sampling") as bar:
         for start in range(0, len(problems), size):
             block = problems[start:start + size]
@@ -417,11 +412,11 @@ def sample_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
             else:
                 began = time.perf_counter()
                 rollouts = sample(
-                    model, [tokenizer(text).input_ids for text in prompts], n, stop=stop,
+                    model.net, [model.begin(text) for text in prompts], n, stop=model.stop,
                     max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
                     keys=[int(hashlib.sha256(p.key.encode()).hexdigest()[:15], 16) for p in block],
                     batch_size=batch_size)
-                done = {"texts": tokenizer.batch_decode(rollouts.ids(), skip_special_tokens=True),
+                done = {"texts": [model.decode(ids) for ids in rollouts.ids()],
                         "tokens": int(rollouts.lengths.sum()),
                         "seconds": time.perf_counter() - began}
                 part = path.with_suffix(f".{os.getpid()}.tmp")

@@ -28,10 +28,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from locksmith import engine, packaged, words
+from locksmith import engine, loading, words
 from locksmith.errors import BadInput
+from locksmith.loading import Model
 
 SCHEDULES = ("none", "model", "listed", "fixed", "dummy")
 BEFORE, AFTER = ("understand", "recall"), ("examine", "backtrack")  # the draft, in "fixed"
@@ -141,31 +142,29 @@ def tool_listing(tokenizer: PreTrainedTokenizerBase) -> tuple[list[dict], list[d
 
 # --- schedules ------------------------------------------------------------------------------------
 
-def _asking(model, tokenizer, max_new_tokens, temperature, seed):
+def _asking(model, max_new_tokens, temperature, seed):
     """`ask(works, conversations, tools=None)` -> texts: one batch of calls,
     paid for by works[i]."""
-    context = model.config.get_text_config().max_position_embeddings
-    stop = {tokenizer.eos_token_id, tokenizer.get_vocab().get("<|im_end|>")} - {None}
-
     def ask(works, conversations, tools=None):
         prompts, keys = [], []
         for work, messages in zip(works, conversations, strict=True):
-            text = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True,
-                                                 tokenize=False)
-            prompts.append(tokenizer(text, add_special_tokens=False).input_ids)
+            prompts.append(model.encode(model.tokenizer.apply_chat_template(
+                messages, tools=tools, add_generation_prompt=True, tokenize=False)))
             # By question and call: independent of the order, and no call repeats another's numbers.
             name = f"{work.problem.key} {work.calls}"
             keys.append(int(hashlib.sha256(name.encode()).hexdigest()[:15], 16))
             work.calls += 1
         longest = max(map(len, prompts), default=0)
-        if longest + max_new_tokens > context:
+        if longest + max_new_tokens > model.context:
             raise BadInput(f"max_new_tokens is {max_new_tokens}, but a conversation of {longest} "
-                           f"tokens leaves {max(context - longest, 0)} of the model's {context}.")
-        rows = prompts and engine.sample(model, prompts, max_new_tokens=max_new_tokens, stop=stop,
-                                         temperature=temperature, seed=seed, keys=keys).ids()
+                           f"tokens leaves {max(model.context - longest, 0)} of the model's "
+                           f"{model.context}.")
+        rows = prompts and engine.sample(model.net, prompts, max_new_tokens=max_new_tokens,
+                                         stop=model.stop, temperature=temperature, seed=seed,
+                                         keys=keys).ids()
         for work, row in zip(works, rows, strict=True):
             work.tokens += len(row)
-        return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+        return [model.decode(row).strip() for row in rows]
     return ask
 
 
@@ -225,14 +224,15 @@ def _notes(ask, works, names, texts, shift):
     return notes[shift:] + notes[:shift]
 
 
-def solve(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
-          problems: Sequence[words.WordProblem], *, schedule: str, max_new_tokens: int = 64,
-          rounds: int = 3, temperature: float = 0.0, seed: int = 0) -> list[Conversation]:
+def solve(model: Model, problems: Sequence[words.WordProblem], *, schedule: str,
+          max_new_tokens: int = 64, rounds: int = 3, temperature: float = 0.0,
+          seed: int = 0) -> list[Conversation]:
     """Works on `words.WordProblem`s by one of SCHEDULES; returns a list of `Conversation`.
 
-    max_new_tokens: of every call. rounds: how often "model" may call tools before its answer.
-    BadInput for an unknown schedule, rounds below 1, "dummy" without another problem, and for a
-    conversation that leaves no room for max_new_tokens in the model's context.
+    model: one that is asked through its chat template. max_new_tokens: of every call. rounds: how
+    often "model" may call tools before its answer. BadInput for an unknown schedule, rounds below
+    1, "dummy" without another problem, and for a conversation that leaves no room for
+    max_new_tokens in the model's context.
     """
     for name, value, ok, allowed in (
             ("schedule", schedule, schedule in SCHEDULES, "one of " + ", ".join(SCHEDULES)),
@@ -242,11 +242,11 @@ def solve(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         if not ok:
             raise BadInput(f"{name} is {value!r}; allowed: {allowed}.")
     works = [Conversation(problem) for problem in problems]
-    ask = _asking(model, tokenizer, max_new_tokens, temperature, seed)
+    ask = _asking(model, max_new_tokens, temperature, seed)
     if schedule == "none":
         _turn(ask, works, [w.problem.question for w in works])
     elif schedule in ("model", "listed"):
-        messages, tools = tool_listing(tokenizer)
+        messages, tools = tool_listing(model.tokenizer)
         for work in works:
             work.messages += messages
         _choose(ask, works, tools, rounds if schedule == "model" else 0)
@@ -257,9 +257,8 @@ def solve(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
 # --- answers --------------------------------------------------------------------------------------
 
-def vote(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
-         problems: Sequence[words.WordProblem], calls: Sequence[int], *, max_new_tokens: int = 64,
-         temperature: float = 0.6, seed: int = 0) -> list[Conversation]:
+def vote(model: Model, problems: Sequence[words.WordProblem], calls: Sequence[int], *,
+         max_new_tokens: int = 64, temperature: float = 0.6, seed: int = 0) -> list[Conversation]:
     """Self-consistency with calls[i] plain answers to problem i; returns a list of `Conversation`.
 
     The answer is the first text with the most frequent value, of equally frequent ones the first
@@ -272,7 +271,7 @@ def vote(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
                        "problems, at least 1.")
     works = [Conversation(p, [{"role": "user", "content": p.question}]) for p in problems]
     rows = [work for work, n in zip(works, calls) for _ in range(n)]
-    texts = iter(_asking(model, tokenizer, max_new_tokens, temperature, seed)(
+    texts = iter(_asking(model, max_new_tokens, temperature, seed)(
         rows, [w.messages for w in rows]))
     for work, n in zip(works, calls):
         mine = [next(texts) for _ in range(n)]
@@ -310,12 +309,13 @@ def _value(text):
 
 # --- the work of one process ---------------------------------------------------------------------
 
-def job(weights: tuple, problems: Sequence[words.WordProblem], schedule: str, max_new_tokens: int,
-        rounds: int, votes: Sequence[int] | None = None) -> list[Conversation]:
-    """`solve`, or with `votes` (a count a problem) `vote`. weights:
-    arguments of `packaged.load`."""
-    net, tokenizer = packaged.load(*weights)
+def job(name: str, problems: Sequence[words.WordProblem], schedule: str, max_new_tokens: int,
+        rounds: int, votes: Sequence[int] | None = None,
+        accept_terms: bool = False) -> list[Conversation]:
+    """`solve`, or with `votes` (a count a problem) `vote`, by the model of a name
+    (`loading.load`)."""
+    model = loading.load(name, chat=True, accept_terms=accept_terms)
     if votes:
-        return vote(net, tokenizer, problems, votes, max_new_tokens=max_new_tokens)
-    return solve(net, tokenizer, problems, schedule=schedule, max_new_tokens=max_new_tokens,
+        return vote(model, problems, votes, max_new_tokens=max_new_tokens)
+    return solve(model, problems, schedule=schedule, max_new_tokens=max_new_tokens,
                  rounds=rounds)

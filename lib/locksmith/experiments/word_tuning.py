@@ -14,14 +14,13 @@ Critics, the trainers' logits and the rollouts of RL are those of `critics` and 
 import functools
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from locksmith import arms, engine, finetune, model, packaged, prose, rewards, rl, stats, words
+from locksmith import arms, engine, finetune, loading, model, prose, rewards, rl, stats, words
 from locksmith.errors import BadInput
 from locksmith.experiments import critics, tuning
 from locksmith.loading import Model
@@ -30,7 +29,6 @@ SHOTS = 2
 MICRO_TOKENS = 3072  # some 4 GiB with logits over 262k tokens
 RANK = 8
 ENGLISH = tuning.ENGLISH
-
 
 
 # --- answers and what critics say of them --------------------------------------------------------
@@ -67,25 +65,25 @@ def continuations(arm: str, problem: words.WordProblem,
     return tuning.shuffle_targets(written, random.Random(seed)) if shuffled else written
 
 
-def pairs(tokenizer: PreTrainedTokenizerBase,
+def pairs(lm: Model,
           written: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
     """(input, target) token ids of (text, continuation) pairs, for `finetune.fit`."""
-    return [(tokenizer(given).input_ids, tokenizer(wanted, add_special_tokens=False).input_ids)
-            for given, wanted in written]
+    return [(lm.begin(given), lm.encode(wanted)) for given, wanted in written]
 
 
-def single(weights: tuple, problems: Sequence[words.WordProblem], samples: int, n: int,
-           max_new_tokens: int) -> tuple[int, np.ndarray, list[str], int]:
+def single(name: str, problems: Sequence[words.WordProblem], samples: int, n: int,
+           max_new_tokens: int,
+           accept_terms: bool = False) -> tuple[int, np.ndarray, list[str], int]:
     """One problem to train on: the middle one, by solve rate,
-    of those that the model solves at all.
+    of those that the model of a name (`loading.load`) solves at all.
 
     Returns (its index, solve rates (P,), up to n different answers to it with a number in them,
     tokens generated for both), all at temperature 1. BadInput where there are not two answers."""
-    net, tokenizer = packaged.load(*weights)
+    lm = loading.load(name, accept_terms=accept_terms)
     options = dict(shots=SHOTS, temperature=1.0, max_new_tokens=max_new_tokens)
-    drawn = words.sample_words(net, tokenizer, problems, samples, seed=1, **options)
+    drawn = words.sample_words(lm, problems, samples, seed=1, **options)
     chosen = tuning.spread(drawn.correct.mean(1), 3)[1]
-    again = words.sample_words(net, tokenizer, [problems[chosen]], 4 * n, seed=2, **options)
+    again = words.sample_words(lm, [problems[chosen]], 4 * n, seed=2, **options)
     lines = dict.fromkeys(" " + text.strip().split("\n")[0] for text in again.texts[0])
     answers = [line for line in lines if words.extract(line)][:n]
     if len(answers) < 2:
@@ -141,36 +139,24 @@ class WordEvaluation(NamedTuple):
     log: dict
 
 
-def outcome(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
-            problems: Sequence[words.WordProblem], n: int, max_new_tokens: int,
+def outcome(lm: Model, problems: Sequence[words.WordProblem], n: int, max_new_tokens: int,
             low_temperature: float, seed: int, judged: Sequence[tuple[words.WordProblem, str]],
             log: dict | None = None) -> WordEvaluation:
     """`WordEvaluation` of a model on problems. judged: (problem, answer) pairs for it to review,
     greedily."""
-    drawn, low = (words.sample_words(net, tokenizer, problems, n, shots=SHOTS,
-                                     temperature=temperature,
+    drawn, low = (words.sample_words(lm, problems, n, shots=SHOTS, temperature=temperature,
                                      max_new_tokens=max_new_tokens, seed=seed)
                   for temperature in (1.0, low_temperature))
-    prompts = [tokenizer(words.review(*pair)).input_ids for pair in judged]
-    reviews = engine.sample(net, prompts, max_new_tokens=max_new_tokens, temperature=0.0,
-                            stop=words.stop_ids(tokenizer))
-    said = [words.verdict(text) for text in tokenizer.batch_decode(reviews.ids(),
-                                                                   skip_special_tokens=True)]
+    prompts = [lm.begin(words.review(*pair)) for pair in judged]
+    reviews = engine.sample(lm.net, prompts, max_new_tokens=max_new_tokens, temperature=0.0,
+                            stop=lm.stop)
+    said = [words.verdict(lm.decode(ids)) for ids in reviews.ids()]
     true = ["right" if words.grade(*pair).correct else "wrong" for pair in judged]
     agree = float(np.mean([a == b for a, b in zip(said, true, strict=True)]))
     return WordEvaluation(drawn.correct, np.array([[works_out(text) for text in row]
                                                    for row in drawn.texts]),
                           low.correct, drawn.tokens / drawn.correct.size, agree,
-                          english_loss(net, tokenizer), log or {})
-
-
-def english_loss(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
-    """Loss on English: what tuning on sums makes a model forget (`tuning.text_loss`)."""
-    return tuning.text_loss(_model(net, tokenizer), tuning.english())
-
-
-def _model(net, tokenizer):
-    return Model("", net, tokenizer, frozenset(words.stop_ids(tokenizer)))
+                          tuning.text_loss(lm, tuning.english()), log or {})
 
 
 def gain_parts(o: WordEvaluation, base: WordEvaluation) -> list[stats.Interval]:
@@ -185,29 +171,29 @@ def gain_parts(o: WordEvaluation, base: WordEvaluation) -> list[stats.Interval]:
 
 # --- the work of one process ---------------------------------------------------------------------
 
-def arm(weights: tuple, seed: int, test: dict, supervise: dict | None = None,
-        reinforce: dict | None = None) -> WordEvaluation:
-    """`WordEvaluation` of a model as it is, or after training a fresh adapter in one of two ways.
+def arm(name: str, seed: int, test: dict, supervise: dict | None = None,
+        reinforce: dict | None = None, accept_terms: bool = False) -> WordEvaluation:
+    """`WordEvaluation` of the model of a name (`loading.load`) as it is, or after training a fresh
+    adapter in one of two ways.
 
-    weights: arguments of `packaged.load`; test: those of `outcome`; supervise: of `supervised`, or
-    reinforce: of `reinforced`."""
-    net, tokenizer = packaged.load(*weights)
+    test: arguments of `outcome`; supervise: of `supervised`, or reinforce: of `reinforced`."""
+    lm = loading.load(name, accept_terms=accept_terms)
     if not (supervise or reinforce):
-        return outcome(net, tokenizer, **test)
-    trained = model.adapter(net, RANK, seed)
-    log = (supervised(trained, tokenizer, seed, **supervise) if supervise else
-           reinforced(trained, tokenizer, seed, **reinforce))
-    return outcome(trained.merge_and_unload(), tokenizer, log=log, **test)
+        return outcome(lm, **test)
+    trained = replace(lm, net=model.adapter(lm.net, RANK, seed))
+    log = (supervised(trained, seed, **supervise) if supervise else
+           reinforced(trained, seed, **reinforce))
+    return outcome(replace(lm, net=trained.net.merge_and_unload()), log=log, **test)
 
 
-def supervised(trained: nn.Module, tokenizer: PreTrainedTokenizerBase, seed: int,
-               written: Sequence[tuple[str, str]], steps: int, target_tokens: int,
-               lr: float) -> dict:
-    """`finetune.fit` on (text, continuation) pairs; returns losses and tokens read."""
-    data = pairs(tokenizer, written)
-    losses, read = finetune.fit(trained, data, steps, target_tokens, lr, seed,
+def supervised(trained: Model, seed: int, written: Sequence[tuple[str, str]], steps: int,
+               target_tokens: int, lr: float) -> dict:
+    """`finetune.fit` of a model's adapter on (text, continuation) pairs; returns losses and tokens
+    read."""
+    data = pairs(trained, written)
+    losses, read = finetune.fit(trained.net, data, steps, target_tokens, lr, seed,
                                 logits_from([given for given, _ in data]), MICRO_TOKENS,
-                                _model(trained, tokenizer).pad)
+                                trained.pad)
     return {"losses": losses, "read": read}
 
 
@@ -231,17 +217,15 @@ TASK = SimpleNamespace(
     grade=lambda problem, text: Answer(words.grade(problem, text).correct, works_out(text)))
 
 
-def reinforced(trained: nn.Module, tokenizer: PreTrainedTokenizerBase, seed: int,
-               problems: Sequence[words.WordProblem], recipe: dict,
+def reinforced(trained: Model, seed: int, problems: Sequence[words.WordProblem], recipe: dict,
                reward: str = "correct") -> dict:
-    """`rl.learn` on problems, with one of REWARDS; returns its curve."""
+    """`rl.learn` of a model's adapter on problems, with one of REWARDS; returns its curve."""
     def ask():
-        return _model(model.merged(trained).eval(), tokenizer), []
+        return replace(trained, net=model.merged(trained.net).eval()), []
 
-    inputs = [tokenizer(TASK.prompt(problem)).input_ids for problem in problems]
-    update = functools.partial(rl.update, logits=logits_from(inputs),
-                               pad_token_id=_model(trained, tokenizer).pad)
+    inputs = [trained.begin(TASK.prompt(problem)) for problem in problems]
+    update = functools.partial(rl.update, logits=logits_from(inputs), pad_token_id=trained.pad)
     return {"curve": rl.learn(
-        trained.train(), problems, recipe | {"micro_tokens": MICRO_TOKENS}, seed,
+        trained.net.train(), problems, recipe | {"micro_tokens": MICRO_TOKENS}, seed,
         tuning.rollout_fn(ask, TASK, recipe), REWARDS[reward], update,
         label=f"RL, {reward} reward", measured=Answer._fields)}
