@@ -1,12 +1,14 @@
 """The model room: names, what ends an answer, how a question is put, text and ids both ways."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from locksmith import engine, errors, lab, loading, packaged, params, rollouts, tasks, vocabulary
 from peft import LoraConfig, get_peft_model
 from repository import smoke_lab
+from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 SUMS = tasks.load("sums")
@@ -152,3 +154,112 @@ def test_a_pair_in_words_has_its_own_problems_and_roles(folder):
 def test_a_task_that_the_profile_has_no_generator_for():
     with pytest.raises(errors.BadInput, match="generator profile 'paper' does not state"):
         loading.Pair("paper", "countdown", 0, "toy", "toy").problems(2)
+
+
+# --- weights that are not what they say -----------------------------------------------------------
+
+
+@pytest.fixture
+def damaged(folder, tmp_path):
+    """A copy of the folder, and its weights as a dict that can be written back."""
+    copied = shutil.copytree(folder, tmp_path / "copy")
+    return copied, load_file(copied / "model.safetensors")
+
+
+def test_weights_that_are_missing_are_not_made_up(damaged):
+    copied, weights = damaged
+    save_file({k: v for k, v in weights.items() if "layers.1." not in k},
+              copied / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(errors.BadInput, match="lacks weights that its architecture has, model.lay"):
+        loading.load(str(copied))
+
+
+def test_a_truncated_file_is_told_in_a_sentence(damaged):
+    copied, _ = damaged
+    whole = (copied / "model.safetensors").read_bytes()
+    (copied / "model.safetensors").write_bytes(whole[:200])
+    with pytest.raises(errors.BadInput, match="could not be loaded"):
+        loading.load(str(copied))
+
+
+def test_a_fingerprint_sees_every_value(folder):
+    net = loading.load(str(folder), exact=True).net
+    before = loading.fingerprint(net)
+    with torch.no_grad():
+        net.lm_head.weight[5, 3] += 1e-3
+    assert loading.fingerprint(net) != before
+
+
+def test_an_adapter_of_another_model_is_refused(folder, tmp_path):
+    other = loading.load(str(folder), exact=True).net
+    other.model.layers = other.model.layers[:1]
+    get_peft_model(other, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path)
+    with pytest.raises(errors.BadInput, match="adapter .* is another model's"):
+        loading.load(f"{folder}+{tmp_path}")
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    save_file({k.replace("self_attn", "attention"): v for k, v in weights.items()},
+              tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(errors.BadInput, match="adapter .* is another model's"):
+        loading.load(f"{folder}+{tmp_path}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"none")
+    with pytest.raises(errors.BadInput, match="adapter .* does not fit"):
+        loading.load(f"{folder}+{tmp_path}")
+
+
+def test_a_lab_model_takes_an_adapter_and_keeps_its_language_in_a_folder(tmp_path):
+    with smoke_lab(tmp_path, families=("chain",)) as root:
+        pair = loading.Pair("smoke", "chain", 0)
+        base = pair.load("base", exact=True)
+        tuned = get_peft_model(pair.load("base", exact=True).net, LoraConfig(
+            r=2, target_modules=["q_proj"], init_lora_weights=False))
+        tuned.save_pretrained(root / "adapter")
+        both = loading.load("lab/base+adapter", profile="smoke", task="chain", exact=True)
+        assert loading.fingerprint(both.net) != loading.fingerprint(base.net)
+        own = loading.load(str(pair.folder("base")), exact=True)
+        assert own.special and own.stop == base.stop
+        ids = [*range(3, 30), 2]
+        assert own.decode(ids) == base.decode(ids) and own.decode(ids).endswith("<eos>")
+
+
+def test_roles_follow_the_names_and_not_the_other_way_round(tmp_path):
+    with smoke_lab(tmp_path, families=("chain",), models=("base", "thinking", "twin")):
+        turned = loading.Pair("smoke", "chain", 0, "lab/twin", "lab/base")
+        assert turned.folder("base").parent.name == "twin"
+        assert turned.folder("thinking").parent.name == "base"
+        assert turned.way("base") == [] and turned.rl_tokens is None
+        mixed = loading.Pair("smoke", "chain", 0, "lab/base", "toy")
+        assert mixed.has("base") and mixed.has("thinking") and not mixed.has("twin")
+
+
+def test_a_folder_may_have_the_adapters_sign_in_its_name(folder, tmp_path):
+    odd = shutil.copytree(folder, tmp_path / "c++" / "a+b")
+    assert loading.load(str(odd)).name == str(odd)
+    with pytest.raises(errors.BadInput, match="nowhere is no LoRA adapter"):
+        loading.load(f"{odd}+nowhere")
+
+
+def test_spans_reach_the_end_of_any_text():
+    toy = loading.load("toy")
+    whole = toy.encode("ab\u20ac")  # the euro sign has three bytes, a token each
+    for ids in (whole, whole[:-1], toy.encode("a\ufffd")):
+        assert toy.spans(ids)[-1][1] == len(toy.decode(ids))
+
+
+def test_large_models_answers_are_kept_and_a_damaged_block_is_drawn_again(folder, monkeypatch,
+                                                                          tmp_path):
+    monkeypatch.setenv("LOCKSMITH_CACHE", str(tmp_path))
+    monkeypatch.setattr(rollouts, "KEPT_FROM", 0)
+    model = loading.load(str(folder), exact=True)
+    problems = SUMS.problems("test", 3, 0, SUMS.GENERATOR)
+    how = {"max_new_tokens": 6, "seed": 1}
+    first = rollouts.answer(model, SUMS, problems, 2, **how)
+    (block,) = (tmp_path / "rollouts").iterdir()
+    drawn = []
+    plain = engine.sample
+    monkeypatch.setattr(engine, "sample", lambda *a, **k: drawn.append(1) or plain(*a, **k))
+    assert rollouts.answer(model, SUMS, problems, 2, **how).texts == first.texts and not drawn
+    block.write_bytes(block.read_bytes()[:40])
+    assert rollouts.answer(model, SUMS, problems, 2, **how).texts == first.texts and drawn
+    with torch.no_grad():
+        model.net.lm_head.weight[5:] *= -1
+    assert rollouts.answer(model, SUMS, problems, 2, **how).texts != first.texts

@@ -24,7 +24,9 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from locksmith import device, lab, model, packaged, results, tasks, vocabulary
@@ -54,7 +56,11 @@ class Model:
     @property
     def context(self) -> int:
         """The most tokens that prompt and answer have together."""
-        return self.net.config.get_text_config().max_position_embeddings
+        found = getattr(self.net.config.get_text_config(), "max_position_embeddings", None)
+        if found is None:
+            raise BadInput(f"model {self.name} does not say how long a text it reads; allowed are "
+                           "models with max_position_embeddings in their configuration.")
+        return found
 
     @property
     def depth(self) -> int:
@@ -85,7 +91,8 @@ class Model:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids; padding is left out."""
         pad = self.net.config.get_text_config().pad_token_id
-        kept = [i for i in ids if i != pad or i in self.stop]
+        ordinary = pad not in self.tokenizer.all_special_ids or pad in self.stop
+        kept = [i for i in ids if i != pad or ordinary]
         return self.tokenizer.decode(kept, skip_special_tokens=not self.special)
 
     def spans(self, ids: Sequence[int]) -> list[tuple[int, int]]:
@@ -96,6 +103,8 @@ class Model:
             text = self.decode(ids[:i + 1])
             longest = max(longest, len(text.rstrip("\ufffd")))
             ends.append(longest)
+        if ends:
+            ends[-1] = len(text)
         return list(zip([0, *ends[:-1]], ends))
 
     def ask(self, task: ModuleType, problem: Any) -> list[int]:
@@ -149,11 +158,11 @@ class Pair(NamedTuple):
 
     def has(self, role: str) -> bool:
         """Whether there is a model in a role: a name was given, or the lab has its checkpoint."""
-        if role in ("base", "thinking") and not self.name(role).startswith("lab/"):
-            return bool(self.name(role))
         if role == "untrained":
             return bool(self.base)
-        return self.of_the_lab and lab.folder(self.profile, self.task, role, self.seed).is_dir()
+        if role in ("base", "thinking") and not self.name(role).startswith("lab/"):
+            return bool(self.name(role))
+        return self.folder(role) is not None and self.folder(role).is_dir()
 
     def load(self, role: str, exact: bool = False, seed: int | None = None) -> Model:
         """The model in a role; exact: in float32, for scores and training. seed: of an untrained
@@ -174,11 +183,13 @@ class Pair(NamedTuple):
         """Checkpoints on the way to "base" (after so many tokens) or "thinking" (after so many
         steps of RL), the last one included: (how far, folder), in order; [] for what the lab did
         not train. Only a first seed keeps more than the last."""
-        if self.folder(role) is None:
+        if self.name(role) not in ("lab/base", "lab/thinking"):
             return []
         own = lab.config(self.profile)
-        end = own["pretrain"]["tokens"] if role == "base" else own["rl"]["steps"]
-        steps = lab.steps(self.profile, self.task, role, self.seed)
+        trained = self.name(role) == "lab/base"
+        end = own["pretrain"]["tokens"] if trained else own["rl"]["steps"]
+        which = self.name(role).removeprefix("lab/")
+        steps = lab.steps(self.profile, self.task, which, self.seed)
         return [*((int(folder.name), folder) for folder in steps), (end, self.folder(role))]
 
     def load_checkpoint(self, folder: Path, exact: bool = False) -> Model:
@@ -191,7 +202,7 @@ class Pair(NamedTuple):
     def rl_tokens(self) -> float | None:
         """Tokens that the RL behind the thinking model sampled, a seed; None where no record of it
         is here."""
-        if self.folder("thinking") is None:
+        if self.thinking != "lab/thinking":
             return None
         config = lab.config(self.profile)
         curve = results.read(config["profile"], f"train/{self.task}_rl")["extra"]["curve"]
@@ -200,9 +211,10 @@ class Pair(NamedTuple):
 
     def folder(self, role: str) -> Path | None:
         """The checkpoint folder of a lab model, for the record; None for any other."""
-        if not self.name(role).startswith("lab/") or role == "untrained":
+        place, _, which = _parts(self.name(role))[0].rpartition("lab/")
+        if place or which not in lab.FOLDERS:
             return None
-        return lab.folder(self.profile, self.task, role, self.seed)
+        return lab.folder(self.profile, self.task, which, self.seed)
 
 
 def pairs(profile: str, task_names: Sequence[str], seeds: Sequence[int],
@@ -224,21 +236,22 @@ def load(name: str, *, profile: str = "lab", task: str | None = None, seed: int 
     BadInput in one sentence for a name that is none, a revision that is not a commit, weights that
     are missing, damaged or not safetensors, a chat template that is not there.
     """
-    name, _, adapter = name.partition(ADAPTER)
+    plain, adapter = _parts(name)
     place, dtype = device.pick()
-    dtype = torch.float32 if exact else dtype
-    if name.startswith("lab/"):
-        return _lab(name, profile, task, seed, exact)
-    net, tokenizer = _bring(name, accept_terms)
+    if plain.startswith("lab/"):
+        net, tokenizer = _bring_lab(plain, profile, task, seed, exact or bool(adapter))
+    else:
+        net, tokenizer = _bring(plain, accept_terms)
     if adapter:
-        _check_adapter(adapter)
-        net = PeftModel.from_pretrained(net, adapter).merge_and_unload()
+        net = _adapted(net, adapter)
     if chat and not tokenizer.chat_template:
         raise BadInput(f"{name} is to be asked in a chat, but its tokenizer has no chat template; "
                        "allowed is a model that has one, or plain text.")
+    net = net.to(place, torch.float32 if exact else dtype).eval()
+    if tokenizer.get_vocab() == _lab_tokenizer().get_vocab():
+        return Model(name, net, tokenizer, frozenset(vocabulary.STOP), special=True)
     stop = _ends(net, tokenizer) | (set() if chat else _line_ends(tokenizer))
-    return Model(name + (ADAPTER + adapter if adapter else ""), net.to(place, dtype).eval(),
-                 tokenizer, frozenset(stop), chat)
+    return Model(name, net, tokenizer, frozenset(stop), chat)
 
 
 def check(names: Iterable[str], accept_terms: bool = False) -> list[str]:
@@ -247,7 +260,7 @@ def check(names: Iterable[str], accept_terms: bool = False) -> list[str]:
     """
     lines = []
     for name in names:
-        plain, _, adapter = name.partition(ADAPTER)
+        plain, adapter = _parts(name)
         size = _size(plain, accept_terms)
         if size:
             device.check_memory(size, f"loading {plain}", device.pick()[0])
@@ -271,22 +284,47 @@ def untrained(trained: Model, seed: int) -> Model:
 
 
 def fingerprint(net: PreTrainedModel) -> str:
-    """16 hex digits that tell models apart: from config, dtypes, shapes and the first 64 values of
-    every parameter."""
+    """16 hex digits that tell models apart: from config and every byte of every tensor."""
     digest = hashlib.sha256(net.config.to_json_string().encode())
-    for name, weight in net.named_parameters():
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    for name, tensor in net.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 
-def _lab(name, profile, task, seed, exact):
+def _parts(name):
+    """(model, adapter folder or "") of a name; a local folder may have the sign in its own."""
+    if Path(name).is_dir() or ADAPTER not in name:
+        return name, ""
+    cuts = [i for i, sign in enumerate(name) if sign == ADAPTER]
+    whole = [i for i in cuts if Path(name[:i]).is_dir()]
+    cut = (whole or cuts)[0]
+    return name[:cut], name[cut + 1:]
+
+
+def _bring_lab(name, profile, task, seed, exact):
+    """(net, tokenizer) of a lab model."""
     which = name.removeprefix("lab/")
     if which not in lab.MODELS:
         raise BadInput(f"model is {name!r}; allowed of the lab are "
                        f"{', '.join(f'lab/{m}' for m in lab.MODELS)}.")
-    return Model(name, lab.load(profile, task, which, seed, exact), _lab_tokenizer(),
-                 frozenset(vocabulary.STOP), special=True)
+    return lab.load(profile, task, which, seed, exact), _lab_tokenizer()
+
+
+def _adapted(net, folder):
+    """`net` with the LoRA weights of a folder added in float32. BadInput where they are damaged or
+    another model's: every weight of the adapter must have its place, and every place its weight."""
+    _check_adapter(folder)
+    try:
+        wanted = set(load_file(Path(folder, "adapter_model.safetensors")))
+        both = PeftModel.from_pretrained(net.float(), folder)
+    except (RuntimeError, ValueError, SafetensorError) as error:
+        said = str(error).splitlines()[0]
+        raise BadInput(f"adapter {folder} does not fit the model: {said}") from error
+    if wanted != set(get_peft_model_state_dict(both)):
+        raise BadInput(f"adapter {folder} is another model's: its weights and the places for them "
+                       "differ; allowed is an adapter of this very architecture.")
+    return both.merge_and_unload()
 
 
 @lru_cache(maxsize=1)
@@ -352,10 +390,14 @@ def _bring(name, accept_terms):
     place = name.partition("@")[0] if kind == "hub" else name
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **pinned)
-        net = AutoModelForCausalLM.from_pretrained(place, use_safetensors=True, dtype="auto",
-                                                   **pinned)
-    except (OSError, ValueError) as error:
+        net, told = AutoModelForCausalLM.from_pretrained(
+            place, use_safetensors=True, dtype="auto", output_loading_info=True, **pinned)
+    except (OSError, ValueError, SafetensorError) as error:
         raise BadInput(f"model {name} could not be loaded: {str(error).splitlines()[0]}") from error
+    lacking = sorted(told["missing_keys"]) + sorted(map(str, told["mismatched_keys"]))
+    if lacking:
+        raise BadInput(f"model {name} lacks weights that its architecture has, {lacking[0]} among "
+                       f"{len(lacking)}; allowed are whole weights.")
     return net, tokenizer
 
 
@@ -370,8 +412,8 @@ def _ends(net, tokenizer):
 
 def _line_ends(tokenizer):
     """Ids of all tokens with a line break in them, byte-fallback tokens included."""
-    return {i for token, i in tokenizer.get_vocab().items()
-            if "\n" in token or "Ċ" in token or token == "<0x0A>"}
+    return {i for token, i in tokenizer.get_vocab().items() if "\n" in token or token == "<0x0A>"
+            or ("Ċ" in token and "\n" in tokenizer.decode([i]))}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -15,6 +15,7 @@ from types import ModuleType
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
@@ -95,13 +96,21 @@ def _kept(model, prompts, n, how):
                     sorted((k, v) for k, v in how.items() if k != "stop")]
         name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
         path = folder / f"{name}.safetensors"
-        if not path.exists():
+        if not _whole(path):
             drawn = engine.sample(model.net, prompts[some], n, keys=keys[some], **how)
             part = path.with_suffix(f".{os.getpid()}.tmp")
             save_file({name: getattr(drawn, name).cpu().contiguous() for name in _FIELDS}, part)
             part.replace(path)
         parts.append(load_file(path))
     return _joined(parts, n)
+
+
+def _whole(path):
+    """Whether a block is there and undamaged; a damaged one is sampled again."""
+    try:
+        return path.exists() and bool(load_file(path))
+    except SafetensorError:
+        return False
 
 
 _FIELDS = ("tokens", "lengths", "logprobs", "stopped")
