@@ -197,7 +197,7 @@ def test_complaints_find_what_is_wrong(toy, monkeypatch):
     found = " ".join(notebooks.complaints(chapter))
     for sentence in (
         "cell 1 carries outputs",
-        "cell 2 has more than 25 lines",
+        f"cell 2 has more than {notebooks.LONGEST_CELL} lines",
         "first code cell is not Colab's",
         "n defaults to 3, the page was made with 4",
     ):
