@@ -44,10 +44,11 @@ def run(notebook: str | Path, profile: str) -> Path:
     done = False
     try:
         papermill.execute_notebook(
-            notebook, partial, values, kernel_name="python3", progress_bar=False
+            notebook, partial, values, kernel_name="python3", progress_bar=False,
+            stderr_file=sys.stderr,  # as it comes: estimates, progress, warnings
         )
         executed = nbformat.read(partial, as_version=4)
-        sys.stderr.write(_normalise(executed))
+        _normalise(executed)
         nbformat.write(executed, partial)
         partial.replace(output)
         done = True

@@ -157,6 +157,13 @@ class Experiment:
 
     # --- what is chosen
 
+    def steers_too_much(self, task: str) -> bool:
+        """Whether no setting kept to MOST of the tokens, so that `pick` chose among all."""
+        here = self.tried[self.tried["task"] == task]
+        chosen = here[(here["layer"] == self.settings[task].layer)
+                      & (here["strength"] == self.settings[task].strength)]
+        return share(chosen) > MOST
+
     def validate(self) -> None:
         """Chooses layer and strength of the hybrid, then the probe's threshold, by `pick`."""
         arms = {(*key, (layer, strength)): self._steered(key, layer, strength)

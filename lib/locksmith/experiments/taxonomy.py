@@ -123,9 +123,10 @@ class Autoencoder(nn.Module):
         return self.encode(x).argmax(-1)
 
     @torch.no_grad()
-    def rebuilt(self, x: Float[Tensor, "steps width"]) -> float:
-        """Share of the variance of x that is rebuilt."""
-        return 1 - float((self(x) - x).square().sum() / (x - x.mean(0)).square().sum())
+    def rebuilt(self, x: Float[Tensor, "steps width"]) -> float | None:
+        """Share of the variance of x that is rebuilt; None where x has none, as a lone step."""
+        variance = (x - x.mean(0)).square().sum()
+        return 1 - float((self(x) - x).square().sum() / variance) if variance > 0 else None
 
 
 def fit(x: Float[Tensor, "steps width"], latents: int, k: int = 3, steps: int = 300,
