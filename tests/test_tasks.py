@@ -3,6 +3,7 @@ steps in place."""
 
 import hashlib
 import random
+import time
 
 import pytest
 from locksmith import errors, params, prose, tasks, words
@@ -174,6 +175,8 @@ def test_gsm8k_reads_only_the_pinned_file(tmp_path, monkeypatch):
      ["5 + 7 = 12.", "12 - 3 = 9.", "The answer is 9."]),
     ("He pays 3.5 * 2 = $7.00, then 7 + 1 = 8 dollars. J. Smith left early. So!",
      ["He pays 3.5 * 2 = $7.00,", "then 7 + 1 = 8 dollars.", "J. Smith left early."]),
+    ("5 + 7 = 12 - 3 = 9 + 9 = 18.", ["5 + 7 = 12", "- 3 = 9", "+ 9 = 18."]),
+    ("5 + 7 - 3 = 12 - 3 = 9, so 9.", ["5 + 7 - 3 = 12 - 3", "= 9, so 9."]),
     ("4*6=24; 24-5=19\nThat is all of it", ["4*6=24;", "24-5=19", "That is all of it"]),
     ("It costs 1.50 dollars a day. Yes.", ["It costs 1.50 dollars a day."]),
     ("", []),
@@ -186,6 +189,43 @@ def test_steps_in_words_are_sentences_and_equations(text, pieces):
     ("5 + 7 = 12", [True]), ("5 + 7 = 13", [False]), ("1,200 / 3 = 400", [True]),
     ("2 * (3 + 4) = 14", [True]), ("3.5 × 2 = $7.00", [True]), ("10 - 2 * 3 = 4", [True]),
     ("1 / 0 = 5", []), ("x = 5", []), ("60% of it is 5", []), ("2 + 3 = 5.5", [False]),
+    # step by step, and run on
+    ("5 + 7 - 3 + 9 = 12 - 3 + 9 = 9 + 9 = 18", [True] * 3), ("12 = 5 + 7 = 12", [True]),
+    ("5 + 7 = 12 - 3 = 9 + 9 = 18", [True] * 3), ("4*5=20/4=5", [True] * 2),
+    ("3 + 4 = 7 * 2 = 15", [True, False]), ("5 + 7 = 13 - 3 = 10", [False, True]),
+    # ways to write numbers and signs
+    ("1/2 + 1/4 = 3/4", [True]), ("10 / 4 = 5/2", [True]), ("10/2 = 5/2", [False]),
+    ("5 + 7 − 3 + 9 = 18", [True]), ("5 · 3 + 4 = 19", [True]), (".5 + 1 = 1.5", [True]),
+    ("1.05 + 1 = 2.05", [True]), ("007 + 1 = 8", [True]), ("20% * 50 = 10", [True]),
+    ("50% + 10% = 60%", [True]), ("3 / 4 * 100 = 75%", [True]), ("50% + 10% = 70%", [False]),
+    ("0.12345678901234567 + 1 = 1.12345678901234567", [True]),
+    ("0.12345678901234567 + 1 = 1.12345678901234568", [False]),
+    # what stands around
+    ("- 3 + 4 = 7", [True]), ("**3 + 4 = 7**", [True]), ("(3 + 4 = 7)", [True]),
+    (r"so \(3 + 4 = 8\).", [False]), ("$$3 + 4 = 7$$", [True]), ("3 + 4 = 7 (apples)", [True]),
+    # more than is read
+    ("2(3 + 4) = 14", []), ("2^3 + 1 = 9", []), ("1 + 8 = 3^2", []), ("8 = 2 * 2^2 = 8", []),
+    ("√9 + 1 + 2 = 6", []), ("20 boxes * 3 + 4 = 64", []), ("1e3 + 1 + 1 = 1002", []),
+    ("3**2 + 1 = 10", []), (r"5 \times 3 + 4 = 19", []), ("12/11/2020 = 5", []),
+    ("2:30 + 1 = 3:30", []), ("3 + 4 = 7.5.2", []),
 ])
 def test_equations_are_checked_exactly(text, holds):
     assert [one.holds for one in prose.equations(text)] == holds
+
+
+@pytest.mark.parametrize("text", ["1 + 1 = " + "9" * 5000, "1" * 400 + ".5 + 1 = 2",
+                                  "1" + "+1" * 1000 + " = 1001", "((1+" * 8000, "1 + " * 8000,
+                                  "1 + 1 = " * 2000, "(" * 32000])
+def test_no_text_is_too_long_for_equations(text):
+    start = time.process_time()
+    assert all(one.holds for one in prose.equations(text))
+    assert time.process_time() - start < 2
+
+
+def test_an_equation_with_another_result_is_wrong():
+    """What the minimal pairs of chapter 4 stand on: each ends with its result."""
+    text = "5 + 7 = 12 - 3 = 9, and 2 * 4 + 1 = 8 + 1 = 9."
+    for one in prose.equations(text):
+        assert one.holds and text[one.end - 1].isdigit()
+        changed = f"{text[:one.end - 1]}{(int(text[one.end - 1]) + 3) % 10}"
+        assert not prose.equations(changed)[-1].holds

@@ -16,9 +16,27 @@ from locksmith.tasks import Step
 
 NUMBER = r"-?[$£€]?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?:\s?/\s?[0-9]+)?"
 FEWEST_WORDS = 3  # of a sentence without an equation
-_PLAIN = r"[$£€]?[0-9][0-9,]*(?:\.[0-9]+)?%?"
-_SIDE = rf"\(*-?{_PLAIN}\)*(?: ?(?:[-+*/×÷x]) ?\(*-?{_PLAIN}\)*)+"
-_EQUATION = re.compile(rf"({_SIDE}) ?= ?(-?{_PLAIN})(?![0-9.,]*[0-9])")
+# Calculations. Every repetition is bounded, so that no text takes more than linear time, and a side
+# gives nothing back, (?>...): what goes on in a way that is not read (2^3, 1e3) is none, not cut.
+_SIGN = "[-+*/×÷x·⋅]"
+_PLAIN = (r"[$£€]{0,2}(?:[0-9]{1,40}(?:,[0-9]{3}){0,9}(?:\.[0-9]{1,40})?|\.[0-9]{1,40})"
+          r"(?![0-9]|[.,][0-9])%?")
+_SIDE = (rf"(?>\({{0,9}}-?{_PLAIN}\){{0,9}}"
+         rf"(?: ?{_SIGN} ?\({{0,9}}-?{_PLAIN}\){{0,9}}){{0,60}})")
+# What stands before is not part of the calculation: no factor or term that is not read (`2(3 + 4)`,
+# `√9 + 1`, `20 boxes * 3`), though it may be the mark of a list or of emphasis (`- 3 + 4 = 7`).
+_BEFORE = (r"(?<![\w.^√$£€)\]}%!/×÷+·⋅])(?<![/×÷+^·⋅] )(?<![\w)\]}%!][-*])(?<![\w)\]}%!] [-*x] )"
+           r"(?<![\w)]\*\*)(?<!\*\* )(?<!\\times )(?<!\\cdot )(?<!\\div )(?<![0-9]:)")
+_AFTER = (r"(?![(^√]| \^|e[-+0-9]|:[0-9]| ?[*/×÷+·⋅]{1,2} ?[\w(√\\]"
+          r"| ?\\(?:times|cdot|div|frac|sqrt))")
+_EQUATIONS = re.compile(rf"{_BEFORE}{_SIDE}(?: ?= ?{_SIDE})+{_AFTER}")
+_BETWEEN = re.compile("[^= ](?:[^=]*[^= ])?")
+_CALCULATION = re.compile(rf"[0-9%]\)* ?{_SIGN}")
+_FIRST = re.compile(rf"-?{_PLAIN}")
+_FRACTION = re.compile(r"-?[0-9]+/[0-9]+")
+_DATE = re.compile(r"[0-9]{1,2}/[0-9]{1,2}/[0-9]{4}")
+_CUT = re.compile(r"[,)\s]*")
+_ONE_WRITING = str.maketrans("−–×÷x·⋅", "--*/***")
 _END = re.compile(r"[.!?;](?=\s|$)|\n")
 _PROTECTED = re.compile(r"(?<![A-Za-z])[A-Z]\.|[A-Za-z0-9]!(?=\s*[-+*/=])")
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
@@ -33,38 +51,67 @@ class Equation(NamedTuple):
 
 
 def equations(text: str) -> list[Equation]:
-    """The equations `calculation = number` in a text, in order; what is no arithmetic is none."""
-    found = []
-    for match in _EQUATION.finditer(text):
-        value = _value(match[1])
-        if value is not None:
-            found.append(Equation(match.start(), match.end(), value == _number(match[2])))
+    """The equations in a text whose left side is a calculation, in order; what is no arithmetic is
+    none.
+
+    `a = b = c` is two equations, of which the second starts where the first ends. A run-on such as
+    5 + 7 = 12 - 3 = 9 says 5 + 7 = 12 and 12 - 3 = 9, as people write it.
+    """
+    found, text = [], text.replace("−", "-").replace("–", "-")
+    for match in _EQUATIONS.finditer(text):
+        sides, free = _sides(match), 0
+        for i, ((start, end), (other, stop)) in enumerate(zip(sides, sides[1:])):
+            left, right = text[start:end], text[other:stop]
+            holds, first = _equal(left, right), _FIRST.match(right)
+            alone = i + 2 == len(sides) and _FRACTION.fullmatch(right)
+            if not holds and first and not alone and _equal(left, first[0]):
+                holds, stop = True, other + first.end()
+            if holds is not None and _CALCULATION.search(left):
+                found.append(Equation(max(start, free), stop, holds))
+                free = stop + (text[stop:stop + 1] == " ")
     return found
 
 
-def _number(text):
-    return Fraction(re.sub(r"[,$£€%]", "", text))
+def _sides(match):
+    """(start, end) of the sides of a match of _EQUATIONS, without brackets around it all."""
+    sides = [list(side.span()) for side in _BETWEEN.finditer(match.string, *match.span())]
+    first, last = (match.string[start:end] for start, end in (sides[0], sides[-1]))
+    outer = max(0, first.count("(") - first.count(")"))
+    sides[0][0] += outer * first.startswith("(" * outer)
+    outer = max(0, last.count(")") - last.count("("))
+    sides[-1][1] -= outer * last.endswith(")" * outer)
+    return sides
 
 
-def _value(text):
+def _equal(left, right):
+    """Whether two sides are equal, or None where one has no value. A percentage is read as its
+    number too: 20% * 50 = 10, 3 / 4 * 100 = 75%."""
+    values = [(_value(left, percent), _value(right, percent)) for percent in ("/100", "")]
+    if _DATE.search(left + " " + right) or None in values[0]:
+        return None
+    return any(one == other for one, other in values)
+
+
+def _value(text, percent):
     """The exact value of a calculation, or None where it has none."""
-    plain = re.sub(r"[,$£€%]", "", text).translate(str.maketrans("×÷x", "*/*"))
+    plain = re.sub(r"[,$£€]", "", text).translate(_ONE_WRITING)
+    plain = re.sub(r"(?<![0-9.])0+(?=[0-9])", "", plain)
+    plain = re.sub(r"([0-9.]+)%", rf"(\1{percent})", plain)
     try:
-        tree = ast.parse(re.sub(r"\b0+(?=[0-9])", "", plain.strip()), mode="eval").body
+        return _evaluate(ast.parse(plain, mode="eval").body, plain)
     except SyntaxError:  # brackets that do not match
         return None
-    return _evaluate(tree)
 
 
-def _evaluate(node):
-    if isinstance(node, ast.Constant):
-        return Fraction(str(node.value))
+def _evaluate(node, source):
+    if isinstance(node, ast.Constant):  # as it is written: no float
+        return Fraction(source[node.col_offset:node.end_col_offset])
     if isinstance(node, ast.UnaryOp):
-        inner = _evaluate(node.operand)
+        inner = _evaluate(node.operand, source)
         return None if inner is None else -inner
     if not isinstance(node, ast.BinOp):
         return None
-    left, right = _evaluate(node.left), _evaluate(node.right)
+    left, right = _evaluate(node.left, source), _evaluate(node.right, source)
     if left is None or right is None or (isinstance(node.op, ast.Div) and right == 0):
         return None
     return _OPERATORS[type(node.op)](left, right)
@@ -78,7 +125,7 @@ def steps(text: str) -> list[Step]:
     cuts = {match.end() for match in _END.finditer(safe)}
     for one, after in zip(written, written[1:]):
         if not any(one.end <= cut <= after.start for cut in cuts):
-            cuts.add(one.end + len(re.match(r"[,)\s]*", text[one.end:])[0]))
+            cuts.add(_CUT.match(text, one.end).end())
     edges, out = [0, *sorted(cuts - {0, len(text)}), len(text)], []
     for start, end in zip(edges, edges[1:]):
         piece = text[start:end]
