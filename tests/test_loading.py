@@ -229,6 +229,8 @@ def test_roles_follow_the_names_and_not_the_other_way_round(tmp_path):
         assert turned.way("base") == [] and turned.rl_tokens is None
         mixed = loading.Pair("smoke", "chain", 0, "lab/base", "toy")
         assert mixed.has("base") and mixed.has("thinking") and not mixed.has("twin")
+        own = loading.Pair("smoke", "chain", 0, "base", "lab/base+adapter")  # a folder named base
+        assert own.folder("base") is None and own.folder("thinking") is None
 
 
 def test_a_folder_may_have_the_adapters_sign_in_its_name(folder, tmp_path):

@@ -211,8 +211,8 @@ class Pair(NamedTuple):
 
     def folder(self, role: str) -> Path | None:
         """The checkpoint folder of a lab model, for the record; None for any other."""
-        place, _, which = _parts(self.name(role))[0].rpartition("lab/")
-        if place or which not in lab.FOLDERS:
+        which = self.name(role).removeprefix("lab/")
+        if which == self.name(role) or which not in lab.FOLDERS:
             return None
         return lab.folder(self.profile, self.task, which, self.seed)
 
