@@ -156,6 +156,48 @@ def test_a_better_part_never_makes_a_verdict_worse():
                     assert (before == "cannot tell") == (after == "cannot tell")
 
 
+@pytest.mark.parametrize("kinds", [(), ("literal",), ("because",), ("valid", "literal")])
+def test_without_a_core_part_nothing_can_be_told(kinds):
+    for outcomes in itertools.product(claims.MARKS, repeat=len(kinds)):
+        assert claims.verdict(judged_parts(kinds, outcomes))[0] == "cannot tell"
+
+
+def rows_of(chapter, **ends):
+    """A facts table of the lab, family f: arm -> (low, high) of the quantity x."""
+    return [{"profile": "lab", "chapter": chapter, "family": "f", "model": name, "quantity": "x",
+             "low": low, "high": high, "seeds": 3, "n_problems": 100}
+            for name, (low, high) in ends.items()]
+
+
+def verdict_of(parts, rows, families=("f",)):
+    claim = {"id": "c", "chapter": "02", "families": list(families), "parts": parts}
+    needs = {"default": {"seeds": 3, "problems": 100}}
+    return claims.verdicts({"needs": needs, "claims": [claim]}, rows, profiles=["lab"])[0]
+
+
+def test_a_family_of_which_no_core_part_is_asked_is_not_judged_by_the_rest():
+    core = {**part("a.x.low > 0.2"), "families": ["g"]}
+    found = verdict_of([core, {**part("a.x.low > 0.2", "literal"), "id": "q"}],
+                       rows_of("02", a=(0.5, 0.6)))
+    assert (found["verdict"], found["reason"]) == ("cannot tell", "no core part is asked here")
+
+
+def test_what_was_not_measured_properly_refutes_nothing():
+    for ends in ((float("nan"), 0.1), (0.0, float("nan")), (float("nan"), float("nan"))):
+        found = verdict_of([part("a.x.low > 0.2")], rows_of("02", a=ends))
+        assert found["verdict"] == "undecided"
+        assert found["parts"][0]["numbers"] == "a x was not measured properly"
+
+
+def test_a_claim_that_reads_other_chapters_alone_is_judged_by_those():
+    parts = [part("00:a.x.low > 0.2"), {**part("05:b.x.low > 0.2"), "id": "q"}]
+    rows = rows_of("00", a=(0.5, 0.6)) + rows_of("05", b=(0.0, 0.1))
+    assert verdict_of(parts, rows)["verdict"] == "refuted"
+    assert verdict_of(parts, rows_of("00", a=(0.5, 0.6)))["verdict"] == "undecided"
+    assert verdict_of(parts, rows_of("02", a=(0.5, 0.6)))["reason"] == (
+        "chapter 00 has no results for it; chapter 05 has no results for it")
+
+
 def test_improving_the_interval_of_a_refuted_core_never_ends_in_cannot_tell():
     """Random claims, whose parts may read the same facts as the core, on random intervals."""
     chance, seen = random.Random(0), set()
@@ -432,7 +474,7 @@ def test_facts_reads_what_results_writes(tmp_path, monkeypatch):
     results.write("smoke", "02", [
         fact | dict(value=0.25, low=0.125, high=0.5, n_problems=16, seeds=[0, 1]),
         fact | dict(quantity="crossing_k", against="thinking", value=32, low=None, high=None,
-                    n_problems=None, seeds=[0]),
+                    n_problems=None, seeds=[0, 0]),
     ])
     results.facts()
     crossing, first = claims.facts(tmp_path / "facts.csv")
@@ -476,6 +518,19 @@ def test_published_sources_are_in_the_bibliography():
     (lambda b: b["claims"][1]["parts"][4].update(rival="x"), "where because also cause and rival"),
     (lambda b: b["claims"][1]["parts"][0].update(rule="hybird.gap_recovered.low > 0"),
      "arm 'hybird' is unknown; did you mean hybrid"),
+    (lambda b: b["claims"][1]["parts"][0].update(rule="hybrid.gain[against=bais-only].low > 0"),
+     "arm 'bais-only' is unknown; did you mean bias-only"),
+    (lambda b: b["claims"][1]["parts"][0].update(rule="hybrid.gain[on=bais-only].low > 0"),
+     "arm 'bais-only' is unknown; did you mean bias-only"),
+    (lambda b: b["claims"][1]["parts"][0].update(rule="hybrid.pass_at_k.low > 0"),
+     r"pass_at_k is given without k; allowed is pass_at_k\[k=1\]"),
+    (lambda b: b["claims"][1]["parts"][0].update(rule="20:hybrid.gap_recovered.low > 0"),
+     "chapter is '20'; allowed are 00, 01, 02, 03, 04, 05, 06, twin"),
+    (lambda b: b["claims"][1].update(chapter="1"), "chapter is '1'; allowed are 00,"),
+    (lambda b: b["claims"][1].update(chapters={"open": "60"}), "chapter is '60'; allowed are"),
+    (lambda b: b["claims"][1]["parts"][0].update(id="bias-only"), "part ids must differ"),
+    (lambda b: [p.update(families=["countdown"]) for p in b["claims"][1]["parts"]
+                if p["kind"] == "core"], "at least one core part that is asked of chain"),
     (lambda b: b["claims"][1]["parts"][0].update(rule="hybrid.gap_recoverd.low > 0"),
      "'gap_recoverd' is unknown; did you mean gap_recovered"),
     (lambda b: b.pop("needs"), "must hold needs and claims"),

@@ -108,7 +108,11 @@ def test_unknown_profile_names_the_known_ones():
             "lab.families.chain.facts is 1.01; .*at least 0 and at most 1",
         ),
         (["lab", "families", "chain", "facts"], float("nan"), "lab.families.chain.facts is nan"),
-        (["lab", "seeds"], [], r"lab.seeds is \[\]; .* each at least 0, at least one.$"),
+        (["lab", "seeds"], [], r"lab.seeds is \[\]; .* each at least 0, at least one"),
+        (["lab", "seeds"], [0, 1, 0],
+         r"lab.seeds is \[0, 1, 0\]; .* at least one, none of them twice.$"),
+        (["lab", "chapters", "ch01", "layers"], [1, 1], "layers is .*, none of them twice"),
+        (["lab", "chapters", "ch02", "tasks"], ["chain"] * 2, "tasks is .*, none of them twice"),
         (["lab", "seeds"], [0, -1], r"lab.seeds\[1\] is -1"),
         (["lab", "seeds"], 3, "lab.seeds is 3; allowed is a list of int, each at least 0"),
         (["lab", "rl"], None, "lab.rl is None; allowed is a mapping"),
@@ -150,7 +154,9 @@ def test_broken_yaml_is_one_sentence(tmp_path):
         ("float 0..", [0, 3.5], [-0.1, float("inf"), "1"]),
         ("bool", [True, False], [1, "true"]),
         ("text", [""], [None, 3]),
-        ("list of int 1..", [[1], [2, 3]], [[], [0], [1.0], 1]),
+        ("list of int 1..", [[1], [2, 3, 3]], [[], [0], [1.0], 1]),
+        ("set of int 1..", [[1], [2, 3]], [[], [0], [1.0], 1, [2, 3, 2]]),
+        ("set of a|b", [["a"], ["b", "a"]], [["a", "a"], ["c"], "a"]),
     ],
 )
 def test_rules(rule, good, bad):

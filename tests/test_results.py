@@ -91,6 +91,8 @@ def test_missing_weights_are_named(book):
         ({"high": np.inf}, "high is .*inf"),
         ({"value": None}, "value is None"),
         ({"value": "0.3"}, "value is '0.3'"),
+        ({"low": 0.5, "high": 0.25}, "low is 0.5 and high 0.25; allowed are the two ends"),
+        ({"low": None, "high": 0.25}, "low is None and high 0.25; .* None for both"),
         ({"colour": "red"}, "Condition 'colour' is unknown"),
         ({"model": "-"}, "allowed is an id of arms.yml"),
         ({"quantity": "pass_at_n"}, "'pass_at_n' is unknown; did you mean pass_at_k"),

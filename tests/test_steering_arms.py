@@ -292,6 +292,26 @@ def test_a_pair_that_cannot_take_part_is_told_before_anything_runs(experiment, c
         replace(experiment, **change).check()
 
 
+def test_as_many_tokens_with_other_meanings_are_another_vocabulary(experiment, monkeypatch):
+    pair = experiment.pairs["chain", 0]
+    models = {role: pair.load(role) for role in ("base", "thinking")}
+    vocabulary = models["base"].tokenizer.get_vocab()
+    swapped = dict(zip(vocabulary, [*vocabulary.values()][::-1], strict=True))
+    other = replace(models["thinking"], tokenizer=SimpleNamespace(get_vocab=lambda: swapped))
+    monkeypatch.setattr(loading.Pair, "load", lambda _, role: {**models, "thinking": other}[role])
+    with pytest.raises(errors.BadInput, match="have different vocabularies; allowed in this"):
+        experiment.check()
+
+
+def test_at_strength_zero_nothing_is_steered_and_nothing_misplaced(experiment):
+    still = replace(experiment, strengths=[0.0])
+    for name in ("studies", "bodies", "others", "settings", "seen"):
+        setattr(still, name, getattr(experiment, name))
+    found = still.run(["base", "hybrid", "random-vectors"]).set_index("arm")
+    assert not still.misplaced() and (found["steered"] == 0).all()
+    assert found.loc["hybrid", "tokens"].tolist() == found.loc["base", "tokens"].tolist()
+
+
 # --- the page -------------------------------------------------------------------------------------
 
 def test_the_page_names_no_arm_that_does_not_exist():

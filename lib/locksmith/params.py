@@ -30,7 +30,7 @@ PROFILES = ("smoke", "lab", "open", "colab", "toy", "paper")
 
 # What is allowed, from which `schema` makes JSON Schema: "int 1.." (with bounds, both inclusive,
 # either may be left out), "float 0..1", "bool", "text", "a|b" (one of these words); "list of ..."
-# for a list of at least one such value.
+# for a list of at least one such value, "set of ..." for one in which each stands once.
 _GENERATOR = {
     "facts": "float 0..1",
     "reviews": "float 0..1",
@@ -40,7 +40,7 @@ _GENERATOR = {
     "largest_number": "int 2..99",
 }
 _PAIR = {  # a base and a thinking model on some tasks, for `loading.pairs`
-    "tasks": "list of " + "|".join(tasks.names()),
+    "tasks": "set of " + "|".join(tasks.names()),
     "base_model": "text",
     "thinking_model": "text",
     "thinking_chat": "bool",
@@ -53,7 +53,7 @@ _ONE_PROBLEM = {  # training on one problem, and the RL beside it
     "steps": "int 1..",
     "target_tokens": "int 1..",
     "lr": "float 0..1",
-    "other_lrs": "list of float 0..1",
+    "other_lrs": "set of float 0..1",
     "rl_steps": "int 1..",
     "rl_problems": "int 1..",
     "rl_samples": "int 2..",
@@ -62,7 +62,7 @@ _ONE_PROBLEM = {  # training on one problem, and the RL beside it
 
 SCHEMA = {
     "checkpoints": "|".join(PROFILES),
-    "seeds": "list of int 0..",
+    "seeds": "set of int 0..",
     "problems": {"train": "int 1..", "validation": "int 1..", "test": "int 1.."},
     "model": {
         "hidden": "int 8..",
@@ -104,7 +104,7 @@ SCHEMA = {
         "lr": "float 0..1",
         "max_new_tokens": "int 1..",
         "micro_tokens": "int 32..",
-        "checkpoints": "list of int 1..",
+        "checkpoints": "set of int 1..",
     },
     "distill": {
         "problems": "int 1..",
@@ -119,18 +119,18 @@ SCHEMA = {
             "problems": "int 1..",
             "samples": "int 1..",
             "low_temperature": "float 0.01..1",
-            "depths": "list of int 1..9",
+            "depths": "set of int 1..9",
         },
         "ch01": {
             "n_problems": "int 2..",
             "n_samples": "int 1..",
             "n_validation": "int 2..",
             "n_traces": "int 2..",
-            "latents": "list of int 2..",
+            "latents": "set of int 2..",
             "autoencoder": "quick|published",
-            "layers": "list of int 0..",
-            "strengths": "list of float 0..",
-            "thresholds": "list of float 0..1",
+            "layers": "set of int 0..",
+            "strengths": "set of float 0..",
+            "thresholds": "set of float 0..1",
             "fit_steps": "int 1..",
             "max_new_tokens": "int 1..",
             **_PAIR,
@@ -145,14 +145,14 @@ SCHEMA = {
             "matched_samples": "int 1..",
             "entropy_problems": "int 1..",
             "traces_per_problem": "int 1..",
-            "temperatures": "list of float 0.01..",
+            "temperatures": "set of float 0.01..",
             "power_alpha": "float 1..",
             "power_block": "int 1..",
             "power_steps": "int 1..",
             "power_chains": "int 1..",
         },
         "ch03": {
-            "tasks": "list of " + "|".join(tasks.names()),
+            "tasks": "set of " + "|".join(tasks.names()),
             "n_problems": "int 2..",
             "n_samples": "int 1..",
             "seed_problems": "int 2..",
@@ -169,7 +169,7 @@ SCHEMA = {
             "documents": "int 1..",
             "own_samples": "int 1..",
             "step_problems": "int 2..",
-            "strengths": "list of float -4..4",
+            "strengths": "set of float -4..4",
             "max_new_tokens": "int 1..",
             "word_sums": "int 0..",
             "word_samples": "int 2..",
@@ -177,10 +177,10 @@ SCHEMA = {
             **_PAIR,
         },
         "ch05": {
-            "tasks": "list of " + "|".join(tasks.names()),
+            "tasks": "set of " + "|".join(tasks.names()),
             "n_problems": "int 2..",
             "n_samples": "int 1..",
-            "shots": "list of int 1..",
+            "shots": "set of int 1..",
             "rounds": "int 1..",
             "rl_steps": "int 1..",
             "rl_problems": "int 1..",
@@ -190,8 +190,8 @@ SCHEMA = {
             "adapter_lr": "float 0..1",
             "pool_problems": "int 1..",
             "pool_samples": "int 1..",
-            "prefixes": "list of text",
-            "solved": "list of int 1..",
+            "prefixes": "set of text",
+            "solved": "set of int 1..",
             "steps": "int 1..",
             "target_tokens": "int 1..",
             "lr": "float 0..1",
@@ -289,7 +289,8 @@ def schema(rule: dict | str, incomplete: tuple[str, ...] | None = None) -> dict:
         return {"type": "object", "additionalProperties": False, "properties": sections,
                 "required": list(rule) if incomplete is None else [],
                 "description": f"a mapping with {', '.join(rule)}"}
-    kind, _, bounds = rule.removeprefix("list of ").partition(" ")
+    several = next((word for word in ("list", "set") if rule.startswith(f"{word} of ")), None)
+    kind, _, bounds = rule.removeprefix(f"{several} of ").partition(" ")
     low, _, high = bounds.partition("..")
     limits = " and ".join([f"at least {low}"] * bool(low) + [f"at most {high}"] * bool(high))
     types = {"int": "integer", "float": "number", "bool": "boolean", "text": "string"}
@@ -297,11 +298,12 @@ def schema(rule: dict | str, incomplete: tuple[str, ...] | None = None) -> dict:
     one |= {"minimum": float(low)} if low else {}
     one |= {"maximum": float(high)} if high else {}
     one["description"] = f"{kind.replace('|', ' or ')} {limits}".rstrip()
-    if not rule.startswith("list of "):
+    if several is None:
         return one
     words = one["description"].replace(f" {limits}", f", each {limits}") if limits else f"{kind}"
-    return {"type": "array", "minItems": 1, "items": one,
-            "description": f"a list of {words}, at least one"}
+    return {"type": "array", "minItems": 1, "items": one, "uniqueItems": several == "set",
+            "description": f"a list of {words}, at least one"
+                           + ", none of them twice" * (several == "set")}
 
 
 # JSON takes 2.0 for an integer, and Python NaN and infinity for numbers;

@@ -300,6 +300,10 @@ def _check(fact):
             continue
         if isinstance(value, bool) or not hasattr(value, "__float__") or not math.isfinite(value):
             raise errors.BadInput(f"{name}: {key} is {value!r}; allowed is a finite number.")
+    low, high = fact["low"], fact["high"]
+    if (low is None) != (high is None) or (low is not None and low > high):
+        raise errors.BadInput(f"{name}: low is {low} and high {high}; allowed are the two ends of "
+                              "an interval in this order, or None for both.")
 
 
 def _layout(value, indent="\n"):

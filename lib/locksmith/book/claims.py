@@ -20,8 +20,9 @@ could have shown the opposite), `core` (the effect), `because` (what the effect 
     all hold         all hold         all hold        all hold         holds
 
 `valid` comes before a refuted core: where nothing could have shown an effect, its absence says
-nothing. No other part can rescue a refuted core, or keep it from being refuted. "Cannot tell"
-hangs on `valid` parts alone, so a better core never leads there; a better part of another kind
+nothing; nor can anything be told of a family for which no core part is asked. No other part can
+rescue a refuted core, or keep it from being refuted. "Cannot tell" hangs on `valid` parts alone
+where a core part is asked, so a better core never leads there; a better part of another kind
 never makes a verdict worse (worst first: refuted, undecided, holds but not because,
 holds in part, holds).
 
@@ -33,6 +34,7 @@ nothing in the file is ever evaluated as code.
 import csv
 import hashlib
 import json
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable
@@ -40,7 +42,7 @@ from pathlib import Path
 
 import yaml
 
-from locksmith import arms, errors, quantities
+from locksmith import arms, errors, params, quantities
 
 OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 WORDS = {"<": "below", "<=": "at most", ">": "above", ">=": "at least"}
@@ -49,6 +51,7 @@ KINDS = ("valid", "core", "because", "literal")
 NOT_BECAUSE = "holds, but not because of …"
 VERDICTS = ("holds", "holds in part", NOT_BECAUSE, "undecided", "cannot tell", "refuted",
             "not tested yet")
+CHAPTERS = {*(name[2:] for name in params.SCHEMA["chapters"] if name[2:].isdigit()), "twin"}
 MARKS = {"holds": "✓", "refuted": "✗", "undecided": "?", "missing": "–"}
 
 NUMBER = r"\d+(?:\.\d+)?"
@@ -96,6 +99,8 @@ def _check_claim(claim, path):
     if set(claim) - {"chapters"} != fields:
         odd = ", ".join(sorted(set(claim) - {"chapters"} ^ fields))
         raise ClaimsError(f"{where} has missing or unknown fields: {odd}.")
+    for chapter in (claim["chapter"], *claim.get("chapters", {}).values()):
+        _check_chapter(chapter, where)
     for figure in claim["published"]:
         if set(figure) != {"figure", "source", "version", "where", "status"}:
             raise ClaimsError(f"{where}: a published figure needs figure, source, version, where "
@@ -117,17 +122,33 @@ def _check_claim(claim, path):
         for term in part["parsed"]:
             if isinstance(term, dict):
                 _check_names(term, f"{where}, part {part['id']}", Path(path).with_name("arms.yml"))
-    if "core" not in {part["kind"] for part in claim["parts"]}:
-        raise ClaimsError(f"{where} needs at least one core part.")
+    for family in claim["families"]:
+        if not any(part["kind"] == "core" and family in part.get("families", [family])
+                   for part in claim["parts"]):
+            raise ClaimsError(f"{where} needs at least one core part that is asked of {family}.")
+    ids = [part["id"] for part in claim["parts"]]
+    if len(set(ids)) < len(ids):
+        raise ClaimsError(f"{where}: part ids must differ, they are {', '.join(map(str, ids))}.")
 
 
 def _check_names(term, where, known):
     """The fact that a rule reads is one that could be recorded; its conditions come in order."""
     try:
-        arms.get(term["model"], known)
-        term["quantity"] = quantities.name(*quantities.parse(term["quantity"]))
+        quantity, conditions = quantities.parse(term["quantity"])
+        quantities.complete(quantity, conditions)
+        for name in (term["model"], *(conditions[key] for key in ("on", "against")
+                                      if key in conditions)):
+            arms.get(name, known)
+        term["quantity"] = quantities.name(quantity, conditions)
     except errors.BadInput as error:
         raise ClaimsError(f"{where}: {error}") from None
+    _check_chapter(term["chapter"], where)
+
+
+def _check_chapter(chapter, where):
+    if chapter not in CHAPTERS:
+        raise ClaimsError(f"{where}: chapter is {chapter!r}; allowed are "
+                          f"{', '.join(sorted(CHAPTERS))}.")
 
 
 def parse(rule: str, chapter: str) -> tuple[dict | float, str, dict | float]:
@@ -179,7 +200,7 @@ def facts(path: str | Path = "results/facts.csv") -> list[dict]:
     """Rows of the facts table as dicts (none if there is no table yet).
 
     quantity is the fact's whole name, conditions and all; value, low and high are floats (low and
-    high None without an interval), n_problems is an int and seeds the number of seeds.
+    high None without an interval), n_problems is an int and seeds the number of different seeds.
     """
     if not Path(path).exists():
         return []
@@ -190,7 +211,7 @@ def facts(path: str | Path = "results/facts.csv") -> list[dict]:
         given = {key: row[key] for key in quantities.CONDITIONS if row[key]}
         row["quantity"] = quantities.name(row["quantity"],
                                           quantities.check(row["quantity"], given))
-        row.update(n_problems=int(row["n_problems"] or 0), seeds=len(row["seeds"].split()))
+        row.update(n_problems=int(row["n_problems"] or 0), seeds=len(set(row["seeds"].split())))
     return rows
 
 
@@ -230,6 +251,8 @@ def judge_part(part: dict, lookup: Callable[[dict], tuple | str]) -> tuple[str, 
         found = lookup(term)
         if isinstance(found, str):
             return "missing", found
+        if not all(map(math.isfinite, found)):
+            return "missing", f"{term['model']} {term['quantity']} was not measured properly"
         ends.append(tuple(term["factor"] * end + term["plus"] for end in found))
     if not isinstance(left, dict):  # in words the fact comes first
         ends, comparison = ends[::-1], comparison.translate(str.maketrans("<>", "><"))
@@ -256,12 +279,13 @@ def _interval(low, high):
 def verdict(parts: list[dict]) -> tuple[str, list[dict]]:
     """A claim's verdict in one family, and the parts that decided it.
 
-    parts: dicts with at least `kind` and `outcome`, those asked of the family.
+    parts: dicts with at least `kind` and `outcome`, those asked of the family. Without a core part
+    among them nothing can be told.
     """
     failing = {kind: [p for p in parts if p["kind"] == kind and p["outcome"] != "holds"]
                for kind in KINDS}
     refuted = {kind: [p for p in failing[kind] if p["outcome"] == "refuted"] for kind in KINDS}
-    if failing["valid"]:
+    if failing["valid"] or not any(p["kind"] == "core" for p in parts):
         return "cannot tell", failing["valid"]
     if refuted["core"]:
         return "refuted", refuted["core"]
@@ -337,8 +361,8 @@ def verdicts(book: dict, rows: list[dict], stale_pairs: Iterable[tuple[str, str]
 
 def _families(claim, profile, rows):
     """The lab's families must all be there; other profiles bring families of their own."""
-    chapter = claim.get("chapters", {}).get(profile, claim["chapter"])
-    here = [r for r in rows if (r["profile"], r["chapter"]) == (profile, chapter)]
+    chapters = _chapters(claim, profile)
+    here = [r for r in rows if r["profile"] == profile and r["chapter"] in chapters]
     read = {(term["model"], term["quantity"]) for term in _terms(claim)}
     named = {r["family"] for r in here}
     if not named or named & set(claim["families"]):
@@ -350,11 +374,25 @@ def _terms(claim):
     return [term for part in claim["parts"] for term in part["parsed"] if isinstance(term, dict)]
 
 
-def _judge(claim, profile, family, table, needs):
+def _chapter(claim, profile, named):
+    """The chapter that is read in a profile where a claim names one."""
     own = claim.get("chapters", {}).get(profile, claim["chapter"])
+    return own if named == claim["chapter"] else named
+
+
+def _chapters(claim, profile):
+    """The chapters whose facts make a claim one that is tested: its own, or where no rule reads
+    that, all that it reads."""
+    read = {_chapter(claim, profile, term["chapter"]) for term in _terms(claim)}
+    own = _chapter(claim, profile, claim["chapter"])
+    return {own} if own in read else read
+
+
+def _judge(claim, profile, family, table, needs):
+    own, decisive = _chapter(claim, profile, claim["chapter"]), _chapters(claim, profile)
 
     def chapter(term):
-        return own if term["chapter"] == claim["chapter"] else term["chapter"]
+        return _chapter(claim, profile, term["chapter"])
 
     def key(term):
         return profile, chapter(term), family, term["model"], term["quantity"]
@@ -378,9 +416,10 @@ def _judge(claim, profile, family, table, needs):
             outcome, numbers = judge_part(part, lookup)
         parts.append({**part, "outcome": outcome, "numbers": numbers})
     word, deciding = verdict([part for part in parts if part["outcome"]])
-    reason = _reason(deciding)
-    if not any(key(term) in table for term in _terms(claim) if chapter(term) == own):
-        word, deciding, reason = "not tested yet", [], f"chapter {own} has no results for it"
+    reason = _reason(deciding) if deciding or word == "holds" else "no core part is asked here"
+    if not any(key(term) in table for term in _terms(claim) if chapter(term) in decisive):
+        word, deciding = "not tested yet", []
+        reason = "; ".join(f"chapter {name} has no results for it" for name in sorted(decisive))
     for part in parts:
         part["decides"] = part["id"] in {p["id"] for p in deciding}
     return {"claim": claim["id"], "profile": profile, "chapter": own, "family": family,

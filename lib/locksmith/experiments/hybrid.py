@@ -210,8 +210,10 @@ class Gate:
         return strengths
 
     def table(self, like: Int[Tensor, "rows time"]) -> Int[Tensor, "rows time"]:
-        """The choices, -1 = none, for rollouts of these tokens."""
+        """The choices, -1 = none, for rollouts of these tokens; none at strength 0."""
         out = torch.full_like(like, -1)
+        if not self.strength:
+            return out
         rows, steps, which = torch.cat(self.decisions, 1)
         inside = steps < like.shape[1]
         out[rows[inside], steps[inside]] = which[inside]

@@ -142,11 +142,16 @@ def traces(model: Model, task: ModuleType, problems: list, each: int,
             for i, (prompt, row) in enumerate(zip(found.prompts, found.ids)) for ids in row], found
 
 
-def check_alike(first: Model, second: Model) -> None:
-    """BadInput unless both models read the same tokens into residual streams of one shape."""
+def check_vocabularies(first: Model, second: Model) -> None:
+    """BadInput unless both models read the same tokens."""
     if first.tokenizer.get_vocab() != second.tokenizer.get_vocab():
         raise BadInput(f"{first.name} and {second.name} have different vocabularies; allowed in "
                        "this chapter is a pair that shares one, whose models read the same tokens.")
+
+
+def check_alike(first: Model, second: Model) -> None:
+    """BadInput unless both models read the same tokens into residual streams of one shape."""
+    check_vocabularies(first, second)
     shapes = [(model.depth, model.net.config.get_text_config().hidden_size)
               for model in (first, second)]
     if shapes[0] != shapes[1]:

@@ -22,7 +22,7 @@ import pandas as pd
 from locksmith import arms as names
 from locksmith import parallel, quantities, stats
 from locksmith.errors import BadInput
-from locksmith.experiments import hybrid, steering_arms, vectors
+from locksmith.experiments import hybrid, places, steering_arms, vectors
 from locksmith.experiments.steering_arms import Fits, Setting
 from locksmith.loading import Model
 
@@ -102,6 +102,7 @@ class Experiment:
             if sizes[0] != sizes[1]:
                 raise BadInput(f"thinking_model is {thinking.name}, which knows {sizes[1]} tokens; "
                                f"allowed beside {base.name} is a model that knows its {sizes[0]}.")
+            places.check_vocabularies(base, thinking)
             if max(self.layers) >= depth:
                 raise BadInput(f"layers is {self.layers}; allowed here are 0 to {depth - 1}.")
             if longest + self.max_new_tokens > context:
