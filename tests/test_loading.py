@@ -1,11 +1,13 @@
 """The model room: names, what ends an answer, how a question is put, text and ids both ways."""
 
+import copy
 import json
 import shutil
 
 import pytest
 import torch
 from locksmith import engine, errors, lab, loading, packaged, params, rollouts, tasks, vocabulary
+from locksmith.experiments import places
 from peft import LoraConfig, get_peft_model
 from repository import smoke_lab
 from safetensors.torch import load_file, save_file
@@ -265,3 +267,16 @@ def test_large_models_answers_are_kept_and_a_damaged_block_is_drawn_again(folder
     with torch.no_grad():
         model.net.lm_head.weight[5:] *= -1
     assert rollouts.answer(model, SUMS, problems, 2, **how).texts != first.texts
+
+
+def test_a_pair_may_differ_in_special_tokens_and_in_no_others():
+    base, thinking = loading.load("toy"), loading.load("toy/thinking")
+    thinking.tokenizer = copy.deepcopy(thinking.tokenizer)
+    thinking.tokenizer.add_special_tokens({"additional_special_tokens": ["<think>"]})
+    places.check_vocabularies(base, thinking)
+    other = loading.load("toy/thinking")
+    swapped = dict(zip(base.tokenizer.get_vocab(), reversed(base.tokenizer.get_vocab().values())))
+    other.tokenizer = copy.deepcopy(other.tokenizer)
+    other.tokenizer.get_vocab = lambda: swapped
+    with pytest.raises(errors.BadInput, match="have different vocabularies"):
+        places.check_vocabularies(base, other)

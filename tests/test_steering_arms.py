@@ -297,7 +297,8 @@ def test_as_many_tokens_with_other_meanings_are_another_vocabulary(experiment, m
     models = {role: pair.load(role) for role in ("base", "thinking")}
     vocabulary = models["base"].tokenizer.get_vocab()
     swapped = dict(zip(vocabulary, [*vocabulary.values()][::-1], strict=True))
-    other = replace(models["thinking"], tokenizer=SimpleNamespace(get_vocab=lambda: swapped))
+    other = replace(models["thinking"], tokenizer=SimpleNamespace(
+        get_vocab=lambda: swapped, get_added_vocab=dict, all_special_tokens=[]))
     monkeypatch.setattr(loading.Pair, "load", lambda _, role: {**models, "thinking": other}[role])
     with pytest.raises(errors.BadInput, match="have different vocabularies; allowed in this"):
         experiment.check()

@@ -143,8 +143,13 @@ def traces(model: Model, task: ModuleType, problems: list, each: int,
 
 
 def check_vocabularies(first: Model, second: Model) -> None:
-    """BadInput unless both models read the same tokens."""
-    if first.tokenizer.get_vocab() != second.tokenizer.get_vocab():
+    """BadInput unless both models read the same tokens; special ones may have other meanings, as
+    where a thinking model got a chat template that its base lacks."""
+    both = [model.tokenizer for model in (first, second)]
+    special = {token for one in both for token in (*one.get_added_vocab(), *one.all_special_tokens)}
+    one, other = ({token: i for token, i in tokenizer.get_vocab().items() if token not in special}
+                  for tokenizer in both)
+    if one != other:
         raise BadInput(f"{first.name} and {second.name} have different vocabularies; allowed in "
                        "this chapter is a pair that shares one, whose models read the same tokens.")
 
