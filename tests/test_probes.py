@@ -167,12 +167,12 @@ def test_minimal_pairs_differ_in_one_number_and_end_alike(toys):
 def test_what_is_read_as_wrong_in_a_right_working_is_not_called_right(toys):
     _, base = toys
     problem = words.WordProblem("sums", "What is it?", "17",
-                                "5 + 7 = 12. 100 + 20% = 120. 12 + 5 = 17.")
+                                "5 + 7 = 12. 80 - 25% = 60. 12 + 5 = 17.")
     pair = SimpleNamespace(rules=sums, task="sums", generator={}, problems=lambda n,
                            split: [problem])
     texts = places.documents(pair, base, 1, 6)
     assert [t.last for t in texts] == ["step", "error", "conclude", "error"]
-    assert base.decode(texts[2].ids).endswith("100 + 20% = 120. 12 + 5 = 17.")
+    assert base.decode(texts[2].ids).endswith("80 - 25% = 60. 12 + 5 = 17.")
 
 
 def test_steps_of_an_answer_in_words_are_found_at_their_last_token(toys):
