@@ -224,3 +224,8 @@ def test_set_changes_a_parameter_for_this_run_and_its_record(tmp_path, monkeypat
     for wrong in ("tasks", "3=4", "tasks=[sums"):
         with pytest.raises(errors.BadInput, match="--set is .*; allowed is name=value"):
             notebooks.changes([wrong])
+    with pytest.raises(errors.BadInput, match="--set gives n twice"):
+        notebooks.changes(["n=1", "n=2"])
+    with pytest.raises(errors.BadInput, match="--set is 'lr=010'.*its value, line 1 has `010`"):
+        notebooks.changes(["lr=010"])
+    assert notebooks.changes(["lr=2e-5"]) == {"lr": 2e-5}

@@ -180,4 +180,4 @@ def test_command_line(changed):
     assert check(FILE.parent).returncode == 0
     done = check(changed("smoke", "rl", "steps", value="1e-3").parent)
     assert done.returncode == 2
-    assert done.stderr == "error: smoke.rl.steps is '1e-3'; allowed is int at least 1.\n"
+    assert done.stderr == "error: smoke.rl.steps is 0.001; allowed is int at least 1.\n"

@@ -5,9 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
-from locksmith import errors, quantities
+from locksmith import errors, plain_yaml, quantities
 
 ID = r"[a-z0-9]+(-[a-z0-9]+)*"
 FIELDS = {"label", "role", "look", "says"}
@@ -59,18 +57,12 @@ def treatment(arm: str, **conditions: object) -> Treatment:
 
 def load(path: str | Path = "arms.yml") -> dict[str, Arm]:
     """Every arm by its id, in the file's order. BadInput where an entry cannot be used."""
-    try:
-        return _parsed(Path(path).read_text(encoding="utf-8"), path)
-    except FileNotFoundError:
-        raise errors.BadInput(f"{path} does not exist; it names every model and arm.") from None
+    return _parsed(plain_yaml.text(path), path)
 
 
 @cache  # as every fact looks its arm up
 def _parsed(text, path):
-    try:
-        book = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise errors.BadInput(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    book = plain_yaml.parse(text, path)
     return {name: _arm(name, entry, book["roles"], path) for name, entry in book["arms"].items()}
 
 

@@ -20,9 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
-import yaml
 
-from locksmith import tasks
+from locksmith import plain_yaml, tasks
 from locksmith.errors import BadInput, run
 
 CHANGES = "LOCKSMITH_CHANGES"  # variable of the environment that `change` sets
@@ -229,7 +228,7 @@ def load(profile: str | None = None, path: str | Path = "params.yaml") -> dict:
     if profile not in PROFILES or profile not in everything:
         known = ", ".join(p for p in PROFILES if p in everything)
         raise BadInput(f"Unknown profile {profile!r}; {path} has {known}.")
-    values = _checked(profile, Path(path).read_text(encoding="utf-8"), os.environ.get(CHANGES))
+    values = _checked(profile, plain_yaml.text(path), path, os.environ.get(CHANGES))
     return {"profile": profile, "checkpoints": profile, **copy.deepcopy(values)}
 
 
@@ -244,8 +243,8 @@ def change(profile: str, chapter: str, changes: dict) -> None:
 
 
 @functools.cache
-def _checked(profile, text, changes):
-    values = _changed(profile, _parsed(text)[profile], changes)
+def _checked(profile, text, path, changes):
+    values = _changed(profile, _parsed(text, path)[profile], changes)
     _check(profile, values, schema(SCHEMA, incomplete=("families", "chapters")))
     return values
 
@@ -346,22 +345,13 @@ def build_command(module: str, build: Callable[[str], Path]) -> None:
 
 
 @functools.cache
-def _parsed(text):
+def _parsed(text, path):
     """YAML read once a text, as `_checked` checks it: a chapter's jobs ask a thousand times."""
-    return yaml.safe_load(text)
+    return plain_yaml.parse(text, path)
 
 
 def _read(path):
-    try:
-        everything = _parsed(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(
-            f"{path} cannot be read ({error.strerror}); run from the book's root."
-        ) from None
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" at line {where.line + 1}" if where else ""
-        raise BadInput(f"{path} is not valid YAML{line}.") from None
+    everything = _parsed(plain_yaml.text(path), path)
     if not isinstance(everything, dict) or "profile" not in everything:
         raise BadInput(f"{path} has no `profile`, the name of the profile to run.")
     for name in everything:

@@ -40,9 +40,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import yaml
-
-from locksmith import arms, errors, params, quantities
+from locksmith import arms, errors, params, plain_yaml, quantities
 
 OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 WORDS = {"<": "below", "<=": "at most", ">": "above", ">=": "at least"}
@@ -77,10 +75,7 @@ def load(path: str | Path = "claims.yml") -> dict:
     `parsed` = (left term, operator, right term); optionally `resorted_from`, see stale(). Raises
     ClaimsError in one sentence.
     """
-    try:
-        book = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ClaimsError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    book = plain_yaml.read(path)
     if not isinstance(book, dict) or set(book) - {"resorted_from"} != {"needs", "claims"}:
         raise ClaimsError(f"{path} must hold needs and claims, and beside them only resorted_from.")
     if set(book["needs"].get("default", {})) != {"seeds", "problems"}:

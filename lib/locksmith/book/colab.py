@@ -8,9 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import yaml
-
-from locksmith import errors, params
+from locksmith import errors, params, plain_yaml
 
 # The runtime's own torch, numpy and pandas stay: pyproject.toml asks for ranges, no constraints.
 CELL = """\
@@ -36,7 +34,7 @@ elif os.path.basename(os.getcwd()) == "chapters":
 
 def cell(chapter: str, config: str | Path = "_config.yml") -> str:
     """Source of the first code cell of a chapter (its file name without .ipynb)."""
-    repository = yaml.safe_load(Path(config).read_text())["repository"]
+    repository = plain_yaml.read(config)["repository"]
     return CELL.format(address=repository["url"], branch=repository["branch"], chapter=chapter)
 
 
@@ -53,7 +51,7 @@ def needs(chapter: str, pipeline: str | Path = "dvc.yaml") -> list[str]:
 
     Less the checkpoints on the way (*_steps), which the remote does not hold.
     """
-    stages = yaml.safe_load(Path(pipeline).read_text())["stages"]
+    stages = plain_yaml.read(pipeline)["stages"]
     for stage in stages.values():
         deps = stage.get("deps", [])
         if f"chapters/{chapter}.ipynb" in deps:

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import nbformat
 import papermill
-import yaml
 
-from locksmith import errors, params
+from locksmith import errors, params, plain_yaml
 from locksmith.book import colab
 
 LONGEST_CELL = 20
@@ -98,12 +97,15 @@ def changes(texts: Iterable[str]) -> dict:
     found = {}
     for text in texts:
         name, equals, value = text.partition("=")
-        try:
-            found[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            equals = ""
+        wrong = f"--set is {text!r}; allowed is name=value, as in tasks=[sums]"
         if not equals or not name.isidentifier():
-            raise errors.BadInput(f"--set is {text!r}; allowed is name=value, as in tasks=[sums].")
+            raise errors.BadInput(f"{wrong}.")
+        if name in found:
+            raise errors.BadInput(f"--set gives {name} twice.")
+        try:
+            found[name] = plain_yaml.parse(value, "its value")
+        except errors.BadInput as error:
+            raise errors.BadInput(f"{wrong}; {error}") from None
     return found
 
 

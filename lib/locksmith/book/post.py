@@ -12,10 +12,9 @@ import shutil
 import textwrap
 from pathlib import Path
 
-import yaml
 from markdown_it import MarkdownIt
 
-from locksmith import errors, params, quantities
+from locksmith import errors, params, plain_yaml, quantities
 from locksmith.book import plots
 from locksmith.book.sentences import FAMILIES, FOUR, PostError, Writer, description
 
@@ -79,7 +78,7 @@ def words(markdown: str) -> int:
 
 def address(config: str | Path) -> str:
     """Where GitHub Pages serves the book, with a slash at its end; html.baseurl comes first."""
-    settings = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    settings = plain_yaml.read(config)
     known = settings.get("html", {}).get("baseurl")
     found = re.fullmatch(r"https://github\.com/([^/]+)/([^/]+)", settings["repository"]["url"])
     if not known and not found:

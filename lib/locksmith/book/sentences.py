@@ -11,10 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jinja2
-import yaml
 from PIL import Image
 
-from locksmith import errors, params
+from locksmith import errors, params, plain_yaml
 from locksmith.book import claims, site
 
 FAMILIES = {"countdown": "Countdown", "chain": "Chain"}
@@ -39,7 +38,7 @@ class Writer:
         self.rows = claims.facts(self.root / "results" / "facts.csv")
         book, self.verdicts, _ = claims.judge(profile, root)
         self.claims = {claim["id"]: claim for claim in book["claims"]}
-        toc = yaml.safe_load((self.root / "_toc.yml").read_text(encoding="utf-8"))
+        toc = plain_yaml.read(self.root / "_toc.yml")
         files = [toc["root"], *(entry["file"] for entry in toc["chapters"])]
         self.pages = {Path(file).name.split("_")[0]: file for file in files}
 

@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 from latex2mathml.converter import convert
 
-from locksmith import errors, params
+from locksmith import errors, params, plain_yaml
 from locksmith.book import claims
 
 PAGES = ("_config.yml", "_toc.yml", "references.bib", "claims.yml")
@@ -41,7 +41,7 @@ class BookError(errors.BadInput):
 def assemble(profile: str, root: str | Path = ".", out: str | Path = "build/asm") -> Path:
     """Lay out the book's sources for `profile` in the folder `out` (emptied first); returns it."""
     root, out = Path(root), Path(out)
-    toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
+    toc = plain_yaml.read(root / "_toc.yml")
     chapters = [entry["file"] for entry in toc["chapters"] if entry["file"] != "post"]
     executed = root / "build" / "notebooks" / profile
     missing = [c for c in chapters if not (executed / f"{Path(c).name}.ipynb").exists()]
@@ -71,7 +71,7 @@ def assemble(profile: str, root: str | Path = ".", out: str | Path = "build/asm"
             target = out / file.relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, target)
-    config = yaml.safe_load((out / "_config.yml").read_text(encoding="utf-8"))
+    config = plain_yaml.read(out / "_config.yml")
     config.setdefault("parse", {})["myst_substitutions"] = substitutions(profile, root)
     (out / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return out

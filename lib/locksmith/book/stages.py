@@ -17,16 +17,15 @@ import io
 from pathlib import Path
 
 import nbformat
-import yaml
 from ruamel.yaml import YAML
 
-from locksmith import errors, params, results
+from locksmith import errors, params, plain_yaml, results
 
 FILES = ("dvc.yaml", "open/dvc.yaml")
 LIBRARY = "lib/locksmith"
 PLUMBING = {f"{LIBRARY}/{name}.py"
-            for name in ("errors", "params", "results", "arms", "quantities", "book/notebooks",
-                         "book/colab")}
+            for name in ("errors", "params", "plain_yaml", "results", "arms", "quantities",
+                         "book/notebooks", "book/colab")}
 READS_ALL_RESULTS = ("facts", "verdict")
 
 
@@ -78,12 +77,12 @@ def records(root: Path = Path(".")) -> list[str]:
     """
     written = []
     for file in FILES:
-        for stage in yaml.safe_load((root / file).read_text(encoding="utf-8"))["stages"].values():
+        for stage in plain_yaml.read(root / file)["stages"].values():
             outs = [next(iter(out)) for out in stage["outs"] if isinstance(out, dict)]
             for value in stage.get("matrix", {"family": [""]})["family"]:
                 written += [out.replace("${item.family}", value) for out in outs]
     written = [out for out in written if out.endswith(".json")]
-    everything = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    everything = plain_yaml.read(root / "params.yaml")
     own = [name for name in params.PROFILES if "pretrain" in everything.get(name, {})]
     stands = {out.replace("${profile}", name) for out in written for name in own}
     there = [path.relative_to(root).as_posix() for path in results.files(root / "results")]
@@ -110,8 +109,8 @@ def generated(file: str, root: Path = Path(".")) -> str:
 
 def changed(file: str, root: Path = Path(".")) -> list[str]:
     """Sentences about the stages of a file whose `deps` are not the generated ones."""
-    stated, right = (yaml.safe_load(text)["stages"] for text in
-                     ((root / file).read_text(encoding="utf-8"), generated(file, root)))
+    stated, right = (plain_yaml.parse(text, file)["stages"] for text in
+                     (plain_yaml.text(root / file), generated(file, root)))
     found = []
     for name in stated:
         now, then = stated[name]["deps"], right[name]["deps"]
