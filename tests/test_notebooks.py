@@ -1,11 +1,13 @@
 """Chapters as git has them; their runner: strict parameters, same bytes, nothing half-written."""
 
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 import yaml
 from locksmith import errors, params, results
@@ -81,20 +83,54 @@ def test_output_in_pieces_is_one_output(toy):
     assert outputs[0].text == "0\n1\n2\n" and outputs[2].text == "end\n"
 
 
-def test_a_failing_cell_leaves_nothing_of_this_chapter(toy):
-    chapter = toy("print(1)")
-    notebooks.run(chapter, "smoke")
-    chapter = toy(WRITES, "raise KeyError('no such\\nmodel')")
-    with pytest.raises(
-        notebooks.ChapterFailed, match="02_toy.ipynb failed in cell 4: KeyError: .no such"
-    ):
-        notebooks.run(chapter, "smoke")
-    left = {
-        p.as_posix()
-        for p in [*Path("build").rglob("*"), *Path("results").rglob("*")]
-        if p.is_file()
-    }
-    assert left == {"results/smoke/figures/00_b.png"}
+STAGED = (
+    "from locksmith import staging\n"
+    "for name in ('02.json', 'figures/02_a.png', 'figures/02_c.png'):\n"
+    "    staging.path(f'results/smoke/{name}').write_text('new')\n"
+)
+OLD = {"results/smoke/02.json": b"old", "results/smoke/figures/02_a.png": b"old",
+       "results/smoke/figures/02_b.png": b"old", "results/smoke/figures/00_b.png": b"x",
+       OUTPUT.as_posix(): b"old"}
+
+
+def lay_old():
+    for name, content in OLD.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(content)
+
+
+def files():
+    """{path: bytes} of what runs have made so far."""
+    return {p.as_posix(): p.read_bytes()
+            for p in [*Path("build").rglob("*"), *Path("results").rglob("*")] if p.is_file()}
+
+
+@pytest.mark.parametrize("writes, ends, sentence", [
+    (WRITES, "raise KeyError('no such\\nmodel')", "failed in cell 4: KeyError: .no such"),
+    (STAGED, "raise KeyError('no such\\nmodel')", "failed in cell 4: KeyError: .no such"),
+    (STAGED, "import sys\nsys.exit(0)", "ended early: cell 4 exits"),
+    (STAGED, "raise SystemExit", "ended early: cell 4 exits"),
+    (STAGED, "exit()", "ended early: cell 4 leaves the kernel"),
+    (STAGED, "get_ipython().ask_exit()", "ended early: cell 4 leaves the kernel"),
+    (STAGED, "import os; os._exit(0)", "failed in cell 4: its kernel died"),
+    (WRITES, "import os; os.kill(os.getpid(), 9)", "failed in cell 4: its kernel died"),
+])
+def test_a_run_that_ends_early_leaves_what_was_there(toy, writes, ends, sentence):
+    lay_old()
+    with pytest.raises(notebooks.ChapterFailed, match=f"02_toy.ipynb {sentence}") as raised:
+        notebooks.run(toy(writes, ends), "smoke")
+    assert "\n" not in str(raised.value)
+    assert files() == OLD
+
+
+def test_a_whole_run_takes_the_place_of_the_last_one(toy):
+    lay_old()
+    notebooks.run(toy(STAGED), "smoke")
+    after = files()
+    assert set(after) == {*OLD, "results/smoke/figures/02_c.png"} - {
+        "results/smoke/figures/02_b.png"}
+    assert after["results/smoke/02.json"] == after["results/smoke/figures/02_a.png"] == b"new"
+    assert after[OUTPUT.as_posix()] != b"old"
 
 
 @pytest.mark.parametrize(
@@ -156,28 +192,59 @@ def test_command_line_says_it_in_one_sentence(toy):
     )
 
 
-def test_a_killed_run_leaves_no_executed_copy(toy):
-    chapter = toy(
-        "from pathlib import Path\nPath('started').touch()\nimport time; time.sleep(60)", values={}
+SAYS = """
+import os
+import time
+from pathlib import Path
+def says(*processes):
+    Path("started.new").write_text(" ".join(map(str, [os.getpid(), *processes])))
+    Path("started.new").rename("started")
+"""
+SLEEPS = SAYS + "says()\ntime.sleep(600)"
+IN_A_POOL = SAYS + """
+from multiprocessing.connection import wait
+from locksmith import parallel
+pool = parallel.workers("lab")
+pool.submit(os.getpid).result()
+says(*pool._processes)
+parallel.run(pool, wait, {0: {"object_list": [], "timeout": 600}})
+"""
+
+
+@pytest.mark.parametrize("cell, whom, number, code, sentence", [
+    (IN_A_POOL, 0, signal.SIGKILL, -signal.SIGKILL, ""),
+    (SLEEPS, 0, signal.SIGTERM, 128 + signal.SIGTERM, "error: ended by SIGTERM"),
+    (SLEEPS, 0, signal.SIGINT, 130, "error: ended by SIGINT"),
+    (IN_A_POOL, -1, signal.SIGKILL, 1, "error: chapters/verdict.ipynb failed in cell 3: "
+     "BrokenProcessPool: a process that ran wait was killed, as the system does when memory runs "
+     "out"),
+], ids=["killed", "terminated", "interrupted", "worker killed"])
+def test_no_process_outlives_a_run_and_what_was_there_stays(
+        toy, cell, whom, number, code, sentence):
+    lay_old()
+    chapter = toy(STAGED + cell, values={}, cell='profile = "lab"')
+    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("ch02", "verdict"))
+    run = psutil.Popen(
+        [sys.executable, "-m", "locksmith.book.notebooks", "run",
+         str(chapter.rename("chapters/verdict.ipynb")), "--profile", "smoke"],
+        stderr=subprocess.PIPE, text=True,
     )
-    params_file = Path("params.yaml")
-    params_file.write_text(params_file.read_text().replace("ch02", "verdict"))
-    chapter = chapter.rename("chapters/verdict.ipynb")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "locksmith.book.notebooks", "run", str(chapter), "--profile",
-         "smoke"],
-        stderr=subprocess.DEVNULL,
-    )
+    while not Path("started").exists() and run.poll() is None:
+        time.sleep(0.05)
+    group = [run, *map(psutil.Process, map(int, Path("started").read_text().split()))]
     try:
-        for _ in range(600):
-            if Path("started").exists() or process.poll() is not None:
-                break
-            time.sleep(0.1)
+        group[whom].send_signal(number)
+        assert run.wait(20) == code
+        assert not psutil.wait_procs(group[1:], timeout=10)[1]
     finally:
-        process.kill()
-        process.wait()
-    assert Path("started").exists()
-    assert not list(Path("build/notebooks/smoke").glob("[!.]*"))
+        for process in group:
+            if process.is_running():
+                process.kill()
+    said = run.stderr.read().splitlines()
+    assert [x for x in said if x.startswith(("error", "Traceback"))] == [sentence] * bool(sentence)
+    aside = {name for name in files() if name.startswith("build/staging")}
+    assert {name: text for name, text in files().items() if name not in aside} == OLD
+    assert not aside or not sentence  # a killed run's half goes when the next one starts
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=[c.stem for c in CHAPTERS])

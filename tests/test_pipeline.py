@@ -222,21 +222,27 @@ def test_a_misspelt_parameter_stops_the_pipeline_before_a_stage_changes(book):
         book.restore()  # DVC removes a stage's outputs before it runs the stage
 
 
-def test_a_damaged_checkpoint_is_named(book):
+def test_a_damaged_checkpoint_is_named_and_leaves_the_last_results(book):
     """What else can be wrong with one is for test_model.py."""
     chapter = "chapters/02_base_model_sampling.ipynb"
     weights = book.folder / "checkpoints/smoke/chain/rl/seed0/model.safetensors"
     whole = weights.read_bytes()
     weights.unlink()  # DVC may have linked it to its cache
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    figures = book.folder.glob("results/smoke/figures/02_*")
+    made = {path: path.read_bytes() for path in [
+        *figures, book.folder / "results/smoke/02.json",
+        book.folder / "build/notebooks/smoke/02_base_model_sampling.ipynb"]}
+    assert len(made) > 4
     try:
-        said = book.run(
-            "python", "-m", "locksmith.book.notebooks", "run", chapter, "--profile", "smoke", code=1
-        )
-        last = said.strip().splitlines()[-1]
-        assert last.startswith("error: ") and "model.safetensors" in last
-        assert not (book.folder / "results/smoke/02.json").exists()
-        assert not (book.folder / "build/notebooks/smoke/02_base_model_sampling.ipynb").exists()
+        for command, code in (
+            (["python", "-m", "locksmith.book.notebooks", "run", chapter, "--profile", "smoke"], 1),
+            (["dvc", "repro", "-s", "-f", "chapter-02"], 255),
+        ):
+            said = book.run(*command, code=code)
+            last = [line for line in said.splitlines() if line.startswith("error: ")][-1]
+            assert "model.safetensors" in last and "Traceback" not in said
+            assert {path: path.read_bytes() for path in made} == made
     finally:
         book.restore()
     assert book.status() == {}

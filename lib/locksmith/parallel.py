@@ -1,10 +1,14 @@
 """Many jobs side by side: in one-thread processes, one a core,
 or one after the other right here."""
 
+import os
 import pickle
+import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection, get_context, parent_process
 
 import torch
 from tqdm import tqdm
@@ -39,13 +43,32 @@ def workers(profile: str, where: str = "auto") -> Executor:
     if profile in ("smoke", "toy"):
         return Serial()
     n = device.workers() if device.pick(where)[0].type == "cpu" else 1
-    return ProcessPoolExecutor(n, mp_context=get_context("spawn"),
-                               initializer=torch.set_num_threads, initargs=(1,))
+    return ProcessPoolExecutor(n, mp_context=get_context("spawn"), initializer=_start)
+
+
+def _start():
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, lambda *_: os._exit(1))  # without the traceback of an idle worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    """A worker waits for jobs on a pipe that its siblings hold open too: it would not notice that
+    the process that makes the jobs was killed."""
+    connection.wait([parent_process().sentinel])
+    os._exit(1)
 
 
 def run(pool: Executor, function: Callable, jobs: dict) -> dict:
-    """name -> function(**options) for jobs, a dict name -> options, in the pool."""
-    waiting = {pool.submit(function, **options): name for name, options in jobs.items()}
-    done = {waiting[job]: job.result()
-            for job in tqdm(as_completed(waiting), total=len(jobs), desc=function.__name__)}
+    """name -> function(**options) for jobs, a dict name -> options, in the pool.
+
+    BrokenProcessPool if one of its processes was killed.
+    """
+    try:
+        waiting = {pool.submit(function, **options): name for name, options in jobs.items()}
+        done = {waiting[job]: job.result()
+                for job in tqdm(as_completed(waiting), total=len(jobs), desc=function.__name__)}
+    except BrokenProcessPool:
+        raise BrokenProcessPool(f"a process that ran {function.__name__} was killed, as the system "
+                                "does when memory runs out") from None
     return {name: done[name] for name in jobs}

@@ -25,7 +25,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from locksmith import arms, errors, params, quantities, stats
+from locksmith import arms, errors, params, quantities, staging, stats
 
 ROOT = Path("results")
 FACT = ("family", "model", "quantity", "value", "low", "high", "n_problems", "n_samples", "seeds")
@@ -108,8 +108,8 @@ class Recorder:
         return frame([fact for fact in self.facts if quantity in (None, fact["quantity"])])
 
     def figure(self, name: str) -> Path:
-        """Where a figure of the chapter is kept."""
-        return ROOT / self.profile / "figures" / f"{self.chapter}_{name}.png"
+        """Where to write a figure of the chapter."""
+        return staging.path(ROOT / self.profile / "figures" / f"{self.chapter}_{name}.png")
 
     def write(self, checkpoints: Iterable[str | Path] = ()) -> Path:
         """`write` with everything that was kept."""
@@ -160,13 +160,13 @@ def write(profile: str, chapter: str, facts: Iterable[dict], *, extra: dict | No
         text = _layout(record)
     except ValueError:
         raise errors.BadInput(f"{path} would hold NaN or infinity in `extra`.") from None
-    save(path, text + "\n")
+    save(staging.path(path), text + "\n")
     return path
 
 
 def read(profile: str, chapter: str) -> dict:
     """The record `write` made. Raises BadInput where the file is missing or not whole."""
-    return _load(ROOT / profile / f"{chapter}.json")
+    return _load(staging.newest(ROOT / profile / f"{chapter}.json"))
 
 
 def provenance(profile: str, chapter: str, checkpoints: Iterable[str | Path] = ()) -> dict:
@@ -195,6 +195,7 @@ def facts() -> list[dict]:
     A row is a dict: profile, chapter, the keys of FACT (seeds joined by spaces), the conditions it
     has, source. In the table every condition is a column.
     """
+    staging.settle()
     rows = []
     for path in files(ROOT):
         record = _load(path)
@@ -216,10 +217,12 @@ def facts() -> list[dict]:
     writer.writeheader()
     writer.writerows(rows)
     save(ROOT / "facts.csv", table.getvalue())
-    for path in (ROOT / "metrics").glob("*.yaml"):
-        path.unlink()
-    for name, values in headlines(rows).items():
-        save(ROOT / "metrics" / f"{name}.yaml", yaml.safe_dump(values))
+    metrics = {ROOT / "metrics" / f"{name}.yaml": values
+               for name, values in headlines(rows).items()}
+    for path, values in metrics.items():
+        save(path, yaml.safe_dump(values))
+    for old in set((ROOT / "metrics").glob("*.yaml")) - set(metrics):
+        old.unlink()
     return rows
 
 

@@ -2,21 +2,27 @@
 
 papermill passes misspelt names and wrong types on in silence, and its output differs from run to
 run. So parameters are checked first, and the executed copy is normalised (no times, paths or random
-ids; the injected cell hidden) before it takes its name: the same run gives the same bytes, and a
-failed one leaves nothing.
+ids; the injected cell hidden): the same run gives the same bytes. It takes its place together with
+the chapter's results and figures when all are there; a run that fails, or is ended, leaves those of
+the last good one as they were.
 """
 
 import argparse
 import ast
+import contextlib
+import glob
 import logging
+import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import nbformat
 import papermill
+import psutil
+from nbclient.exceptions import DeadKernelError
 
-from locksmith import errors, params, plain_yaml
+from locksmith import errors, params, plain_yaml, staging
 from locksmith.book import colab
 
 LONGEST_CELL = 20
@@ -31,35 +37,51 @@ def run(notebook: str | Path, profile: str) -> Path:
     """Executes a chapter under a profile's parameters and returns the path of the executed copy.
 
     Raises BadInput for parameters the chapter does not have or cannot take, ChapterFailed if a
-    cell raises. Either leaves neither an executed copy nor results of this chapter.
+    cell raises, ends the notebook, or loses its kernel. Either leaves the results, figures and
+    executed copy that were there.
     """
     notebook = Path(notebook)
     values = parameters(notebook, profile)
     output = Path("build/notebooks") / profile / notebook.name
-    partial = output.with_name(f".partial.{notebook.name}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    _remove_results(notebook, profile)
-    output.unlink(missing_ok=True)
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # it prints what a cell raised twice
-    done = False
-    try:
-        papermill.execute_notebook(
-            notebook, partial, values, kernel_name="python3", progress_bar=False,
-            stderr_file=sys.stderr,  # as it comes: estimates, progress, warnings
-        )
-        executed = nbformat.read(partial, as_version=4)
-        _normalise(executed)
-        nbformat.write(executed, partial)
-        partial.replace(output)
-        done = True
-    except papermill.PapermillExecutionError as error:
-        what = " ".join(f"{error.ename}: {error.evalue}".split())
-        raise ChapterFailed(f"{notebook} failed in cell {error.cell_index}: {what}") from None
-    finally:
-        partial.unlink(missing_ok=True)
-        if not done:
-            _remove_results(notebook, profile)
+    chapter, folder = glob.escape(number(notebook)), f"results/{glob.escape(profile)}"
+    own = [f"{folder}/{chapter}.json", f"{folder}/figures/{chapter}_*"]
+    staging.settle()
+    with staging.whole(f"{profile}/{notebook.stem}", own):
+        nbformat.write(_executed(notebook, values), staging.path(output))
     return output
+
+
+def _executed(notebook, values):
+    """The notebook after its run, normalised."""
+    for name in ("papermill", "traitlets", "asyncio"):  # they print what ends a run a second time
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    at = None
+
+    def start(cell, cell_index):
+        nonlocal at
+        at = cell_index
+
+    def end(cell, cell_index, execute_reply):
+        if any(asked["source"] == "ask_exit" for asked in execute_reply["content"]["payload"]):
+            raise ChapterFailed(f"{notebook} ended early: cell {cell_index} leaves the kernel")
+
+    try:
+        executed = papermill.execute_notebook(
+            notebook, None, values, kernel_name="python3", progress_bar=False,
+            stderr_file=sys.stderr,  # as it comes: estimates, progress, warnings
+            on_cell_start=start, on_cell_executed=end,
+        )
+    except papermill.PapermillExecutionError as error:
+        what = " ".join(f"{error.ename}: {error.evalue}".split()).removesuffix(":")
+        raise ChapterFailed(f"{notebook} failed in cell {error.cell_index}: {what}") from None
+    except DeadKernelError:
+        raise ChapterFailed(f"{notebook} failed in cell {at}: its kernel died (killed, by the "
+                            "system too if memory ran out, or ended by the code)") from None
+    for i, cell in enumerate(executed.cells):
+        if cell.metadata.papermill["exception"]:  # papermill lets sys.exit(0) pass
+            raise ChapterFailed(f"{notebook} ended early: cell {i} exits")
+    _normalise(executed)
+    return executed
 
 
 def number(notebook: str | Path) -> str:
@@ -201,13 +223,6 @@ def _joined(outputs):
     return joined
 
 
-def _remove_results(notebook, profile):
-    folder = Path("results") / profile
-    (folder / f"{number(notebook)}.json").unlink(missing_ok=True)
-    for figure in (folder / "figures").glob(f"{number(notebook)}_*"):
-        figure.unlink()
-
-
 def main() -> int | None:
     parser = argparse.ArgumentParser(
         prog="python -m locksmith.book.notebooks", description="Runs or checks chapters."
@@ -230,11 +245,22 @@ def main() -> int | None:
         return int(bool(found))
     if args.set:
         params.change(args.profile, params.chapter_key(number(args.notebook)), changes(args.set))
+    signal.signal(signal.SIGINT, _end)
+    signal.signal(signal.SIGTERM, _end)
     try:
         print(run(args.notebook, args.profile))
     except ChapterFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _end(number, frame):
+    """Ends the run: its kernel and the kernel's workers at once, without a last word of theirs."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    print(f"error: ended by {signal.Signals(number).name}", file=sys.stderr)
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 from latex2mathml.converter import convert
 
-from locksmith import errors, params, plain_yaml
+from locksmith import errors, params, plain_yaml, staging
 from locksmith.book import claims
 
 PAGES = ("_config.yml", "_toc.yml", "references.bib", "claims.yml")
@@ -41,6 +41,7 @@ class BookError(errors.BadInput):
 def assemble(profile: str, root: str | Path = ".", out: str | Path = "build/asm") -> Path:
     """Lay out the book's sources for `profile` in the folder `out` (emptied first); returns it."""
     root, out = Path(root), Path(out)
+    staging.settle(root)
     toc = plain_yaml.read(root / "_toc.yml")
     chapters = [entry["file"] for entry in toc["chapters"] if entry["file"] != "post"]
     executed = root / "build" / "notebooks" / profile
