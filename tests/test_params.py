@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 from dvc.utils.hydra import apply_overrides
-from locksmith import errors, params
+from dvc.utils.serialize import load_yaml
+from locksmith import bounds, errors, params
+from locksmith.tasks import chain, countdown
 
 FILE = Path(params.__file__).parents[2] / "params.yaml"
 
@@ -63,6 +65,17 @@ def test_an_override_of_dvc_survives_merge_keys_and_stays_in_its_profile(tmp_pat
             if value != leaves(before)[name]} == changes
     assert "rl: {<<: *rl" in path.read_text()
     assert params.load("smoke", path)["rl"]["steps"] == params.load("smoke", FILE)["rl"]["steps"]
+
+
+@pytest.mark.parametrize("written", ["0.00002", "2e-5", "2E-5"])
+def test_a_small_rate_survives_an_override_of_dvc(tmp_path, written):
+    path = tmp_path / "params.yaml"
+    path.write_text(FILE.read_text())
+    apply_overrides(path, [f"lab.rl.lr={written}", "smoke.chapters.ch05.lr=1e-4"])
+    assert "2e-05" in path.read_text()
+    assert params.load("lab", path)["rl"]["lr"] == 2e-5
+    assert params.load("smoke", path)["chapters"]["ch05"]["lr"] == 1e-4
+    assert load_yaml(path)["lab"]["rl"]["lr"] == 2e-5  # what a stage's `params` compare
 
 
 def test_profiles_share_no_mapping():
@@ -181,3 +194,145 @@ def test_command_line(changed):
     done = check(changed("smoke", "rl", "steps", value="1e-3").parent)
     assert done.returncode == 2
     assert done.stderr == "error: smoke.rl.steps is 0.001; allowed is int at least 1.\n"
+
+
+# --- relations ------------------------------------------------------------------------------------
+
+HUGE = 10**12
+BOOK = params.plain_yaml.read(FILE)
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Loads a profile with one value replaced, by its dotted path from the profile on; the file's
+    own text is read but once."""
+    def load(name, value):
+        profile, *names, last = name.split(".")
+        everything = place = copy.deepcopy(BOOK)
+        for step in (profile, *names):
+            place = place[step]
+        place[last] = value
+        monkeypatch.setattr(params, "_parsed", lambda *_: everything)
+        params._checked.cache_clear()
+        return params.load(profile, FILE)
+
+    yield load
+    params._checked.cache_clear()
+
+
+@pytest.mark.parametrize("names, value, sentence", [
+    ("lab.problems.test", HUGE, "at most 2396, as many different ones as families.countdown gives"),
+    ("lab.problems.validation", 981, "at most 980, as many"),
+    ("lab.rl.steps", 10**9, "at most 680, with 24 new ones a step of the 16340 different"),
+    ("lab.rl.problems", 10**9, "lab.rl.steps is 60; allowed is at most 0"),
+    ("lab.rl.samples", 10**9, "at most 41666, with problems 24, as 1000000 answers at once fit"),
+    ("lab.rl.max_new_tokens", 400, "at most 366, which prompts leave of model.context, 384"),
+    ("lab.rl.checkpoints", [10, 60], "at most 59"),
+    ("lab.rl.micro_tokens", 383, "lab.model.context is 384; allowed is at most 383, rl.micro_t"),
+    ("lab.pretrain.checkpoints", 10**6, "at most 569, the steps that"),
+    ("lab.pretrain.tokens", HUGE, "at most 1000000000"),
+    ("lab.distill.problems", HUGE, "at most 16340"),
+    ("lab.distill.validation", 501, "at most 500, problems.validation"),
+    ("lab.distill.rank", 129, "at most 128, model.hidden"),
+    ("lab.distill.evaluations", 3001, "at most 3000"),
+    ("lab.model.heads", 3, "what divides model.hidden, 128, into heads of an even size"),
+    ("lab.model.heads", 128, "heads of an even size"),
+    ("lab.model.layers", HUGE, "lab.model is .* at most 1,000,000,000 weights"),
+    ("lab.families.countdown.expressions", [12], r"\[least, most\]"),
+    ("lab.families.countdown.expressions", [16, 12], r"\[least, most\]"),
+    ("lab.families.countdown.expressions", [99, 99], "lab.problems.train is 4000; .* at most 0"),
+    ("lab.families.chain.reviews", 0.8, "at most 0.75, as families.chain.facts is 0.25"),
+    ("lab.families", {}, "lab.families.countdown is None; allowed is to state it"),
+    ("lab.seeds", [0, 1, 1], "none of them twice"),
+    ("lab.seeds", list(range(101)), "lab.seeds has 101 values; allowed are at most 100"),
+    ("lab.seeds", [HUGE], "at most 1000000"),
+    ("lab.rl.lr", 10**400, "lab.rl.lr is 1000000000.{,300} at most 1.$"),
+    ("lab.chapters.ch00.problems", 2397, "at most 2396, the different test problems"),
+    ("lab.chapters.ch01.layers", [7], "at most 3, the model's last block"),
+    ("lab.chapters.ch01.n_validation", 501, "at most 500, problems.validation"),
+    ("lab.chapters.ch01.n_traces", 4001, "at most 4000, problems.train"),
+    ("lab.chapters.ch02.max_new_tokens", 367, "at most 366, which prompts leave"),
+    ("lab.chapters.ch02.n_problems", 401, "at most 400, a tenth of problems.train"),
+    ("lab.chapters.ch02.resample_samples", 10001, "at most 10000, with n_problems 100"),
+    ("lab.chapters.ch02.traces_per_problem", 257, "at most 256, n_samples"),
+    ("lab.chapters.ch03.few_problems", 9, "at most 8, seed_problems"),
+    ("lab.chapters.ch03.seed_problems", 61, "at most 60, pool_problems"),
+    ("lab.chapters.ch03.rl_steps", 2043, "at most 2042, with 8 new ones a step of the 16340"),
+    ("lab.chapters.ch04.strengths", [-1.0, 1.0], "a list with 0 and other strengths"),
+    ("lab.chapters.ch04.strengths", [0], "a list with 0 and other strengths"),
+    ("lab.chapters.ch04.word_sums", 5, "at most 0, as models of the lab read no words"),
+    ("lab.chapters.ch05.prefixes", ["try", " First"], "a list of the lab's words"),
+    ("lab.checkpoints", "smoke", "to leave it out, as the profile trains models of its own"),
+    ("colab.checkpoints", "toy", "a profile that trains models"),
+    ("colab.seeds", [0, 7], r"a list of seeds that checkpoints of lab have, \[0, 1, 2\]"),
+    ("colab.chapters.ch01.layers", [4], "at most 3, the model's last block"),
+    ("toy.chapters.ch02.base_model", "lab/base", "another value, or `checkpoints` in the profile"),
+    ("toy.chapters.ch02.tasks", ["chain"], "another value, or `checkpoints` in the profile"),
+    ("toy.chapters.ch02.n_problems", HUGE, "at most 10000"),
+    ("smoke.rl", {}, "smoke.rl lacks steps"),
+])
+def test_what_would_hang_or_die_late_is_refused_at_once(read, names, value, sentence):
+    profile = names.partition(".")[0]
+    with pytest.raises(errors.BadInput, match=sentence) as raised:
+        read(names, value)
+    assert str(raised.value).startswith(f"{profile}.") and len(str(raised.value)) < 400
+
+
+@pytest.mark.parametrize("gone", ["seeds", *bounds.TRAINING])
+def test_a_profile_without_a_section_is_refused(tmp_path, gone):
+    values = yaml.safe_load(FILE.read_text())
+    del values["smoke"][gone]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(errors.BadInput, match=f"smoke.{gone} is None; allowed is"):
+        params.load("smoke", tmp_path / "params.yaml")
+
+
+def test_no_number_of_a_profile_can_grow_without_bound(read):
+    """Every number of every profile, alone or in a list, grown to a thousand millions."""
+    grown = {}
+    for name, value in leaves({p: BOOK[p] for p in params.PROFILES}).items():
+        first = value[0] if isinstance(value, list) else value
+        if type(first) in (int, float):
+            large = type(first)(10**9 + first)
+            grown[name[1:]] = [large] if isinstance(value, list) else large
+    for name, large in grown.items():
+        with pytest.raises(errors.BadInput):
+            read(name, large)
+            pytest.fail(f"{name} may be {large}")
+    assert len(grown) > 400
+
+
+def test_a_change_for_one_run_is_held_to_the_same_relations(monkeypatch):
+    monkeypatch.setenv(params.CHANGES, "")
+    params.change("smoke", "ch01", {"layers": [2]})
+    with pytest.raises(errors.BadInput, match=r"smoke.chapters.ch01.layers is \[2\].*at most 1"):
+        params.load("smoke", FILE)
+    params.change("smoke", "ch01", {"layers": [1]})
+    assert params.load("smoke", FILE)["chapters"]["ch01"]["layers"] == [1]
+
+
+@pytest.mark.parametrize("largest, expressions", [(4, [1, 99]), (5, [1, 99]), (7, [10, 16])])
+def test_countdown_counts_its_different_problems(largest, expressions):
+    """As many can be drawn, and not one more; one more is refused, and a million millions too."""
+    generator = {"largest_number": largest, "expressions": expressions}
+    n = countdown.count("train", generator)
+    assert len({p.key for p in countdown.problems("train", n, 0, generator)}) == n > 10
+    for more in (n + 1, HUGE):
+        with pytest.raises(errors.BadInput, match=f"hardly {n}"):
+            countdown.problems("train", more, 0, generator)
+
+
+@pytest.mark.parametrize("number, start, depth", [(2, 1, 1), (5, 3, 1), (2, 1, 2), (3, 2, 1)])
+def test_chain_gives_as_many_problems_as_it_counts(number, start, depth):
+    generator = {"largest_number": number, "largest_start": start, "depth": depth}
+    n = chain.count("test", generator)
+    assert len({p.key for p in chain.problems("test", n, 0, generator)}) == n > 5
+
+
+def test_prompts_are_as_long_as_said():
+    families = params.load("lab", FILE)["families"]
+    for depth in (1, 3, 9):
+        problem = chain.problems("train", 1, 0, families["chain"], depth)[0]
+        assert len(problem.prompt) == chain.prompt_length(depth)
+    problem = countdown.problems("train", 1, 0, families["countdown"])[0]
+    assert len(problem.prompt) == countdown.prompt_length()

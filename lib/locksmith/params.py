@@ -21,7 +21,7 @@ from pathlib import Path
 
 import jsonschema
 
-from locksmith import plain_yaml, tasks
+from locksmith import bounds, plain_yaml, tasks
 from locksmith.errors import BadInput, run
 
 CHANGES = "LOCKSMITH_CHANGES"  # variable of the environment that `change` sets
@@ -46,16 +46,16 @@ _PAIR = {  # a base and a thinking model on some tasks, for `loading.pairs`
     "accept_terms": "bool",
 }
 _ONE_PROBLEM = {  # training on one problem, and the RL beside it
-    "pool_problems": "int 2..",
-    "pool_samples": "int 1..",
-    "n_candidates": "int 2..",
-    "steps": "int 1..",
-    "target_tokens": "int 1..",
+    "pool_problems": "int 2..10000",
+    "pool_samples": "int 1..1000000",
+    "n_candidates": "int 2..10000",
+    "steps": "int 1..100000",
+    "target_tokens": "int 1..1048576",
     "lr": "float 0..1",
     "other_lrs": "set of float 0..1",
-    "rl_steps": "int 1..",
-    "rl_problems": "int 1..",
-    "rl_samples": "int 2..",
+    "rl_steps": "int 1..100000",
+    "rl_problems": "int 1..10000",
+    "rl_samples": "int 2..1000000",
     "rl_lr": "float 0..1",
 }
 
@@ -68,14 +68,14 @@ SCHEMA = {
         "layers": "int 1..",
         "heads": "int 1..",
         "mlp": "int 8..",
-        "context": "int 32..",
+        "context": "int 32..131072",
     },
     "families": {
         "countdown": {
             **_GENERATOR,
-            "expressions": "list of int 1..",
+            "expressions": "list of int 1..1000",
             "insight": "float 0..1",
-            "longest": "int 1..",
+            "longest": "int 1..1000",
         },
         "chain": {
             **_GENERATOR,
@@ -88,9 +88,9 @@ SCHEMA = {
     },
     "twin": {"backtrack": "float 0..1"},
     "pretrain": {
-        "tokens": "int 1..",
-        "micro_tokens": "int 32..",
-        "micro_batches": "int 1..",
+        "tokens": "int 1..1000000000",
+        "micro_tokens": "int 32..1048576",
+        "micro_batches": "int 1..10000",
         "muon_lr": "float 0..1",
         "adam_lr": "float 0..1",
         "weight_decay": "float 0..1",
@@ -101,113 +101,113 @@ SCHEMA = {
         "problems": "int 1..",
         "samples": "int 2..",
         "lr": "float 0..1",
-        "max_new_tokens": "int 1..",
-        "micro_tokens": "int 32..",
+        "max_new_tokens": "int 1..131072",
+        "micro_tokens": "int 32..1048576",
         "checkpoints": "set of int 1..",
     },
     "distill": {
         "problems": "int 1..",
         "rank": "int 1..",
         "lr": "float 0..1",
-        "epochs": "int 1..",
+        "epochs": "int 1..1000",
         "evaluations": "int 1..",
         "validation": "int 1..",
     },
     "chapters": {
         "ch00": {
-            "problems": "int 1..",
-            "samples": "int 1..",
+            "problems": "int 1..10000",
+            "samples": "int 1..1000000",
             "low_temperature": "float 0.01..1",
             "depths": "set of int 1..9",
         },
         "ch01": {
-            "n_problems": "int 2..",
-            "n_samples": "int 1..",
-            "n_validation": "int 2..",
-            "n_traces": "int 2..",
-            "latents": "set of int 2..",
+            "n_problems": "int 2..10000",
+            "n_samples": "int 1..1000000",
+            "n_validation": "int 2..10000",
+            "n_traces": "int 2..10000",
+            "latents": "set of int 2..4096",
             "autoencoder": "quick|published",
-            "layers": "set of int 0..",
-            "strengths": "set of float 0..",
+            "layers": "set of int 0..1000",
+            "strengths": "set of float 0..100",
             "thresholds": "set of float 0..1",
-            "fit_steps": "int 1..",
-            "max_new_tokens": "int 1..",
+            "fit_steps": "int 1..100000",
+            "max_new_tokens": "int 1..131072",
             **_PAIR,
         },
         "ch02": {
             **_PAIR,
-            "temperature": "float 0.01..",
-            "n_problems": "int 2..",
-            "n_samples": "int 2..",
-            "max_new_tokens": "int 1..",
-            "resample_samples": "int 1..",
-            "matched_samples": "int 1..",
-            "entropy_problems": "int 1..",
-            "traces_per_problem": "int 1..",
-            "temperatures": "set of float 0.01..",
-            "power_alpha": "float 1..",
-            "power_block": "int 1..",
-            "power_steps": "int 1..",
-            "power_chains": "int 1..",
+            "temperature": "float 0.01..100",
+            "n_problems": "int 2..10000",
+            "n_samples": "int 2..1000000",
+            "max_new_tokens": "int 1..131072",
+            "resample_samples": "int 1..1000000",
+            "matched_samples": "int 1..1000000",
+            "entropy_problems": "int 1..10000",
+            "traces_per_problem": "int 1..10000",
+            "temperatures": "set of float 0.01..100",
+            "power_alpha": "float 1..100",
+            "power_block": "int 1..131072",
+            "power_steps": "int 1..1000",
+            "power_chains": "int 1..1000",
         },
         "ch03": {
             "tasks": "set of " + "|".join(tasks.names()),
-            "n_problems": "int 2..",
-            "n_samples": "int 1..",
-            "seed_problems": "int 2..",
-            "few_problems": "int 1..",
+            "n_problems": "int 2..10000",
+            "n_samples": "int 1..1000000",
+            "seed_problems": "int 2..10000",
+            "few_problems": "int 1..10000",
             **_ONE_PROBLEM,
-            "curve_samples": "int 1..",
-            "max_new_tokens": "int 1..",
+            "curve_samples": "int 1..1000000",
+            "max_new_tokens": "int 1..131072",
             "trains": "weights|adapter",
             **_PAIR,
         },
         "ch04": {
-            "n_problems": "int 2..",
-            "read_problems": "int 5..",
-            "documents": "int 1..",
-            "own_samples": "int 1..",
-            "step_problems": "int 2..",
+            "n_problems": "int 2..10000",
+            "read_problems": "int 5..10000",
+            "documents": "int 1..1000",
+            "own_samples": "int 1..1000000",
+            "step_problems": "int 2..10000",
             "strengths": "set of float -4..4",
-            "max_new_tokens": "int 1..",
-            "word_sums": "int 0..",
-            "word_samples": "int 2..",
-            "word_tokens": "int 1..",
+            "max_new_tokens": "int 1..131072",
+            "word_sums": "int 0..10000",
+            "word_samples": "int 2..1000000",
+            "word_tokens": "int 1..131072",
             **_PAIR,
         },
         "ch05": {
             "tasks": "set of " + "|".join(tasks.names()),
-            "n_problems": "int 2..",
-            "n_samples": "int 1..",
-            "shots": "set of int 1..",
-            "rounds": "int 1..",
-            "rl_steps": "int 1..",
-            "rl_problems": "int 1..",
-            "rl_samples": "int 2..",
+            "n_problems": "int 2..10000",
+            "n_samples": "int 1..1000000",
+            "shots": "set of int 1..100",
+            "rounds": "int 1..100",
+            "rl_steps": "int 1..100000",
+            "rl_problems": "int 1..10000",
+            "rl_samples": "int 2..1000000",
             "rl_lr": "float 0..1",
             "vector_lr": "float 0..10",
             "adapter_lr": "float 0..1",
-            "pool_problems": "int 1..",
-            "pool_samples": "int 1..",
+            "pool_problems": "int 1..10000",
+            "pool_samples": "int 1..1000000",
             "prefixes": "set of text",
-            "solved": "set of int 1..",
-            "steps": "int 1..",
-            "target_tokens": "int 1..",
+            "solved": "set of int 1..100000",
+            "steps": "int 1..100000",
+            "target_tokens": "int 1..1048576",
             "lr": "float 0..1",
-            "max_new_tokens": "int 1..",
+            "max_new_tokens": "int 1..131072",
             "trains": "weights|adapter",
             **_PAIR,
         },
         "ch06": {
-            "n_problems": "int 2..",
-            "n_samples": "int 1..",
-            "n_validation": "int 1..",
+            "n_problems": "int 2..10000",
+            "n_samples": "int 1..1000000",
+            "n_validation": "int 1..10000",
             **_ONE_PROBLEM,
-            "max_new_tokens": "int 1..",
+            "max_new_tokens": "int 1..131072",
             "low_temperature": "float 0.01..1",
-            "tool_problems": "int 2..",
-            "tool_tokens": "int 1..",
-            "rounds": "int 1..",
+            "tool_problems": "int 2..10000",
+            "tool_tokens": "int 1..131072",
+            "rounds": "int 1..100",
             "base_model": "text",
             "instruct_model": "text",
             "accept_terms": "bool",
@@ -244,8 +244,16 @@ def change(profile: str, chapter: str, changes: dict) -> None:
 
 @functools.cache
 def _checked(profile, text, path, changes):
-    values = _changed(profile, _parsed(text, path)[profile], changes)
-    _check(profile, values, schema(SCHEMA, incomplete=("families", "chapters")))
+    allowed = schema(SCHEMA, incomplete=("families", "chapters"))
+    everything = _parsed(text, path)
+    _check(profile, everything[profile], allowed)
+    values = _changed(profile, everything[profile], changes)
+    _check(profile, values, allowed)
+    source = values.get("checkpoints", profile)
+    lab = values if source == profile else everything.get(source)
+    if lab is not values and lab is not None:
+        _check(source, lab, allowed)
+    bounds.check(profile, values, lab if lab and "pretrain" in lab else None)
     return values
 
 
@@ -300,8 +308,8 @@ def schema(rule: dict | str, incomplete: tuple[str, ...] | None = None) -> dict:
     if several is None:
         return one
     words = one["description"].replace(f" {limits}", f", each {limits}") if limits else f"{kind}"
-    return {"type": "array", "minItems": 1, "items": one, "uniqueItems": several == "set",
-            "description": f"a list of {words}, at least one"
+    return {"type": "array", "items": one, "minItems": 1, "maxItems": 100,
+            "uniqueItems": several == "set", "description": f"a list of {words}, at least one"
                            + ", none of them twice" * (several == "set")}
 
 
@@ -311,7 +319,7 @@ _Validator = jsonschema.validators.extend(
     jsonschema.Draft202012Validator,
     type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many({
         "integer": lambda _, value: type(value) is int,
-        "number": lambda _, value: type(value) in (int, float) and math.isfinite(value),
+        "number": lambda _, value: type(value) in (int, float) and -math.inf < value < math.inf,
     }),
 )
 
@@ -331,7 +339,9 @@ def _check(name, value, allowed):
     if error.validator == "required":
         missing = ", ".join(key for key in rule["required"] if key not in found)
         raise BadInput(f"{name} lacks {missing}.")
-    raise BadInput(f"{name} is {found!r}; allowed is {rule['description']}.")
+    if error.validator == "maxItems":
+        raise BadInput(f"{name} has {len(found)} values; allowed are at most {rule['maxItems']}.")
+    raise BadInput(f"{name} is {found!r:.200}; allowed is {rule['description']}.")
 
 
 def build_command(module: str, build: Callable[[str], Path]) -> None:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from locksmith import engine, tasks
+from locksmith.errors import BadInput
 from locksmith.loading import Model, fingerprint
 from locksmith.packaged import cache_dir
 
@@ -149,9 +150,13 @@ def estimate(model: Model, task: ModuleType, problems: list, answers: int, max_n
              workers: int = 1) -> str:
     """One line: how long `answers` answers take at most, by a short warm-up with some problems, and
     the memory that the model's weights take in float32."""
+    prompts = [model.ask(task, problem) for problem in problems]
+    room = model.context - max(map(len, prompts))
+    if max_new_tokens > room:
+        raise BadInput(f"max_new_tokens is {max_new_tokens}; allowed is at most {max(room, 0)}, as "
+                       f"{model.name} reads {model.context} tokens, prompt included.")
     began, few = time.perf_counter(), min(max_new_tokens, 32)
-    drawn = engine.sample(model.net, [model.ask(task, problem) for problem in problems], 8,
-                          stop=model.stop, max_new_tokens=few)
+    drawn = engine.sample(model.net, prompts, 8, stop=model.stop, max_new_tokens=few)
     speed = int(drawn.lengths.sum()) / (time.perf_counter() - began) * workers
     minutes, size = answers * max_new_tokens / speed / 60, 4 * model.net.num_parameters() / 2**30
     return (f"{answers:,} answers of at most {max_new_tokens} tokens, at {speed:,.0f} tokens a "

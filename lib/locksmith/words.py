@@ -296,11 +296,12 @@ def distinct(draw: Callable[[], WordProblem], n: int, split: str,
     BadInput where there are not so many."""
     if split not in SPLITS:
         raise BadInput(f"split is {split!r}; allowed are {', '.join(SPLITS)}.")
-    found = {}
-    for _ in range(1000 + 200 * n):
-        problem = draw()
-        if problem.key not in shown and split_of(problem.question) == split:
-            found.setdefault(problem.key, problem)
+    found, drawn, last = {}, 0, 0
+    while drawn < 1000 + 200 * n and drawn - last < 1000 + 100 * len(found):
+        problem, drawn = draw(), drawn + 1
+        if (problem.key not in shown and problem.key not in found
+                and split_of(problem.question) == split):
+            found[problem.key], last = problem, drawn
         if len(found) == n:
             return list(found.values())
     raise BadInput(f"n is {n}; allowed is at most about {len(found)}, the different {split} "

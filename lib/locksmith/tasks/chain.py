@@ -10,6 +10,7 @@ Nobody can guess two results. Reward is the outcome alone.
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +71,29 @@ def split_of(problem: Problem) -> str | None:
     longer = [c for c in problem.chains if len(c[1]) > 1]
     splits = {_split_of(" ".join(_spell(c))) for c in longer} or {_split_of(problem.key)}
     return splits.pop() if len(splits) == 1 else None
+
+
+def count(split: str, generator: dict, depth: int | None = None) -> int:
+    """About half of the different problems of a split with `depth` links a chain, by default
+    generator["depth"]: the hash spreads them over the splits only about evenly."""
+    depth = depth or generator["depth"]
+    ends = Counter(range(1, generator["largest_start"] + 1))  # value -> chains that lead there
+    for _ in range(depth):
+        after = Counter()
+        for value, chains in ends.items():
+            for op in OPERATORS:
+                for n in range(2, 10) if op == "*" else range(1, generator["largest_number"] + 1):
+                    after[apply(value, op, n)] += chains
+        del after[None]
+        ends = after
+    share = {"train": 208, "validation": 16, "test": 32}[split] / 256
+    return int(ends.total() ** 2 * share ** (1 if depth == 1 else 2) / 2)
+
+
+def prompt_length(depth: int) -> int:
+    """Tokens of the prompt of a problem with `depth` links a chain."""
+    chain = (1, (("+", 1),) * depth)
+    return len(Problem((chain, chain)).prompt)
 
 
 def _sample_chain(rng, depth, generator):

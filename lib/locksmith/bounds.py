@@ -1,0 +1,212 @@
+"""What parameters allow each other: relations that params.SCHEMA, a value at a time, cannot state.
+
+`rules` is the table, a line a relation. They are checked with the profile, before anything runs: no
+value that passes asks for more problems than there are, outgrows the memory or the model's
+context, or is left out in silence.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+
+from locksmith import tasks
+from locksmith.errors import BadInput
+
+FAMILIES = ("countdown", "chain")  # the tasks whose generators a profile states
+TRAINING = ("problems", "model", "families", "twin", "pretrain", "rl", "distill")
+WEIGHTS = 1_000_000_000  # of a lab model, which trains on CPUs
+ANSWERS, TOKENS = 1_000_000, 500_000_000  # at once: some 6 GB of ids and log-probabilities
+# Two parameters of a section whose product is a number of answers sampled at once.
+_TOGETHER = (("problems", "samples"), ("n_problems", "n_samples"), ("rl_problems", "rl_samples"),
+             ("pool_problems", "pool_samples"), ("n_problems", "resample_samples"),
+             ("n_problems", "matched_samples"), ("n_problems", "curve_samples"),
+             ("n_problems", "power_chains"), ("seed_problems", "n_candidates"),
+             ("read_problems", "documents"), ("read_problems", "own_samples"),
+             ("word_sums", "word_samples"))
+# The first of two parameters of a chapter is at most the second.
+_WITHIN = (("few_problems", "seed_problems"), ("seed_problems", "pool_problems"),
+           ("traces_per_problem", "n_samples"))
+# What a chapter takes of a split of the lab's problems.
+_OF_SPLIT = {"n_problems": "test", "step_problems": "test", "entropy_problems": "test",
+             "n_validation": "validation", "read_problems": "validation", "n_traces": "train"}
+
+Rule = tuple[str, bool, str]  # dotted path of a parameter, whether it may be so, what is allowed
+
+
+def check(profile: str, own: dict, lab: dict | None) -> None:
+    """BadInput about the first relation that a profile breaks.
+
+    own: its parameters, which obey the schema; lab: those of the profile whose models it reads,
+    None where that profile trains none.
+    """
+    for path, holds, allowed in rules(own, lab):
+        if not holds:
+            value = own
+            for name in path.split("."):
+                value = value.get(name) if isinstance(value, dict) else None
+            raise BadInput(f"{profile}.{path} is {value!r}; allowed is {allowed}.")
+
+
+def rules(own: dict, lab: dict | None) -> Iterator[Rule]:
+    """All relations of a profile, as for `check`; earlier ones make later ones computable."""
+    yield "seeds", "seeds" in own, "a list of seeds, which every profile states"
+    yield most("seeds", own["seeds"], 1_000_000, "from which the seeds of samples are made")
+    trains = [name for name in TRAINING if name in own]
+    for name in TRAINING:
+        yield name, not trains or name in own, (
+            f"to state it, as the profile trains models and states {', '.join(trains)}")
+    if trains:
+        yield "checkpoints", "checkpoints" not in own or lab is own, (
+            "to leave it out, as the profile trains models of its own")
+        yield from _generators(own["families"])
+        yield from _training(own)
+    elif "checkpoints" in own:
+        yield "checkpoints", lab is not None, "a profile that trains models"
+        yield "seeds", set(own["seeds"]) <= set(lab["seeds"]), (
+            f"a list of seeds that checkpoints of {own['checkpoints']} have, {lab['seeds']}")
+    for name, section in own.get("chapters", {}).items():
+        for path, holds, allowed in _chapter(name, section, lab):
+            yield f"chapters.{name}.{path}", holds, allowed
+
+
+def most(path: str, value: int | float | list, bound: float, why: str) -> Rule:
+    """The rule that a value, or the largest of a list, is at most a bound."""
+    largest = max(value) if isinstance(value, list) else value
+    return path, largest <= bound, f"at most {max(bound, 0)}, {why}"
+
+
+@cache
+def _count(family, split, depth, settings):
+    """How many different problems of a split there are; settings: the generator's items."""
+    return tasks.load(family).count(split, dict(settings), depth)
+
+
+def count(families: dict, family: str, split: str, depth: int | None = None) -> int:
+    """How many different problems of a split a family's generator gives, at a depth of its own or
+    another."""
+    settings = tuple((name, tuple(value) if isinstance(value, list) else value)
+                     for name, value in families[family].items())
+    return _count(family, split, depth, settings)
+
+
+def _generators(families):
+    for family in FAMILIES:
+        path = f"families.{family}"
+        yield path, family in families, "to state it, as the pipeline trains on both families"
+        generator = families[family]
+        yield most(f"{path}.reviews", generator["reviews"], round(1 - generator["facts"], 9),
+                   f"as {path}.facts is {generator['facts']}")
+    bounds = families["countdown"]["expressions"]
+    yield ("families.countdown.expressions", len(bounds) == 2 and bounds[0] <= bounds[1],
+           "[least, most], two numbers in order")
+
+
+def _training(p):
+    model, rl, pretrain, distill = (p[name] for name in ("model", "rl", "pretrain", "distill"))
+    head = model["hidden"] / model["heads"]
+    yield "model.heads", head % 2 == 0, (
+        f"what divides model.hidden, {model['hidden']}, into heads of an even size")
+    weights = model["layers"] * model["hidden"] * (4 * model["hidden"] + 3 * model["mlp"])
+    yield "model", weights <= WEIGHTS, f"what has at most {WEIGHTS:,} weights, not {weights:,}"
+    for name, section in (("pretrain", pretrain), ("rl", rl)):
+        yield most("model.context", model["context"], section["micro_tokens"],
+                   f"{name}.micro_tokens, so that a text fits into a batch")
+    room = model["context"] - longest_prompt(p)
+    yield most("rl.max_new_tokens", rl["max_new_tokens"], room,
+               f"which prompts leave of model.context, {model['context']}")
+    for family in p["families"]:
+        have = {split: count(p["families"], family, split) for split in p["problems"]}
+        for split, n in p["problems"].items():
+            yield most(f"problems.{split}", n, have[split],
+                       f"as many different ones as families.{family} gives")
+        yield most("rl.steps", rl["steps"], have["train"] // rl["problems"],
+                   f"with {rl['problems']} new ones a step of the {have['train']} different "
+                   f"training problems that families.{family} gives")
+        yield most("distill.problems", distill["problems"], have["train"],
+                   f"as many different training problems as families.{family} gives")
+    yield from _together("rl", rl)
+    steps = pretrain["tokens"] // (pretrain["micro_tokens"] * pretrain["micro_batches"])
+    yield most("pretrain.checkpoints", pretrain["checkpoints"], steps,
+               "the steps that pretrain.tokens, micro_tokens and micro_batches make")
+    yield most("rl.checkpoints", rl["checkpoints"], rl["steps"] - 1,
+               "as the last step's is kept anyway")
+    yield most("distill.rank", distill["rank"], model["hidden"], "model.hidden")
+    yield most("distill.evaluations", distill["evaluations"],
+               distill["epochs"] * distill["problems"], "one for each problem of each epoch")
+    yield most("distill.validation", distill["validation"], p["problems"]["validation"],
+               "problems.validation")
+
+
+def longest_prompt(p: dict) -> int:
+    """Tokens of the longest prompt in RL: of any family, at the depth of its problems."""
+    return max(tasks.load(family).prompt_length(generator.get("depth"))
+               for family, generator in p["families"].items())
+
+
+def _together(path, section):
+    cap = min(ANSWERS, TOKENS // section.get("max_new_tokens", 1))
+    for first, second in _TOGETHER:
+        if first in section and second in section:
+            n = section[first]
+            yield most(f"{path}.{second}".lstrip("."), section[second], cap // max(n, 1),
+                       f"with {first} {n}, as {cap} answers at once fit into memory")
+
+
+def _chapter(name, s, lab):
+    """Rules of a chapter's section s, with paths within it."""
+    yield from _together("", s)
+    for small, large in _WITHIN:
+        if small in s and large in s:
+            yield most(small, s[small], s[large], large)
+    if "rl_steps" in s:
+        yield most("rl_steps", s["rl_steps"], ANSWERS // s["rl_problems"],
+                   f"with {s['rl_problems']} new problems a step")
+    if "strengths" in s and name == "ch04":  # what a vector does is compared with its absence
+        yield "strengths", {0} < set(s["strengths"]), "a list with 0 and other strengths"
+    models = [s.get("base_model", ""), s.get("thinking_model", "")]
+    read = name == "ch00" or any(model.startswith("lab/") for model in models)
+    families = FAMILIES if name == "ch00" else [t for t in FAMILIES if t in s.get("tasks", ())]
+    for parameter, needs in (("base_model", read), ("tasks", families)):
+        yield parameter, lab is not None or not needs, (
+            "another value, or `checkpoints` in the profile that name one which trains models")
+    if read:
+        yield from _with_lab(name, s, lab)
+    for family in families:
+        have = count(lab["families"], family, "train")
+        why = f"of the {have} different training problems that families.{family} gives"
+        if "rl_steps" in s:
+            yield most("rl_steps", s["rl_steps"], have // s["rl_problems"],
+                       f"with {s['rl_problems']} new ones a step {why}")
+        if "pool_problems" in s:
+            yield most("pool_problems", s["pool_problems"], have - s.get("n_candidates", 0), why)
+        for depth in s["depths"] if name == "ch00" else ():
+            have = count(lab["families"], family, "test", depth)
+            yield most("problems", s["problems"], have,
+                       f"the different test problems of families.{family}"
+                       + f" at depth {depth}" * (family == "chain"))
+
+
+def _with_lab(name, s, lab):
+    """Rules of a chapter that reads the models of the lab."""
+    model, rl = lab["model"], lab["rl"]
+    if name == "ch00":
+        longest = tasks.load("chain").prompt_length(max(s["depths"]))
+        yield "depths", longest + rl["max_new_tokens"] <= model["context"], (
+            f"what leaves room for rl.max_new_tokens, {rl['max_new_tokens']}, in model.context, "
+            f"{model['context']}")
+        return
+    yield most("max_new_tokens", s["max_new_tokens"], model["context"] - longest_prompt(lab),
+               f"which prompts leave of model.context, {model['context']}")
+    yield most("layers", s.get("layers", 0), model["layers"] - 1, "the model's last block")
+    yield most("word_sums", s.get("word_sums", 0), 0, "as models of the lab read no words")
+    from locksmith import vocabulary  # a second of imports, which profiles without a lab save
+
+    words = set(" ".join(s.get("prefixes", ())).split())
+    yield "prefixes", words <= {*vocabulary.VOCABULARY}, "a list of the lab's words"
+    if not (s["base_model"].startswith("lab/") and s["thinking_model"].startswith("lab/")):
+        return
+    for parameter in _OF_SPLIT.keys() & s.keys():
+        split = _OF_SPLIT[parameter]
+        yield most(parameter, s[parameter], lab["problems"][split], f"problems.{split}")
+    if name == "ch02":  # a guess draws on ten training problems for each test problem
+        yield most("n_problems", s["n_problems"], lab["problems"]["train"] // 10,
+                   "a tenth of problems.train")
