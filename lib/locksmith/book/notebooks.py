@@ -123,7 +123,7 @@ def changes(texts: Iterable[str]) -> dict:
         if not equals or not name.isidentifier():
             raise errors.BadInput(f"{wrong}.")
         if name in found:
-            raise errors.BadInput(f"--set gives {name} twice.")
+            print(f"--set gives {name} more than once; the last counts.", file=sys.stderr)
         try:
             found[name] = plain_yaml.parse(value, "its value")
         except errors.BadInput as error:
