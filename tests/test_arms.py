@@ -73,7 +73,7 @@ def test_the_name_of_a_fact_is_read_back_as_it_was_written():
 @pytest.mark.parametrize("name, said", [
     ("pass_at_n[k=1]", "'pass_at_n' is unknown; did you mean pass_at_k"),
     ("pass_at_k[n=1]", "'n' is unknown"),
-    ("pass_at_k[k=many]", "wrong type"),
+    ("pass_at_k[k=many]", "k is .many.; allowed is a whole number of at least 1"),
     ("pass@1", "is no name; written is"),
 ])
 def test_a_name_outside_the_vocabulary_is_refused(name, said):

@@ -7,113 +7,134 @@ behaviour of the family.
 """
 
 import difflib
+import math
 import re
 from collections.abc import Iterable
 
 from locksmith import errors
 
-# condition -> (type, what it says)
+# What a value may be, both ends included.
+ANY = (-math.inf, math.inf)
+POSITIVE = (0, math.inf)
+SHARE = (0, 1)
+CHANGE = (-1, 1)  # of a share
+
+# condition -> (type, range of a number, what it says)
 CONDITIONS = {
-    "k": (int, "samples of which one must be right"),
-    "depth": (int, "steps a chain"),
-    "position": (str, "where in a text: which attempt, which moment, how long before a place"),
-    "behaviour": (str, "which behaviour, where it is not the family's headline behaviour"),
-    "against": (str, "arm that it is compared with"),
-    "on": (str, "model that is steered, read or handed the arm"),
-    "step": (int, "how far into training: of a base model in tokens, after that in RL steps"),
-    "strength": (float, "of steering, in units of the vector or shares of the stream's norm"),
-    "temperature": (float, "at which was sampled"),
-    "learning_rate": (float, "of the training"),
-    "examples": (int, "solved problems shown or trained on"),
-    "variant": (str, "what else is special: a word, a tool, a kind of text or of vector"),
+    "k": (int, (1, math.inf), "samples of which one must be right"),
+    "depth": (int, (1, math.inf), "steps a chain"),
+    "position": (str, None, "where in a text: which attempt or moment, how long before a place"),
+    "behaviour": (str, None, "which behaviour, where it is not the family's headline behaviour"),
+    "against": (str, None, "arm that it is compared with"),
+    "on": (str, None, "model that is steered, read or handed the arm"),
+    "step": (int, POSITIVE, "how far into training: a base model in tokens, after that RL steps"),
+    "strength": (float, ANY, "of steering, in units of the vector or shares of the stream's norm"),
+    "temperature": (float, POSITIVE, "at which was sampled"),
+    "learning_rate": (float, POSITIVE, "of the training"),
+    "examples": (int, POSITIVE, "solved problems shown or trained on"),
+    "variant": (str, None, "what else is special: a word, a tool, a kind of text or of vector"),
 }
 
-QUANTITIES = {
+QUANTITIES = {  # name -> (range, what it says)
     # outcome
-    "pass_at_k": "share of problems with a right answer among k samples",
-    "trace_pass_at_k": "share of problems with a sound trace among k samples",
-    "gain": "accuracy minus the base's, or minus that of the arm it is against",
-    "gap_recovered": "share of the gap between base and thinking model",
-    "gap_difference": "share of the gap minus that of the arm it is against, paired",
-    "gain_when": "part of the gain that comes from taking the strategy more often",
-    "gain_how": "part of the gain that comes from taking it better",
-    "strategy_share": "share of answers that take the strategy",
-    "accuracy_change": "accuracy minus that without steering",
-    "accuracy_minus_thinking": "accuracy on validation problems minus the thinking model's",
-    "training_accuracy": "share of right rollouts in the last steps of RL",
-    "training_loss": "nats a token at the end of pre-training",
+    "pass_at_k": (SHARE, "share of problems with a right answer among k samples"),
+    "trace_pass_at_k": (SHARE, "share of problems with a sound trace among k samples"),
+    "gain": (CHANGE, "accuracy minus the base's, or minus that of the arm it is against"),
+    "gap_recovered": (ANY, "share of the gap between base and thinking model"),
+    "gap_difference": (ANY, "share of the gap minus that of the arm it is against, paired"),
+    "gain_when": (CHANGE, "part of the gain that comes from taking the strategy more often"),
+    "gain_how": (CHANGE, "part of the gain that comes from taking it better"),
+    "strategy_share": (SHARE, "share of answers that take the strategy"),
+    "accuracy_change": (CHANGE, "accuracy minus that without steering"),
+    "accuracy_minus_thinking": (CHANGE,
+                                "accuracy on validation problems minus the thinking model's"),
+    "training_accuracy": (SHARE, "share of right rollouts in the last steps of RL"),
+    "training_loss": (POSITIVE, "nats a token at the end of pre-training"),
     # skill and deployment
-    "valid_attempts": "share of attempts that are valid",
-    "correct_checks": "share of checks whose value and verdict are true",
-    "attempts": "attempts a problem, or a document",
-    "checks": "checks a problem",
-    "backtracks": "backtracks a problem, or a document",
-    "truncated": "share of answers that did not end by themselves",
-    "right_verdicts": "share of reviews with the right verdict",
+    "valid_attempts": (SHARE, "share of attempts that are valid"),
+    "correct_checks": (SHARE, "share of checks whose value and verdict are true"),
+    "attempts": (POSITIVE, "attempts a problem, or a document"),
+    "checks": (POSITIVE, "checks a problem"),
+    "backtracks": (POSITIVE, "backtracks a problem, or a document"),
+    "truncated": (SHARE, "share of answers that did not end by themselves"),
+    "right_verdicts": (SHARE, "share of reviews with the right verdict"),
     # what the models read
-    "decision_share": "share of tokens that open a behaviour",
-    "several_attempts": "share of documents with more than one attempt",
-    "failed_checks": "failed checks a document",
-    "hand_overs": "changes of author a document",
-    "words_per_document": "words a document",
-    "words_95": "words that 95 % of documents do not exceed",
+    "decision_share": (SHARE, "share of tokens that open a behaviour"),
+    "several_attempts": (SHARE, "share of documents with more than one attempt"),
+    "failed_checks": (POSITIVE, "failed checks a document"),
+    "hand_overs": (POSITIVE, "changes of author a document"),
+    "words_per_document": (POSITIVE, "words a document"),
+    "words_95": (POSITIVE, "words that 95 % of documents do not exceed"),
     # cost
-    "tokens_per_answer": "tokens generated for an answer",
-    "calls_per_answer": "calls of the model for an answer",
-    "tokens_change": "tokens an answer minus those without steering",
-    "log10_flops": "power of ten of the operations spent once",
-    "steered_share": "share of tokens chosen at a steered position",
+    "tokens_per_answer": (POSITIVE, "tokens generated for an answer"),
+    "calls_per_answer": (POSITIVE, "calls of the model for an answer"),
+    "tokens_change": (ANY, "tokens an answer minus those without steering"),
+    "log10_flops": (POSITIVE, "power of ten of the operations spent once"),
+    "steered_share": (SHARE, "share of tokens chosen at a steered position"),
     # two models side by side
-    "cell_both": "share of problems that both solve",
-    "cell_base_only": "share of problems that the base alone solves",
-    "cell_thinking_only": "share of problems that the thinking model alone solves",
-    "cell_thinking_only_resampled": "the same after many more samples of the base",
-    "cell_neither": "share of problems that neither solves",
-    "trace_cell_both": "share of problems with a sound trace by both",
-    "trace_cell_base_only": "share of problems with a sound trace by the base alone",
-    "trace_cell_thinking_only": "share of problems with a sound trace by the thinking model alone",
-    "trace_cell_neither": "share of problems with a sound trace by neither",
-    "crossing_k": "samples at which the base overtakes the thinking model",
-    "trace_crossing_k": "the same, counting sound traces",
-    "large_k_lead": "the base's pass@k at the largest k minus the thinking model's pass@1",
-    "trace_large_k_lead": "the same, counting sound traces",
-    "trace_matches": "share of traces found word for word among the base's samples",
-    "behaviour_sequence_matches": "share of behaviour sequences found among the base's samples",
-    "logprob_per_token": "log-probability under the base, nats a token",
-    "logprob_difference": "log-probability under the base minus that of the real trace, nats",
-    "likeliest_token_share": "share of tokens that the base held likeliest",
-    "expected_base_samples": "base samples among which one such trace is expected, median",
-    "entropy": "of the next token, nats",
-    "matched_temperature": "temperature at which the entropies are equal",
-    "acceptance": "share of power sampling's moves that were accepted",
-    "moved": "share of power sampling's moves that changed the trace",
+    "cell_both": (SHARE, "share of problems that both solve"),
+    "cell_base_only": (SHARE, "share of problems that the base alone solves"),
+    "cell_thinking_only": (SHARE, "share of problems that the thinking model alone solves"),
+    "cell_thinking_only_resampled": (SHARE, "the same after many more samples of the base"),
+    "cell_neither": (SHARE, "share of problems that neither solves"),
+    "trace_cell_both": (SHARE, "share of problems with a sound trace by both"),
+    "trace_cell_base_only": (SHARE, "share of problems with a sound trace by the base alone"),
+    "trace_cell_thinking_only": (SHARE,
+                                 "share of problems with a sound trace by the thinking model only"),
+    "trace_cell_neither": (SHARE, "share of problems with a sound trace by neither"),
+    "crossing_k": ((1, math.inf), "samples at which the base overtakes the thinking model"),
+    "trace_crossing_k": ((1, math.inf), "the same, counting sound traces"),
+    "large_k_lead": (CHANGE,
+                     "the base's pass@k at the largest k minus the thinking model's pass@1"),
+    "trace_large_k_lead": (CHANGE, "the same, counting sound traces"),
+    "trace_matches": (SHARE, "share of traces found word for word among the base's samples"),
+    "behaviour_sequence_matches": (SHARE,
+                                   "share of behaviour sequences found among the base's samples"),
+    "logprob_per_token": ((-math.inf, 0), "log-probability under the base, nats a token"),
+    "logprob_difference": (ANY,
+                           "log-probability under the base minus that of the real trace, nats"),
+    "likeliest_token_share": (SHARE, "share of tokens that the base held likeliest"),
+    "expected_base_samples": (POSITIVE,
+                              "base samples among which one such trace is expected, median"),
+    "entropy": (POSITIVE, "of the next token, nats"),
+    "matched_temperature": (POSITIVE, "temperature at which the entropies are equal"),
+    "acceptance": (SHARE, "share of power sampling's moves that were accepted"),
+    "moved": (SHARE, "share of power sampling's moves that changed the trace"),
     # directions
-    "probe_auroc": "area under the ROC curve of a probe for a behaviour or an error",
-    "correctness_auroc": "area under the ROC curve of a probe for a right answer",
-    "calibration_error": "mean distance of the probe's probability from the share right",
-    "cosine": "between two models' vectors of a behaviour",
-    "vector_length": "of the behaviour's vector, as a share of the stream's norm",
-    "behaviour_rate": "share of steps that are the behaviour, unsteered",
-    "behaviour_slope": "change of the behaviour's share or probability a unit of strength",
-    "free_rate": "share of sentences that are the behaviour in text written freely",
-    "change_after_error": "probability that the behaviour opens after an error minus after none",
-    "stable_share": "share of places from which nearly all continuations show the behaviour",
+    "probe_auroc": (SHARE, "area under the ROC curve of a probe for a behaviour or an error"),
+    "correctness_auroc": (SHARE, "area under the ROC curve of a probe for a right answer"),
+    "calibration_error": (SHARE, "mean distance of the probe's probability from the share right"),
+    "cosine": (CHANGE, "between two models' vectors of a behaviour"),
+    "vector_length": (POSITIVE, "of the behaviour's vector, as a share of the stream's norm"),
+    "behaviour_rate": (SHARE, "share of steps that are the behaviour, unsteered"),
+    "behaviour_slope": (ANY, "change of the behaviour's share or probability a unit of strength"),
+    "free_rate": (SHARE, "share of sentences that are the behaviour in text written freely"),
+    "change_after_error": (CHANGE,
+                           "probability that the behaviour opens after an error minus after none"),
+    "stable_share": (SHARE,
+                     "share of places from which nearly all continuations show the behaviour"),
     # speed
-    "hybrid_cost_ratio": "seconds a token of the hybrid over those of both models alone",
-    "speedup_vs_hooks": "against the same hybrid by forward hooks",
-    "speedup_vs_nnsight": "against the same hybrid by nnsight",
-    "tokens_per_second": "of generation or training",
-    "speedup_vs_generate": "against transformers' generate",
-    "speedup_vs_autocast": "against a step under autocast",
-    "speedup_vs_trl": "against a step of TRL",
-    "gemm_teraflops": "operations a second of a square product, 10^12",
-    "shape_teraflops": "operations a second of a product in the model's shape, 10^12",
-    "share_of_gemm_peak": "share of the square product's speed",
-    "share_of_shape_peak": "share of the speed in the model's shape",
+    "hybrid_cost_ratio": (POSITIVE,
+                          "seconds a token of the hybrid over those of both models alone"),
+    "speedup_vs_hooks": (POSITIVE, "against the same hybrid by forward hooks"),
+    "speedup_vs_nnsight": (POSITIVE, "against the same hybrid by nnsight"),
+    "tokens_per_second": (POSITIVE, "of generation or training"),
+    "speedup_vs_generate": (POSITIVE, "against transformers' generate"),
+    "speedup_vs_autocast": (POSITIVE, "against a step under autocast"),
+    "speedup_vs_trl": (POSITIVE, "against a step of TRL"),
+    "gemm_teraflops": (POSITIVE, "operations a second of a square product, 10^12"),
+    "shape_teraflops": (POSITIVE, "operations a second of a product in the model's shape, 10^12"),
+    "share_of_gemm_peak": ((0, 2), "share of the square product's speed"),
+    "share_of_shape_peak": ((0, 2), "share of the speed in the model's shape"),
 }
 
 
 NEEDS = {"pass_at_k": "k", "trace_pass_at_k": "k"}  # a condition without which it says nothing
+# Ratios of differences, medians and roots: their resampled values may all lie to one side of them.
+# Every other quantity is a mean, or a share, and lies in its interval.
+OUTSIDE = {"gap_recovered", "gap_difference", "crossing_k", "trace_crossing_k",
+           "expected_base_samples", "matched_temperature"}
+SLACK = 1e-6  # of float32: a cosine of 1 may come out above it
 
 
 def name(quantity: str, conditions: dict) -> str:
@@ -155,15 +176,54 @@ def complete(quantity: str, conditions: dict) -> None:
                               f"{quantity}[{needed}=1] and the like.")
 
 
+def within(quantity: str, value: float, low: float | None = None,
+           high: float | None = None) -> None:
+    """Raises BadInput where a value or an end of its interval is none that the quantity can have,
+    or where the three are not in order; low and high are both None without an interval."""
+    (least, most), slack = QUANTITIES[quantity][0], SLACK * max(1, abs(value))
+    for key, x in (("value", value), ("low", low), ("high", high)):
+        if x is not None and not (math.isfinite(x) and least - SLACK <= x <= most + SLACK):
+            raise errors.BadInput(f"{key} is {x!r}; allowed is {_told(least, most)}.")
+    if (low is None) != (high is None) or (low is not None and low > high):
+        raise errors.BadInput(f"low is {low} and high {high}; allowed are the two ends of an "
+                              "interval in this order, or None for both.")
+    if low is not None and quantity not in OUTSIDE and not low - slack <= value <= high + slack:
+        raise errors.BadInput(f"value is {value}, outside its interval, {low} to {high}.")
+
+
+def _told(least, most):
+    ends = [f"at least {least:g}"] * math.isfinite(least) + [f"at most {most:g}"] * math.isfinite(
+        most)
+    return " ".join(["a finite number", *[" and ".join(ends)] * bool(ends)])
+
+
 def typed(of: str, conditions: dict) -> dict:
-    """The conditions of a quantity or an arm, each as its type; BadInput for an unknown one."""
+    """The conditions of a quantity or an arm, each as its type; BadInput for an unknown one, or a
+    value that it cannot have."""
     for key in conditions:
         if key not in CONDITIONS:
             raise errors.BadInput(unknown("Condition", key, CONDITIONS))
+    return {key: _typed(of, key, value) for key, value in conditions.items()}
+
+
+def _typed(of, key, value):
+    """A condition as its type: also from a name, where all is text, and from NumPy or a column of
+    a table, where whole numbers have a fraction of 0."""
+    kind, allowed, _ = CONDITIONS[key]
+    right = isinstance(value, (str, int, float)) or hasattr(value, "item")
     try:
-        return {key: CONDITIONS[key][0](value) for key, value in conditions.items()}
-    except ValueError as error:
-        raise errors.BadInput(f"{of}: a condition has the wrong type: {error}.") from None
+        found = kind(value) if right and not isinstance(value, bool) else None
+    except (ValueError, OverflowError):
+        found = None
+    if found is not None and kind is not str and (
+            not math.isfinite(found) or not allowed[0] <= found <= allowed[1]
+            or (not isinstance(value, str) and found != value)):
+        found = None
+    if found in (None, ""):
+        what = {int: "a whole number", float: "a number", str: "a word or more"}[kind]
+        least = f" of at least {allowed[0]}" if allowed and math.isfinite(allowed[0]) else ""
+        raise errors.BadInput(f"{of}: condition {key} is {value!r}; allowed is {what}{least}.")
+    return found
 
 
 def unknown(what: str, given: str, known: Iterable[str]) -> str:
