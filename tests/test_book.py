@@ -1,6 +1,5 @@
 """The rendered book: built once from a small profile made here, then looked at page by page."""
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -11,7 +10,7 @@ import yaml
 from locksmith import results
 from locksmith.book import claims, plots, site
 from nbclient import NotebookClient
-from test_claims import recorded, rows_where_all_holds
+from test_claims import record, recorded, rows_where_all_holds
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("_config.yml", "_toc.yml", "index.md", "post.md", "references.bib", "claims.yml",
@@ -51,9 +50,8 @@ def root(tmp_path_factory):
     current = claims.sha256(root / "claims.yml")
     for chapter in ("00", "02"):
         facts = list(map(recorded, by_chapter[chapter]))
-        results.save(root / "results" / "lab" / f"{chapter}.json", json.dumps(
-            {"profile": "lab", "chapter": chapter, "facts": facts, "extra": {},
-             "provenance": {"claims_sha256": current}}))
+        results.save(root / "results" / "lab" / f"{chapter}.json",
+                     record("lab", chapter, facts, current))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         results.facts()

@@ -312,10 +312,20 @@ def rows_where_all_holds(seeds=3, n_problems=500):
 
 
 def recorded(row):
-    """A row of claims.facts as results.write keeps it."""
+    """A row of claims.facts as results.write keeps it, its ends within what the quantity can be."""
     quantity, conditions = quantities.parse(row["quantity"])
-    return {key: row[key] for key in results.FACT} | conditions | {
+    least, most = quantities.QUANTITIES[quantity][0]
+    ends = {key: min(max(row[key], least), most) for key in ("value", "low", "high")}
+    return {key: row[key] for key in results.FACT} | conditions | ends | {
         "quantity": quantity, "seeds": list(range(row["seeds"]))}
+
+
+def record(profile, chapter, facts, claims_sha256):
+    """The text of a file of results/, as results.write makes it."""
+    made_from = {"parameters": {}, "seeds": [0], "claims_sha256": claims_sha256, "checkpoints": {},
+                 "versions": {}}
+    return json.dumps({"profile": profile, "chapter": chapter, "provenance": made_from,
+                       "facts": facts, "extra": {}})
 
 
 def test_every_rule_can_hold_and_can_be_refuted():
@@ -428,7 +438,7 @@ def test_results_under_another_hash_are_stale(tmp_path):
     for chapter, made_under in (("00", now), ("02", "0" * 64)):
         file = tmp_path / "results" / "lab" / f"{chapter}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"provenance": {"claims_sha256": made_under}}))
+        file.write_text(record("lab", chapter, [], made_under))
     rows = [r for r in rows_where_all_holds() if r["chapter"] in ("00", "02", "05")]
     old = claims.stale(rows, tmp_path)
     assert old == {("lab", "02"), ("lab", "05")}  # 05 has no file at all
@@ -441,7 +451,7 @@ def test_results_under_another_hash_are_stale(tmp_path):
     assert ("lab", "00") in claims.stale(rows, tmp_path)
     for chapter in ("00", "02"):
         (tmp_path / "results" / "lab" / f"{chapter}.json").write_text(
-            json.dumps({"provenance": {"claims_sha256": book()["resorted_from"]}}))
+            record("lab", chapter, [], book()["resorted_from"]))
     assert claims.stale(rows, tmp_path) == {("lab", "05")}
 
 
@@ -468,21 +478,22 @@ def test_the_facts_of_the_lab_hold_every_term_of_the_rules():
 
 
 def test_facts_reads_what_results_writes(tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(results, "ROOT", tmp_path)
+    for name in ("arms.yml", "claims.yml", "params.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
     fact = dict(family="chain", model="base", quantity="pass_at_k", k=4, n_samples=4)
     results.write("smoke", "02", [
         fact | dict(value=0.25, low=0.125, high=0.5, n_problems=16, seeds=[0, 1]),
         fact | dict(quantity="crossing_k", against="thinking", value=32, low=None, high=None,
-                    n_problems=None, seeds=[0, 0]),
+                    n_problems=None, seeds=[0]),
     ])
     results.facts()
-    crossing, first = claims.facts(tmp_path / "facts.csv")
+    crossing, first = claims.facts()
     assert (first["value"], first["low"], first["high"], first["n_problems"], first["seeds"]) == (
         0.25, 0.125, 0.5, 16, 2)
     assert (crossing["value"], crossing["low"], crossing["seeds"]) == (32.0, None, 1)
     # The hash that results record is the one verdicts compare with.
-    record = json.loads((tmp_path / "smoke" / "02.json").read_text())
+    record = json.loads((tmp_path / "results/smoke/02.json").read_text())
     assert record["provenance"]["claims_sha256"] == claims.sha256(ROOT / "claims.yml")
 
 
@@ -510,7 +521,7 @@ def test_published_sources_are_in_the_bibliography():
 @pytest.mark.parametrize("change, said", [
     (lambda b: b["claims"][0].pop("mind"), "missing or unknown fields: mind"),
     (lambda b: b["claims"][1]["parts"][0].update(kind="vital"), "kind"),
-    (lambda b: b["claims"][1]["published"][0].update(status="sure"), "must be verified or rep"),
+    (lambda b: b["claims"][1]["published"][0].update(status="sure"), "it must be verified or rep"),
     (lambda b: b["claims"][1]["published"][0].pop("version"), "needs figure, source, version"),
     (lambda b: b["claims"][1].update(id=b["claims"][0]["id"]), "ids must differ"),
     (lambda b: b["claims"][1].update(parts=b["claims"][1]["parts"][-1:]), "at least one core"),

@@ -1,6 +1,5 @@
 """The post: no sentence outlives the facts it stood on; the folder it is taken from is whole."""
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -12,7 +11,7 @@ from locksmith.book import claims, plots, post, site
 from locksmith.book.sentences import FOUR, PostError, Writer
 from markdown_it import MarkdownIt
 from PIL import Image
-from test_claims import recorded, rows_where_all_holds
+from test_claims import record, recorded, rows_where_all_holds
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("_config.yml", "_toc.yml", "post.md", "claims.yml", "arms.yml", "params.yaml")
@@ -48,9 +47,8 @@ def repository(root, rows, profile="lab", figures=FIGURES):
         shutil.copy(ROOT / name, root / name)
     for chapter in {row["chapter"] for row in rows}:
         facts = [recorded(row) for row in rows if row["chapter"] == chapter]
-        results.save(root / "results" / profile / f"{chapter}.json", json.dumps(
-            {"profile": profile, "chapter": chapter, "facts": facts, "extra": {},
-             "provenance": {"claims_sha256": claims.sha256(root / "claims.yml")}}))
+        results.save(root / "results" / profile / f"{chapter}.json",
+                     record(profile, chapter, facts, claims.sha256(root / "claims.yml")))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         results.facts()

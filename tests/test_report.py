@@ -17,7 +17,8 @@ def record():
         for k in (1, 4, 16):
             for arm, level in (("base", 0.1), ("thinking", 0.5), ("guess", 0.01)):
                 value = level + 0.1 * i + 0.02 * k
-                made.fact(family, arm, "pass_at_k", (value, value - 0.05, value + 0.05), k=k)
+                ends = max(0.0, value - 0.05), value + 0.05
+                made.fact(family, arm, "pass_at_k", (value, *ends), k=k)
         made.fact(family, "hybrid", "gap_recovered", (0.6 + i, 0.5 + i, 0.7 + i))
         made.fact(family, "bias-only", "gap_recovered", (-0.3, -0.9, 0.1))
         for n in (1, 10):
@@ -106,7 +107,7 @@ def test_curves_draw_value_and_band_of_each_arm():
     base = lines[plots.look("base")["color"]]
     assert base.get_ydata() == pytest.approx([0.12, 0.18, 0.42])
     corners = [band.get_paths()[0].vertices[:, 1] for band in left.collections]
-    assert sorted(round(c.min(), 2) for c in corners) == [-0.02, 0.07, 0.47]
+    assert sorted(round(c.min(), 2) for c in corners) == [0, 0.07, 0.47]
     assert [t.get_text() for t in fig.legends[0].get_texts()] == ["base", "thinking", "guess"]
 
 

@@ -29,7 +29,7 @@ FACT = {
 @pytest.fixture
 def book(tmp_path, monkeypatch):
     """An empty book: parameters and claims, no results."""
-    for name in ("params.yaml", "claims.yml"):
+    for name in ("params.yaml", "claims.yml", "arms.yml"):
         shutil.copy(ROOT / name, tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -110,7 +110,7 @@ def test_missing_keys_duplicates_and_nan_in_extra_are_refused(book):
     with pytest.raises(errors.BadInput, match="lacks seeds"):
         results.write("smoke", "02", [{k: v for k, v in FACT.items() if k != "seeds"}])
     with pytest.raises(errors.BadInput, match="chain / base / valid_attempts stands twice"):
-        results.write("smoke", "02", [FACT, {**FACT, "value": 0.5}])
+        results.write("smoke", "02", [FACT, {**FACT, "value": 0.3}])
     with pytest.raises(errors.BadInput, match="NaN or infinity in `extra`"):
         results.write("smoke", "02", [FACT], extra={"curve": [0.1, math.nan]})
     assert not list(book.glob("results/**/*.*"))
@@ -138,7 +138,7 @@ def test_a_write_that_dies_leaves_the_old_file(book, monkeypatch):
 
     monkeypatch.setattr(Path, "replace", die)
     with pytest.raises(KeyboardInterrupt):
-        results.write("smoke", "02", [{**FACT, "value": 0.5}])
+        results.write("smoke", "02", [{**FACT, "value": 0.3}])
     assert (book / "results/smoke/02.json").read_bytes() == old
     assert [p.name for p in (book / "results/smoke").iterdir()] == ["02.json"]
 
@@ -148,7 +148,8 @@ def test_facts_table(book):
         "smoke", "02", [FACT, {**FACT, "quantity": "backtracks", "low": None, "high": None}]
     )
     many = [{**FACT, "quantity": "pass_at_k", "k": k} for k in (16, 2)]
-    results.write("smoke", "00", [{**FACT, "model": "thinking", "value": 1 / 3}, *many])
+    third = {**FACT, "model": "thinking", "value": 1 / 3, "high": 0.4}
+    results.write("smoke", "00", [third, *many])
     results.write("smoke", "train/chain_base", [])
     rows = results.facts()
     with open("results/facts.csv", newline="", encoding="utf-8") as file:
@@ -189,6 +190,7 @@ def test_the_committed_table_is_that_of_the_committed_results(tmp_path, monkeypa
     if not committed.exists():
         pytest.skip("no results yet")
     shutil.copytree(ROOT / "results", tmp_path / "results")
+    shutil.copy(ROOT / "arms.yml", tmp_path)
     monkeypatch.chdir(tmp_path)
     results.facts()
     assert (tmp_path / "results/facts.csv").read_text() == committed.read_text()

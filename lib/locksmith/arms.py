@@ -68,9 +68,13 @@ def _parsed(text, path):
 
 def get(name: str, path: str | Path = "arms.yml") -> Arm:
     """One arm; BadInput names those whose ids are nearest to an unknown one."""
-    known = load(path)
+    return find(name, load(path))
+
+
+def find(name: str, known: dict[str, Arm]) -> Arm:
+    """The same, among arms that `load` gave."""
     if name not in known:
-        raise errors.BadInput(quantities.unknown(f"{path}: arm", name, known))
+        raise errors.BadInput(quantities.unknown("arms.yml: arm", name, known))
     return known[name]
 
 

@@ -279,8 +279,9 @@ def chapter_key(chapter: str) -> str:
     return f"ch{chapter}" if chapter[:1].isdigit() else chapter
 
 
-def check_value(name: str, value: object, rule: str) -> None:
-    """Raises BadInput unless `value` obeys `rule`, a line of SCHEMA ("list of float 0..1")."""
+def check_value(name: str, value: object, rule: dict | str) -> None:
+    """Raises BadInput unless `value` obeys `rule`: a line of SCHEMA ("list of float 0..1"), or a
+    mapping of names to such lines."""
     _check(name, value, schema(rule))
 
 

@@ -4,6 +4,7 @@ Refused is what two readers understand differently (`010`, `1:30`, `yes`) and wh
 key that stands twice, a tag, an alias of itself. Errors name the file and the line.
 """
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,28 @@ def parse(source: str, name: str | Path) -> Any:
                        f"{chr(error.character)!r}.") from None
     _check_values(value, name)
     return value
+
+
+def line(source: str, *steps: str | int) -> int:
+    """The line of a YAML or JSON text on which stands what the steps, keys of mappings and places
+    in lists, lead to; that of the last step that is there."""
+    node = _composed(source)
+    for step in steps:
+        inner = node.value if isinstance(node.value, list) else []
+        if isinstance(step, int):
+            found = inner[step:step + 1]
+        else:
+            found = [pair[1] for pair in inner if isinstance(pair, tuple)
+                     and pair[0].value == step]
+        if not found:
+            break
+        node = found[0]
+    return node.start_mark.line + 1
+
+
+@functools.lru_cache(maxsize=1)
+def _composed(source):
+    return YAML(typ="safe", pure=True).compose(source)
 
 
 def _check_events(source, name):

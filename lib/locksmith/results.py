@@ -12,9 +12,11 @@ run writes the same bytes.
 
 import argparse
 import csv
+import functools
 import hashlib
 import importlib.metadata
 import io
+import itertools
 import json
 import math
 import platform
@@ -25,11 +27,15 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from locksmith import arms, errors, params, quantities, staging, stats
+from locksmith import arms, errors, params, plain_yaml, quantities, staging, stats
 
 ROOT = Path("results")
 FACT = ("family", "model", "quantity", "value", "low", "high", "n_problems", "n_samples", "seeds")
 COLUMNS = (*FACT[:3], *quantities.CONDITIONS, *FACT[3:])
+HEAD = ("profile", "chapter", *COLUMNS, "source")  # of facts.csv
+RECORD = {"profile": str, "chapter": str, "provenance": dict, "facts": list, "extra": dict}
+PROVENANCE = {"parameters": dict, "seeds": list, "claims_sha256": (str, type(None)),
+              "checkpoints": dict, "versions": dict}
 PACKAGES = ("torch", "transformers", "numpy", "scipy")
 SIZE = ("n_problems", "n_samples", "seeds")
 ARMS = ("on", "against")  # conditions that name an arm
@@ -89,8 +95,10 @@ class Recorder:
         for name in (arm, *(given[key] for key in ARMS if key in given)):
             arms.get(name)
         quantities.complete(quantity, given)
-        self.facts.append({"family": family, "model": arm, "quantity": quantity, **given,
-                           **dict(zip(("value", "low", "high"), ends, strict=True)), **size})
+        fact = {"family": family, "model": arm, "quantity": quantity, **given,
+                **dict(zip(("value", "low", "high"), ends, strict=True)), **_plain(size)}
+        check(fact)
+        self.facts.append(fact)
         return stats.Interval(*ends)
 
     def get(self, family: str, arm: str, quantity: str,
@@ -141,18 +149,13 @@ def write(profile: str, chapter: str, facts: Iterable[dict], *, extra: dict | No
     checkpoints: model folders the numbers came from; their weights' SHA-256 are recorded.
     Raises BadInput for a fact that is not as above, or NaN or infinity anywhere.
     """
-    seen = set()
-    for fact in facts:
-        _check(fact)
-        name = (fact["family"], fact["model"], quantities.name(fact["quantity"], fact))
-        if name in seen:
-            raise errors.BadInput(f"Fact {' / '.join(name)} stands twice in chapter {chapter}.")
-        seen.add(name)
+    facts = _plain(list(facts))
+    _check_facts(facts, None, lambda i: f"Chapter {chapter}: ")
     record = {
         "profile": profile,
         "chapter": chapter,
         "provenance": provenance(profile, chapter, checkpoints),
-        "facts": [{key: _plain(fact[key]) for key in COLUMNS if key in fact} for fact in facts],
+        "facts": [{key: fact[key] for key in COLUMNS if key in fact} for fact in facts],
         "extra": _plain(extra or {}),
     }
     path = ROOT / profile / f"{chapter}.json"
@@ -165,8 +168,9 @@ def write(profile: str, chapter: str, facts: Iterable[dict], *, extra: dict | No
 
 
 def read(profile: str, chapter: str) -> dict:
-    """The record `write` made. Raises BadInput where the file is missing or not whole."""
-    return _load(staging.newest(ROOT / profile / f"{chapter}.json"))
+    """The record `write` made. Raises BadInput where the file is missing or not what it writes."""
+    path = staging.newest(ROOT / profile / f"{chapter}.json")
+    return load(path, profile, chapter, arms.load())
 
 
 def provenance(profile: str, chapter: str, checkpoints: Iterable[str | Path] = ()) -> dict:
@@ -190,40 +194,98 @@ def provenance(profile: str, chapter: str, checkpoints: Iterable[str | Path] = (
 
 
 def facts() -> list[dict]:
-    """Rewrites results/facts.csv and results/metrics/ from every JSON, and returns the rows.
-
-    A row is a dict: profile, chapter, the keys of FACT (seeds joined by spaces), the conditions it
-    has, source. In the table every condition is a column.
-    """
+    """Rewrites results/facts.csv and results/metrics/ from every record; returns `rows`."""
     staging.settle()
-    rows = []
-    for path in files(ROOT):
-        record = _load(path)
-        for fact in record["facts"]:
-            rows.append(
-                {
-                    "profile": record["profile"],
-                    "chapter": record["chapter"],
-                    **fact,
-                    "seeds": " ".join(map(str, fact["seeds"])),
-                    "source": path.as_posix(),
-                }
-            )
-    names = ("profile", "chapter", "family", "model", "quantity")
-    rows.sort(key=lambda row: [*(row[name] for name in names),
-                               *((key in row, row.get(key)) for key in quantities.CONDITIONS)])
-    table = io.StringIO()
-    writer = csv.DictWriter(table, ["profile", "chapter", *COLUMNS, "source"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    save(ROOT / "facts.csv", table.getvalue())
+    found = rows(ROOT)
+    save(ROOT / "facts.csv", table(found))
     metrics = {ROOT / "metrics" / f"{name}.yaml": values
-               for name, values in headlines(rows).items()}
+               for name, values in headlines(found).items()}
     for path, values in metrics.items():
         save(path, yaml.safe_dump(values))
     for old in set((ROOT / "metrics").glob("*.yaml")) - set(metrics):
         old.unlink()
-    return rows
+    return found
+
+
+def rows(root: Path = ROOT) -> list[dict]:
+    """Every fact of every record, in the order of facts.csv.
+
+    A row is a dict: profile, chapter, the keys of FACT (seeds joined by spaces), the conditions it
+    has, source.
+    """
+    found, known = [], arms.load(root.parent / "arms.yml")
+    for path in files(root):
+        profile, chapter = path.relative_to(root).with_suffix("").as_posix().split("/", 1)
+        record = load(path, profile, chapter, known)
+        found += [{"profile": record["profile"], "chapter": record["chapter"], **fact,
+                   "seeds": " ".join(map(str, fact["seeds"])),
+                   "source": path.relative_to(root.parent).as_posix()}
+                  for fact in record["facts"]]
+    names = ("profile", "chapter", "family", "model", "quantity")
+    return sorted(found, key=lambda row: [*(row[name] for name in names),
+                                          *((key in row, row.get(key))
+                                            for key in quantities.CONDITIONS)])
+
+
+def table(rows: Iterable[dict]) -> str:
+    """facts.csv of these rows: a column each for what a row has, and for every condition."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HEAD, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def read_table(path: str | Path) -> list[dict]:
+    """The rows of a facts.csv as `rows` gives them. Raises BadInput that names file and line."""
+    known = Path(path).parent.parent / "arms.yml"
+    return [dict(row) for row in _table(plain_yaml.text(path), path, plain_yaml.text(known))]
+
+
+@functools.lru_cache(maxsize=2)  # a build asks a dozen times
+def _table(text, path, arms_text):
+    head, *lines = text.splitlines() or [""]
+    if head != ",".join(HEAD):
+        raise errors.BadInput(f"{path}, line 1: the columns are not those of a table of facts; "
+                              "`make facts` writes it anew.")
+    found, known = [], arms.load(Path(path).parent.parent / "arms.yml")
+    for number, line in enumerate(lines, 2):
+        try:
+            found.append(_row(line, known))
+        except (csv.Error, ValueError) as error:
+            raise errors.BadInput(f"{path}, line {number}: {error}; `make facts` writes the "
+                                  "table anew.") from None
+    return found
+
+
+def _row(line, known):
+    [cells] = csv.reader([line], strict=True)
+    row = {key: cell for key, cell in zip(HEAD, cells, strict=True) if cell}
+    for key in ("value", "low", "high"):
+        row[key] = float(row[key]) if key in row else None
+    for key in ("n_problems", "n_samples"):
+        row[key] = int(row[key]) if key in row else None
+    seeds = row.get("seeds", "")
+    given = {key: row[key] for key in quantities.CONDITIONS if key in row}
+    row |= quantities.check(row.get("quantity", ""), given)
+    check({**{key: row[key] for key in COLUMNS if key in row},
+           "seeds": [int(seed) for seed in seeds.split()]}, known)
+    return {**row, "seeds": seeds}
+
+
+def check_table(root: Path = ROOT) -> None:
+    """Raises BadInput unless facts.csv is what the records give, and names the first line that is
+    not."""
+    path = root / "facts.csv"
+    stated, right = plain_yaml.text(path).splitlines(), table(rows(root)).splitlines()
+    for number, (one, other) in enumerate(itertools.zip_longest(stated, right), 1):
+        if one != other:
+            source = (one if other is None else other).rpartition(",")[2]
+            about = f"what {source} says" if Path(root.parent / source).is_file() else (
+                f"in {source}, which is not there" if source.startswith("results/") else
+                "the columns of a table of facts")
+            raise errors.BadInput(f"{path}, line {number}, is not {about}; `make facts` writes the "
+                                  "table anew, `git checkout` brings back what was there.")
 
 
 def headlines(rows: Iterable[dict]) -> dict[str, dict[str, dict[str, float]]]:
@@ -272,41 +334,115 @@ def _weights_hash(folder):
     return sha256(weights)
 
 
-def _load(path):
+def load(path: Path, profile: str, chapter: str, known: dict[str, arms.Arm]) -> dict:
+    """A file of results/, every part of which was checked; known: every arm, as of `arms.load`.
+
+    Raises BadInput that names the file, the line of a fact, and what helps.
+    """
+    if not path.exists():
+        raise errors.BadInput(f"{path} does not exist; `dvc repro` makes it.")
+    text, again = plain_yaml.text(path), "delete it and run `dvc repro`"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise errors.BadInput(f"{path} does not exist; `dvc repro` makes it.") from None
+        record = json.loads(text, object_pairs_hook=_once)
+    except RecursionError:
+        raise errors.BadInput(f"{path} is nested too deep; {again}.") from None
+    except ValueError as error:
+        raise errors.BadInput(f"{path} is not whole (not valid JSON: {error}); {again}.") from None
+    _check_shape(record, RECORD, path, again)
+    _check_shape(record["provenance"], PROVENANCE, f"{path}: provenance", again)
+    if (record["profile"], record["chapter"]) != (profile, chapter):
+        raise errors.BadInput(f"{path} is the record of chapter {record['chapter']!r} in profile "
+                              f"{record['profile']!r}; {again}.")
+    _check_facts(record["facts"], known,
+                 lambda i: f"{path}, line {plain_yaml.line(text, 'facts', i)}: ")
+    try:
+        json.dumps([record["provenance"], record["extra"]], allow_nan=False)
     except ValueError:
-        raise errors.BadInput(
-            f"{path} is not whole (not valid JSON); delete it and run `dvc repro`."
-        ) from None
-    lacking = {"profile", "chapter", "provenance", "facts", "extra"} - set(record)
-    if lacking:
-        raise errors.BadInput(
-            f"{path} lacks {', '.join(sorted(lacking))}; delete it and run `dvc repro`."
-        )
+        raise errors.BadInput(f"{path} holds NaN or infinity; {again}.") from None
     return record
 
 
-def _check(fact):
+def _once(pairs):
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one mapping")
+    return found
+
+
+def _check_shape(value, shape, where, again):
+    if not isinstance(value, dict):
+        raise errors.BadInput(f"{where} is {_short(value)}; allowed is a mapping with "
+                              f"{', '.join(shape)}; {again}.")
+    lacking, odd = set(shape) - set(value), set(value) - set(shape)
+    if lacking or odd:
+        said = f"lacks {', '.join(sorted(lacking))}" if lacking else f"has an unknown {min(odd)!r}"
+        raise errors.BadInput(f"{where} {said}; {again}.")
+    for key, kind in shape.items():
+        if not isinstance(value[key], kind):
+            raise errors.BadInput(f"{where}: {key} is {_short(value[key])}; {again}.")
+
+
+def _short(value):
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:57]}..."
+
+
+def _check_facts(facts, known, where):
+    """Raises BadInput for the first fact that is none or stands twice, after where(its place)."""
+    seen = set()
+    for i, fact in enumerate(facts):
+        try:
+            check(fact, known)
+            name = (fact["family"], fact["model"], quantities.name(fact["quantity"], fact))
+            if name in seen:
+                raise errors.BadInput(f"Fact {' / '.join(name)} stands twice.")
+            seen.add(name)
+        except errors.BadInput as error:
+            raise errors.BadInput(f"{where(i)}{error}") from None
+
+
+def check(fact: dict, known: dict[str, arms.Arm] | None = None) -> None:
+    """Raises BadInput unless `fact` is one that `write` takes: names that are known, a value that
+    its quantity can have, in its interval; known: every arm, by default those of arms.yml."""
+    if not isinstance(fact, dict):
+        raise errors.BadInput(f"A fact is {_short(fact)}; allowed is a mapping.")
     name = "Fact " + " / ".join(str(fact.get(key)) for key in ("family", "model", "quantity"))
     missing = set(FACT) - set(fact)
     if missing:
         raise errors.BadInput(f"{name} lacks {', '.join(sorted(missing))}.")
-    if not re.fullmatch(arms.ID, fact["model"]):
-        raise errors.BadInput(f"{name}: model is {fact['model']!r}; allowed is an id of arms.yml.")
-    quantities.check(fact["quantity"], {key: x for key, x in fact.items() if key not in FACT})
+    for key, form, allowed in (("family", r"[a-z]\w*", "a family's name"),
+                               ("model", arms.ID, "an id of arms.yml"),
+                               ("quantity", r"\w+", "a quantity's name")):
+        if not isinstance(fact[key], str) or not re.fullmatch(form, fact[key]):
+            raise errors.BadInput(f"{name}: {key} is {_short(fact[key])}; allowed is {allowed}.")
     for key in ("value", "low", "high", "n_problems", "n_samples"):
-        value = fact[key]
-        if value is None and key != "value":
-            continue
-        if isinstance(value, bool) or not hasattr(value, "__float__") or not math.isfinite(value):
-            raise errors.BadInput(f"{name}: {key} is {value!r}; allowed is a finite number.")
-    low, high = fact["low"], fact["high"]
-    if (low is None) != (high is None) or (low is not None and low > high):
-        raise errors.BadInput(f"{name}: low is {low} and high {high}; allowed are the two ends of "
-                              "an interval in this order, or None for both.")
+        _check_number(name, key, fact[key])
+    seeds = fact["seeds"]
+    if not (isinstance(seeds, list) and seeds and len(set(map(str, seeds))) == len(seeds)
+            and all(type(seed) is int and seed >= 0 for seed in seeds)):
+        raise errors.BadInput(f"{name}: seeds is {_short(seeds)}; allowed is a list of whole "
+                              "numbers, none of them twice.")
+    try:
+        given = quantities.check(fact["quantity"],
+                                 {key: x for key, x in fact.items() if key not in FACT})
+        quantities.complete(fact["quantity"], given)
+        quantities.within(fact["quantity"], *(fact[key] for key in ("value", "low", "high")))
+        for arm in (fact["model"], *(given[key] for key in ARMS if key in given)):
+            arms.find(arm, arms.load() if known is None else known)
+    except errors.BadInput as error:
+        raise errors.BadInput(f"{name}: {error}") from None
+
+
+def _check_number(name, key, value):
+    counts = key.startswith("n_")
+    if value is None and key != "value":
+        return
+    if isinstance(value, bool) or not isinstance(value, int if counts else (int, float)) or (
+            not math.isfinite(value) or counts and value < 1):
+        allowed = "a whole number from 1" if counts else "a finite number"
+        raise errors.BadInput(f"{name}: {key} is {_short(value)}; allowed is {allowed}.")
 
 
 def _layout(value, indent="\n"):

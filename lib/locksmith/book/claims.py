@@ -31,16 +31,16 @@ may read another chapter in some profile (`chapters`). Rules are matched by one 
 nothing in the file is ever evaluated as code.
 """
 
-import csv
+import copy
+import functools
 import hashlib
-import json
 import math
 import operator
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from locksmith import arms, errors, params, plain_yaml, quantities
+from locksmith import arms, errors, params, plain_yaml, quantities, results
 
 OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 WORDS = {"<": "below", "<=": "at most", ">": "above", ">=": "at least"}
@@ -51,6 +51,11 @@ VERDICTS = ("holds", "holds in part", NOT_BECAUSE, "undecided", "cannot tell", "
             "not tested yet")
 CHAPTERS = {*(name[2:] for name in params.SCHEMA["chapters"] if name[2:].isdigit()), "twin"}
 MARKS = {"holds": "✓", "refuted": "✗", "undecided": "?", "missing": "–"}
+
+CLAIM = {"id": str, "title": str, "chapter": str, "claim": str, "published": list, "ours": str,
+         "families": list, "parts": list, "mind": str, "chapters": dict}
+FIGURE = dict.fromkeys(("figure", "source", "version", "where", "status"), str)
+PART = {**dict.fromkeys(("id", "kind", "says", "rule", "cause", "rival"), str), "families": list}
 
 NUMBER = r"\d+(?:\.\d+)?"
 FACT = re.compile(
@@ -75,55 +80,96 @@ def load(path: str | Path = "claims.yml") -> dict:
     `parsed` = (left term, operator, right term); optionally `resorted_from`, see stale(). Raises
     ClaimsError in one sentence.
     """
-    book = plain_yaml.read(path)
+    known = Path(path).with_name("arms.yml")
+    return copy.deepcopy(_checked(plain_yaml.text(path), path, plain_yaml.text(known)))
+
+
+@functools.lru_cache(maxsize=2)  # a build asks a dozen times
+def _checked(text, path, arms_text):
+    book = plain_yaml.parse(text, path)
     if not isinstance(book, dict) or set(book) - {"resorted_from"} != {"needs", "claims"}:
         raise ClaimsError(f"{path} must hold needs and claims, and beside them only resorted_from.")
-    if set(book["needs"].get("default", {})) != {"seeds", "problems"}:
+    _check_shape(book, {"needs": dict, "claims": list, "resorted_from": str}, str(path))
+    if set(book["needs"].get("default") or {}) != {"seeds", "problems"}:
         raise ClaimsError(f"{path}: needs.default must name seeds and problems.")
-    ids = [claim.get("id") for claim in book["claims"]]
-    for claim in book["claims"]:
-        _check_claim(claim, path)
+    for profile, needs in book["needs"].items():
+        params.check_value(f"{path}: needs.{profile}", needs,
+                           {"seeds": "int 1..", "problems": "int 1.."})
+    for i, claim in enumerate(book["claims"]):
+        _check_claim(claim, path, lambda *steps, i=i: plain_yaml.line(text, "claims", i, *steps))
+    ids = [claim["id"] for claim in book["claims"]]
     if len(set(ids)) < len(ids):
         raise ClaimsError(f"{path}: claim ids must differ, they are {', '.join(ids)}.")
     return book
 
 
-def _check_claim(claim, path):
-    where = f"{path}: claim {claim.get('id')!r}"
-    fields = {"id", "title", "chapter", "claim", "published", "ours", "families", "parts", "mind"}
-    if set(claim) - {"chapters"} != fields:
-        odd = ", ".join(sorted(set(claim) - {"chapters"} ^ fields))
+def _check_shape(value, shape, where):
+    """The entries of a mapping that `shape` names are of its types, and not empty."""
+    if not isinstance(value, dict):
+        raise ClaimsError(f"{where} is {value!r:.60}; allowed is a mapping.")
+    for key in shape.keys() & value.keys():
+        if not isinstance(value[key], shape[key]) or not value[key]:
+            allowed = {str: "a text", list: "a list of one or more", dict: "a mapping"}[shape[key]]
+            raise ClaimsError(f"{where}: {key} is {value[key]!r:.60}; allowed is {allowed}.")
+
+
+def _check_claim(claim, path, line):
+    """line(*steps): where in the file stands what the steps lead to, from the claim on."""
+    where = f"{path}, line {line()}: claim"
+    _check_shape(claim, CLAIM, where)
+    where += f" {claim.get('id')!r}"
+    if set(claim) - {"chapters"} != set(CLAIM) - {"chapters"}:
+        odd = ", ".join(sorted(set(claim) - {"chapters"} ^ set(CLAIM) - {"chapters"}))
         raise ClaimsError(f"{where} has missing or unknown fields: {odd}.")
     for chapter in (claim["chapter"], *claim.get("chapters", {}).values()):
         _check_chapter(chapter, where)
-    for figure in claim["published"]:
-        if set(figure) != {"figure", "source", "version", "where", "status"}:
-            raise ClaimsError(f"{where}: a published figure needs figure, source, version, where "
+    if odd := set(claim.get("chapters", {})) - set(params.PROFILES):
+        raise ClaimsError(quantities.unknown(f"{where}: profile", min(odd), params.PROFILES))
+    _check_families(claim["families"], params.SCHEMA["families"], where)
+    for i, figure in enumerate(claim["published"]):
+        of = f"{path}, line {line('published', i)}: claim {claim['id']!r}"
+        _check_shape(figure, FIGURE, of)
+        if set(figure) != set(FIGURE):
+            raise ClaimsError(f"{of}: a published figure needs figure, source, version, where "
                               f"and status, it has {', '.join(sorted(figure))}.")
         if figure["status"] not in ("verified", "reported"):
-            raise ClaimsError(f"{where}: status is {figure['status']!r}, it must be verified or "
+            raise ClaimsError(f"{of}: status is {figure['status']!r}, it must be verified or "
                               "reported.")
-    for part in claim["parts"]:
-        fields = {"id", "kind", "says", "rule"}
-        fields |= {"cause", "rival"} if part.get("kind") == "because" else set()
-        if set(part) - {"families"} != fields or part["kind"] not in KINDS:
-            raise ClaimsError(f"{where}: a part needs id, kind ({', '.join(KINDS)}), says and "
-                              "rule, where because also cause and rival; it may have families; "
-                              f"it is {part}.")
-        if not set(part.get("families", claim["families"])) <= set(claim["families"]):
-            raise ClaimsError(f"{where}: part {part['id']} is asked of {part['families']}, the "
-                              f"claim of {claim['families']}.")
-        part["parsed"] = parse(part["rule"], claim["chapter"])
-        for term in part["parsed"]:
-            if isinstance(term, dict):
-                _check_names(term, f"{where}, part {part['id']}", Path(path).with_name("arms.yml"))
+    for i, part in enumerate(claim["parts"]):
+        _check_part(part, claim, path, line("parts", i))
     for family in claim["families"]:
         if not any(part["kind"] == "core" and family in part.get("families", [family])
                    for part in claim["parts"]):
             raise ClaimsError(f"{where} needs at least one core part that is asked of {family}.")
     ids = [part["id"] for part in claim["parts"]]
     if len(set(ids)) < len(ids):
-        raise ClaimsError(f"{where}: part ids must differ, they are {', '.join(map(str, ids))}.")
+        raise ClaimsError(f"{where}: part ids must differ, they are {', '.join(ids)}.")
+
+
+def _check_part(part, claim, path, line):
+    where = f"{path}, line {line}: claim {claim['id']!r}"
+    _check_shape(part, PART, where)
+    fields = {"id", "kind", "says", "rule"}
+    fields |= {"cause", "rival"} if part.get("kind") == "because" else set()
+    if set(part) - {"families"} != fields or part["kind"] not in KINDS:
+        raise ClaimsError(f"{where}: a part needs id, kind ({', '.join(KINDS)}), says and "
+                          "rule, where because also cause and rival; it may have families; "
+                          f"it is {part}.")
+    where += f", part {part['id']}"
+    _check_families(part.get("families", claim["families"]), claim["families"], where)
+    try:
+        part["parsed"] = parse(part["rule"], claim["chapter"])
+    except ClaimsError as error:
+        raise ClaimsError(f"{where}: {error}") from None
+    for term in part["parsed"]:
+        if isinstance(term, dict):
+            _check_names(term, where, Path(path).with_name("arms.yml"))
+
+
+def _check_families(families, known, where):
+    for family in families:
+        if not isinstance(family, str) or family not in known:
+            raise ClaimsError(quantities.unknown(f"{where}: family", str(family), known))
 
 
 def _check_names(term, where, known):
@@ -141,7 +187,7 @@ def _check_names(term, where, known):
 
 
 def _check_chapter(chapter, where):
-    if chapter not in CHAPTERS:
+    if not isinstance(chapter, str) or chapter not in CHAPTERS:
         raise ClaimsError(f"{where}: chapter is {chapter!r}; allowed are "
                           f"{', '.join(sorted(CHAPTERS))}.")
 
@@ -199,31 +245,28 @@ def facts(path: str | Path = "results/facts.csv") -> list[dict]:
     """
     if not Path(path).exists():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = results.read_table(path)
     for row in rows:
-        row.update({k: float(row[k]) if row[k] else None for k in ("value", "low", "high")})
-        given = {key: row[key] for key in quantities.CONDITIONS if row[key]}
-        row["quantity"] = quantities.name(row["quantity"],
-                                          quantities.check(row["quantity"], given))
-        row.update(n_problems=int(row["n_problems"] or 0), seeds=len(set(row["seeds"].split())))
+        given = {key: row[key] for key in quantities.CONDITIONS if key in row}
+        row.update(quantity=quantities.name(row["quantity"], given),
+                   n_problems=row["n_problems"] or 0, seeds=len(row["seeds"].split()))
     return rows
 
 
 def stale(rows: list[dict], root: str | Path = ".") -> set[tuple[str, str]]:
     """The (profile, chapter) pairs among `rows` whose results were made under other rules.
 
-    Reads the hash from results/<profile>/<chapter>.json; a result without one counts as stale.
+    Reads the hash from results/<profile>/<chapter>.json; without the file, or a hash, it is stale.
     Beside the hash of claims.yml, `resorted_from` in it is accepted:
     that of a file with the same rules.
     """
-    path = Path(root) / "claims.yml"
+    path, known = Path(root) / "claims.yml", arms.load(Path(root) / "arms.yml")
     accepted = {sha256(path), load(path).get("resorted_from")} - {None}
     old = set()
     for profile, chapter in {(row["profile"], row["chapter"]) for row in rows}:
         file = Path(root) / "results" / profile / f"{chapter}.json"
-        result = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        if result.get("provenance", {}).get("claims_sha256") not in accepted:
+        if not file.exists() or results.load(file, profile, chapter, known)["provenance"][
+                "claims_sha256"] not in accepted:
             old.add((profile, chapter))
     return old
 
