@@ -1,6 +1,7 @@
 """Each chapter's first cell, run as on a bare Colab: a stand-in google.colab, a local clone."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -53,6 +54,54 @@ def test_a_forks_address_reaches_every_chapter(tmp_path, monkeypatch):
     once = [p.read_bytes() for p in sorted(book.glob("chapters/*.ipynb"))]
     colab.main()
     assert [p.read_bytes() for p in sorted(book.glob("chapters/*.ipynb"))] == once
+
+
+def runs_of(cell, here, monkeypatch):
+    """Runs a cell as Colab would, in the folder `here`; returns the commands that it started."""
+    started = []
+
+    def run(command, check):
+        started.append([str(part) for part in command])
+        if command[0] == "git":
+            Path(command[-1], "lib/locksmith").mkdir(parents=True)
+
+    with monkeypatch.context() as patch:
+        patch.chdir(here)
+        patch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+        patch.setattr(subprocess, "run", run)
+        patch.setattr(colab, "prepare", lambda chapter: started.append(["prepare", chapter]))
+        patch.setattr(sys, "path", list(sys.path))
+        exec(cell.source, {})
+        return started, Path.cwd()
+
+
+def test_the_cell_may_be_run_any_number_of_times_from_anywhere(tmp_path, monkeypatch):
+    book = tmp_path / "book"
+    for chapter in CHAPTERS[:2]:  # of two chapters in one runtime
+        for here in (tmp_path, book, book / "lib", book / "lib" / "locksmith", tmp_path):
+            new = not book.exists()
+            started, there = runs_of(first_cell(chapter), here, monkeypatch)
+            assert there == book
+            names = [command[0] for command in started]
+            assert names == ["git"] * new + [sys.executable, "prepare"]
+            assert started[-1] == ["prepare", chapter.stem]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["book", "lib", "locksmith"]
+
+
+def test_the_cell_installs_what_its_chapter_imports(tmp_path, monkeypatch):
+    """An import of a package of an extra, anywhere in what the chapter's stage depends on."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    packages = re.compile(r"^\s*(?:from|import) (?:gguf|math_verify|reasoning_gym)\b", re.M)
+    asked = {}
+    for name, stage in stages.items():
+        chapter = ROOT / stage["deps"][0]
+        if chapter in CHAPTERS:
+            code = [(ROOT / dep).read_text() for dep in stage["deps"] if dep.endswith(".py")]
+            started, _ = runs_of(first_cell(chapter), tmp_path, monkeypatch)
+            asked[name] = next(c for c in started if "pip" in c)[-1]
+            assert asked[name] == (".[open]" if packages.search("\n".join(code)) else "."), name
+    assert asked["chapter-00"] == asked["verdict"] == "."
+    assert asked["chapter-06"] == asked["chapter-02"] == ".[open]"
 
 
 def test_a_chapter_needs_what_its_stage_reads(monkeypatch):

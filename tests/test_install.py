@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from repository import copy, git
 
 ROOT = Path(__file__).resolve().parents[1]
 PINS = {
@@ -88,3 +89,15 @@ def test_colab_keeps_its_torch():
     for line in map(Requirement, PROJECT["dependencies"]):
         if line.name in ("torch", "numpy", "pandas"):
             assert {s.operator for s in line.specifier} == {">="}
+
+
+def test_a_clone_that_converts_line_ends_has_the_same_bytes(tmp_path):
+    """DVC's hashes of code, notebooks and parameters hang on them: it would train anew."""
+    (tmp_path / "book").mkdir()
+    book, there = copy(tmp_path / "book"), tmp_path / "clone"
+    git(tmp_path, "clone", "-q", "-c", "core.autocrlf=true", str(book), str(there))
+    names = git(book, "ls-files", "-z").split("\0")[:-1]
+    assert {".gitattributes", "params.yaml", "chapters/00_the_lab.ipynb"} < set(names)
+    assert [n for n in names if (book / n).read_bytes() != (there / n).read_bytes()] == []
+    git(there, "add", "--renormalize", ".")
+    assert git(there, "status", "--porcelain") == ""

@@ -51,7 +51,7 @@ def whole(name: str, own: Iterable[str]) -> Iterator[None]:
     with _alone(STAGING / f"{name}.lock"):
         _finish(STAGING / f"{name}.whole")
         for left in parent.glob(f"{Path(name).name}.*/"):
-            shutil.rmtree(left)
+            shutil.rmtree(left, ignore_errors=True)  # a killed run's kernel may still write there
         before = {file: (_written(file), file.read_bytes()) for file in _files(own)}
         folder = Path(tempfile.mkdtemp(prefix=f"{Path(name).name}.", dir=parent))
         os.environ[ASIDE] = str(folder / "files")

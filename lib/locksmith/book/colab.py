@@ -4,8 +4,10 @@ The repository's address stands in _config.yml alone. After changing it in a for
 `python -m locksmith.book.colab` writes it into every chapter.
 """
 
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 from locksmith import errors, params, plain_yaml
@@ -16,26 +18,45 @@ CELL = """\
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 if "google.colab" in sys.modules:
     address = "{address}"
-    if not os.path.exists("book"):
+    above = [Path.cwd(), *Path.cwd().parents]
+    book = next((p for p in above if (p / "lib/locksmith").is_dir()), Path("book"))
+    if not book.exists():
         address = os.environ.get("LOCKSMITH_REPO", address)
-        subprocess.run(["git", "clone", "-q", "-b", "{branch}", address, "book"], check=True)
-    os.chdir("book")
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", "."], check=True)
+        subprocess.run(["git", "clone", "-q", "-b", "{branch}", address, book], check=True)
+    os.chdir(book)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", ".{extras}"], check=True)
     sys.path.insert(0, os.path.abspath("lib"))
     from locksmith.book import colab
-
     colab.prepare("{chapter}")
 elif os.path.basename(os.getcwd()) == "chapters":
     os.chdir("..")"""
+PROJECT = Path(__file__).resolve().parents[3] / "pyproject.toml"
 
 
 def cell(chapter: str, config: str | Path = "_config.yml") -> str:
     """Source of the first code cell of a chapter (its file name without .ipynb)."""
     repository = plain_yaml.read(config)["repository"]
-    return CELL.format(address=repository["url"], branch=repository["branch"], chapter=chapter)
+    return CELL.format(address=repository["url"], branch=repository["branch"], chapter=chapter,
+                       extras=extras(chapter, Path(config).parent))
+
+
+def extras(chapter: str, root: Path = Path(".")) -> str:
+    """The extras of pyproject.toml that a chapter or a module that it reaches imports from, as pip
+    takes them: "[open]", or "" for none."""
+    from locksmith.book import stages
+
+    stage = {"cmd": f"python -m locksmith.book.notebooks run chapters/{chapter}.ipynb"}
+    code = "\n".join(stages.source(root / path) for path in stages.modules(stage, root))
+    imported = set(re.findall(r"^ *(?:import|from) (\w+)", code, re.M))
+    offered = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    names = {extra: {re.match(r"[\w-]+", line)[0].replace("-", "_") for line in lines}
+             for extra, lines in offered.items()}
+    wanted = [extra for extra, packages in names.items() if packages & imported]
+    return f"[{','.join(wanted)}]" if wanted else ""
 
 
 def prepare(chapter: str) -> None:
@@ -89,8 +110,9 @@ def main() -> None:
         tagged = [c for c in nb.cells if "colab" in c.metadata.get("tags", [])]
         if len(tagged) != 1:
             raise errors.BadInput(f"{path} has {len(tagged)} cells tagged colab; allowed is one.")
-        if tagged[0].source != cell(path.stem):
-            tagged[0].source = cell(path.stem)
+        right = cell(path.stem)
+        if tagged[0].source != right:
+            tagged[0].source = right
             nbformat.write(nb, path)
             print(f"{path}: first cell written")
 

@@ -56,18 +56,23 @@ def modules(stage: dict, root: Path = Path(".")) -> list[str]:
     """What a stage runs: its notebook, if any, then the paths of the modules it reaches, sorted."""
     command = stage["cmd"].split()  # python -m <module> [run <notebook>] ...
     if command[2] == "locksmith.book.notebooks":
-        first = [command[4]]
-        cells = nbformat.read(root / first[0], as_version=4).cells
-        source = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+        first = command[4]
     else:
-        first = [f"lib/{command[2].replace('.', '/')}.py"]
-        source = (root / first[0]).read_text(encoding="utf-8")
-    seen, todo = set(first), imports(source, root)
+        first = f"lib/{command[2].replace('.', '/')}.py"
+    seen, todo = {first}, imports(source(root / first), root)
     while todo := todo - seen - PLUMBING:
         path = todo.pop()
         seen.add(path)
-        todo |= imports((root / path).read_text(encoding="utf-8"), root)
-    return first + sorted(seen - {*first})
+        todo |= imports(source(root / path), root)
+    return [first, *sorted(seen - {first})]
+
+
+def source(path: Path) -> str:
+    """The code of a module, or of a notebook's cells one below the other."""
+    if path.suffix == ".py":
+        return path.read_text(encoding="utf-8")
+    cells = nbformat.read(path, as_version=4).cells
+    return "\n".join(cell.source for cell in cells if cell.cell_type == "code")
 
 
 def records(root: Path = Path(".")) -> list[str]:
