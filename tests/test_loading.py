@@ -280,3 +280,12 @@ def test_a_pair_may_differ_in_special_tokens_and_in_no_others():
     other.tokenizer.get_vocab = lambda: swapped
     with pytest.raises(errors.BadInput, match="have different vocabularies"):
         places.check_vocabularies(base, other)
+
+
+def test_answers_longer_than_the_context_are_refused_before_any_is_drawn(folder, monkeypatch):
+    model, problems = loading.load(str(folder)), SUMS.problems("test", 2, 0, SUMS.GENERATOR)
+    room = 2048 - max(len(model.ask(SUMS, problem)) for problem in problems)
+    assert "answers of at most" in rollouts.estimate(model, SUMS, problems, 10, room)
+    monkeypatch.delattr(engine, "sample")
+    with pytest.raises(errors.BadInput, match=f"max_new_tokens is {room + 1}; .* at most {room},"):
+        rollouts.estimate(model, SUMS, problems, 10, room + 1)

@@ -1,6 +1,7 @@
 """params.yaml and its checks: wrong input gives one sentence naming it and what is allowed."""
 
 import copy
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import yaml
 from dvc.utils.hydra import apply_overrides
 from dvc.utils.serialize import load_yaml
-from locksmith import bounds, errors, params
+from locksmith import bounds, errors, packaged, params
 from locksmith.tasks import chain, countdown
 
 FILE = Path(params.__file__).parents[2] / "params.yaml"
@@ -204,17 +205,17 @@ BOOK = params.plain_yaml.read(FILE)
 
 @pytest.fixture
 def read(monkeypatch):
-    """Loads a profile with one value replaced, by its dotted path from the profile on; the file's
-    own text is read but once."""
-    def load(name, value):
-        profile, *names, last = name.split(".")
+    """Loads a profile, by default the changed one, with a value replaced, by its dotted path from
+    the profile on; the file's own text is read but once."""
+    def load(name, value, profile=None):
+        *names, last = name.split(".")
         everything = place = copy.deepcopy(BOOK)
-        for step in (profile, *names):
+        for step in names:
             place = place[step]
         place[last] = value
         monkeypatch.setattr(params, "_parsed", lambda *_: everything)
         params._checked.cache_clear()
-        return params.load(profile, FILE)
+        return params.load(profile or names[0], FILE)
 
     yield load
     params._checked.cache_clear()
@@ -237,7 +238,8 @@ def read(monkeypatch):
     ("lab.distill.evaluations", 3001, "at most 3000"),
     ("lab.model.heads", 3, "what divides model.hidden, 128, into heads of an even size"),
     ("lab.model.heads", 128, "heads of an even size"),
-    ("lab.model.layers", HUGE, "lab.model is .* at most 1,000,000,000 weights"),
+    ("lab.model.layers", HUGE, "at most 256"),
+    ("lab.model.hidden", 16384, "lab.model is .* at most 1,000,000,000 weights"),
     ("lab.families.countdown.expressions", [12], r"\[least, most\]"),
     ("lab.families.countdown.expressions", [16, 12], r"\[least, most\]"),
     ("lab.families.countdown.expressions", [99, 99], "lab.problems.train is 4000; .* at most 0"),
@@ -247,11 +249,16 @@ def read(monkeypatch):
     ("lab.seeds", list(range(101)), "lab.seeds has 101 values; allowed are at most 100"),
     ("lab.seeds", [HUGE], "at most 1000000"),
     ("lab.rl.lr", 10**400, "lab.rl.lr is 1000000000.{,300} at most 1.$"),
+    ("lab.rl.lr", 0, "lab.rl.lr is 0; allowed is float at least 1e-9"),
+    ("lab.rl.lr", float("inf"), "lab.rl.lr is inf"),
+    ("toy.chapters.ch03.other_lrs", [0.1, 0], r"other_lrs\[1\] is 0; allowed is .* at least 1e"),
     ("lab.chapters.ch00.problems", 2397, "at most 2396, the different test problems"),
-    ("lab.chapters.ch01.layers", [7], "at most 3, the model's last block"),
+    ("lab.chapters.ch01.layers", [7], "at most 3, the last block of lab/base"),
+    ("toy.chapters.ch01.layers", [0, 7], "at most 1, the last block of toy"),
+    ("toy.chapters.ch02.max_new_tokens", 4096, "at most 4095, as toy reads 4096 tokens"),
     ("lab.chapters.ch01.n_validation", 501, "at most 500, problems.validation"),
     ("lab.chapters.ch01.n_traces", 4001, "at most 4000, problems.train"),
-    ("lab.chapters.ch02.max_new_tokens", 367, "at most 366, which prompts leave"),
+    ("lab.chapters.ch02.max_new_tokens", 367, "at most 366, as lab/base reads 384 tokens"),
     ("lab.chapters.ch02.n_problems", 401, "at most 400, a tenth of problems.train"),
     ("lab.chapters.ch02.resample_samples", 10001, "at most 10000, with n_problems 100"),
     ("lab.chapters.ch02.traces_per_problem", 257, "at most 256, n_samples"),
@@ -264,8 +271,10 @@ def read(monkeypatch):
     ("lab.chapters.ch05.prefixes", ["try", " First"], "a list of the lab's words"),
     ("lab.checkpoints", "smoke", "to leave it out, as the profile trains models of its own"),
     ("colab.checkpoints", "toy", "a profile that trains models"),
+    ("colab.checkpoints", "colab", "a profile that trains models"),
+    ("smoke.chapters.ch03.pool_problems", 17, "at most 16, problems.validation"),
     ("colab.seeds", [0, 7], r"a list of seeds that checkpoints of lab have, \[0, 1, 2\]"),
-    ("colab.chapters.ch01.layers", [4], "at most 3, the model's last block"),
+    ("colab.chapters.ch01.layers", [4], "at most 3, the last block of lab/base"),
     ("toy.chapters.ch02.base_model", "lab/base", "another value, or `checkpoints` in the profile"),
     ("toy.chapters.ch02.tasks", ["chain"], "another value, or `checkpoints` in the profile"),
     ("toy.chapters.ch02.n_problems", HUGE, "at most 10000"),
@@ -278,6 +287,29 @@ def test_what_would_hang_or_die_late_is_refused_at_once(read, names, value, sent
     assert str(raised.value).startswith(f"{profile}.") and len(str(raised.value)) < 400
 
 
+def test_the_toy_has_the_shape_it_is_held_to():
+    config = packaged.toy()[0].config
+    assert bounds.TOY == (config.num_hidden_layers, config.max_position_embeddings)
+
+
+@pytest.mark.parametrize("sign", ["", "+some/adapter"])
+def test_a_local_model_is_held_to_its_own_shape(changed, tmp_path, monkeypatch, sign):
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    shape = {"num_hidden_layers": 6, "max_position_embeddings": 512}
+    path = changed("paper", "chapters", "ch01", "base_model", value=f"mine{sign}")
+    for config in (shape, {"text_config": shape}):
+        Path("mine/config.json").write_text(json.dumps(config))
+        params._checked.cache_clear()
+        with pytest.raises(errors.BadInput, match="layers is .* at most 5, the last block of mine"):
+            params.load("paper", path)
+    for config in ("", "[]", "{}", "[1]", '"x"', '{"text_config": 3}',
+                   '{"num_hidden_layers": "2"}'):  # of which the loader of models speaks
+        Path("mine/config.json").write_text(config)
+        params._checked.cache_clear()
+        assert params.load("paper", path)
+
+
 @pytest.mark.parametrize("gone", ["seeds", *bounds.TRAINING])
 def test_a_profile_without_a_section_is_refused(tmp_path, gone):
     values = yaml.safe_load(FILE.read_text())
@@ -285,6 +317,25 @@ def test_a_profile_without_a_section_is_refused(tmp_path, gone):
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(errors.BadInput, match=f"smoke.{gone} is None; allowed is"):
         params.load("smoke", tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("broken, sentence", [
+    ("lab.rl", "lab.rl is None; allowed is to state it"), ("lab.pretrain", "lab.pretrain is None"),
+    ("lab.families.chain", "lab.families.chain is None")])
+def test_whoever_reads_checkpoints_hears_what_is_wrong_with_their_profile(read, broken, sentence):
+    *names, gone = broken.split(".")[1:]
+    lab = place = copy.deepcopy(BOOK["lab"])
+    for step in names:
+        place = place[step]
+    del place[gone]
+    for profile in ("lab", "colab"):
+        with pytest.raises(errors.BadInput, match=sentence if profile == "lab" else "allowed is"):
+            read("lab", lab, profile)
+
+
+def test_profiles_that_read_each_others_checkpoints_are_refused(read):
+    with pytest.raises(errors.BadInput, match="colab.checkpoints is 'lab'; .* that trains models"):
+        read("lab.checkpoints", "colab", "colab")
 
 
 def test_no_number_of_a_profile_can_grow_without_bound(read):

@@ -5,8 +5,10 @@ value that passes asks for more problems than there are, outgrows the memory or 
 context, or is left out in silence.
 """
 
+import json
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 from locksmith import tasks
 from locksmith.errors import BadInput
@@ -28,6 +30,7 @@ _WITHIN = (("few_problems", "seed_problems"), ("seed_problems", "pool_problems")
 # What a chapter takes of a split of the lab's problems.
 _OF_SPLIT = {"n_problems": "test", "step_problems": "test", "entropy_problems": "test",
              "n_validation": "validation", "read_problems": "validation", "n_traces": "train"}
+TOY = (2, 4096)  # blocks and context of `packaged.toy`, which takes torch to ask
 
 Rule = tuple[str, bool, str]  # dotted path of a parameter, whether it may be so, what is allowed
 
@@ -35,15 +38,15 @@ Rule = tuple[str, bool, str]  # dotted path of a parameter, whether it may be so
 def check(profile: str, own: dict, lab: dict | None) -> None:
     """BadInput about the first relation that a profile breaks.
 
-    own: its parameters, which obey the schema; lab: those of the profile whose models it reads,
-    None where that profile trains none.
+    own: its parameters, which obey the schema; lab: those of the profile whose models it reads
+    (own, where it trains them itself), checked before; None where there is no such profile.
     """
     for path, holds, allowed in rules(own, lab):
         if not holds:
             value = own
             for name in path.split("."):
                 value = value.get(name) if isinstance(value, dict) else None
-            raise BadInput(f"{profile}.{path} is {value!r}; allowed is {allowed}.")
+            raise BadInput(f"{profile}.{path} is {value!r:.200}; allowed is {allowed}.")
 
 
 def rules(own: dict, lab: dict | None) -> Iterator[Rule]:
@@ -106,7 +109,7 @@ def _training(p):
     yield "model.heads", head % 2 == 0, (
         f"what divides model.hidden, {model['hidden']}, into heads of an even size")
     weights = model["layers"] * model["hidden"] * (4 * model["hidden"] + 3 * model["mlp"])
-    yield "model", weights <= WEIGHTS, f"what has at most {WEIGHTS:,} weights, not {weights:,}"
+    yield "model", weights <= WEIGHTS, f"what has at most {WEIGHTS:,} weights"
     for name, section in (("pretrain", pretrain), ("rl", rl)):
         yield most("model.context", model["context"], section["micro_tokens"],
                    f"{name}.micro_tokens, so that a text fits into a batch")
@@ -170,6 +173,14 @@ def _chapter(name, s, lab):
             "another value, or `checkpoints` in the profile that name one which trains models")
     if read:
         yield from _with_lab(name, s, lab)
+    for model in filter(None, models):
+        blocks, context = _shape(model, lab)
+        prompt = longest_prompt(lab) if families else 1
+        if blocks and "layers" in s:
+            yield most("layers", s["layers"], blocks - 1, f"the last block of {model}")
+        if context and "max_new_tokens" in s:
+            yield most("max_new_tokens", s["max_new_tokens"], context - prompt,
+                       f"as {model} reads {context} tokens, prompt included")
     for family in families:
         have = count(lab["families"], family, "train")
         why = f"of the {have} different training problems that families.{family} gives"
@@ -185,6 +196,23 @@ def _chapter(name, s, lab):
                        + f" at depth {depth}" * (family == "chain"))
 
 
+def _shape(name, lab):
+    """(blocks, tokens of context) of a model, as far as is known before it is loaded, else None."""
+    if name.startswith("lab/"):
+        return lab["model"]["layers"], lab["model"]["context"]
+    if name in ("toy", "toy/thinking"):
+        return TOY
+    for folder in (name, name.partition("+")[0]):  # behind the sign stands an adapter
+        try:
+            stated = dict(json.loads(Path(folder, "config.json").read_text(encoding="utf-8")))
+            stated = dict(stated.get("text_config", stated))
+        except (OSError, ValueError, TypeError):
+            continue  # no folder, or a damaged one, of which loading says what is wrong
+        found = stated.get("num_hidden_layers"), stated.get("max_position_embeddings")
+        return tuple(n if type(n) is int else None for n in found)
+    return None, None
+
+
 def _with_lab(name, s, lab):
     """Rules of a chapter that reads the models of the lab."""
     model, rl = lab["model"], lab["rl"]
@@ -194,12 +222,9 @@ def _with_lab(name, s, lab):
             f"what leaves room for rl.max_new_tokens, {rl['max_new_tokens']}, in model.context, "
             f"{model['context']}")
         return
-    yield most("max_new_tokens", s["max_new_tokens"], model["context"] - longest_prompt(lab),
-               f"which prompts leave of model.context, {model['context']}")
-    yield most("layers", s.get("layers", 0), model["layers"] - 1, "the model's last block")
-    yield most("word_sums", s.get("word_sums", 0), 0, "as models of the lab read no words")
     from locksmith import vocabulary  # a second of imports, which profiles without a lab save
 
+    yield most("word_sums", s.get("word_sums", 0), 0, "as models of the lab read no words")
     words = set(" ".join(s.get("prefixes", ())).split())
     yield "prefixes", words <= {*vocabulary.VOCABULARY}, "a list of the lab's words"
     if not (s["base_model"].startswith("lab/") and s["thinking_model"].startswith("lab/")):
@@ -207,6 +232,9 @@ def _with_lab(name, s, lab):
     for parameter in _OF_SPLIT.keys() & s.keys():
         split = _OF_SPLIT[parameter]
         yield most(parameter, s[parameter], lab["problems"][split], f"problems.{split}")
+    validation = lab["problems"]["validation"]
+    if name == "ch03" and validation < 40:  # up to 40 of them judge the arms
+        yield most("pool_problems", s["pool_problems"], validation, "problems.validation")
     if name == "ch02":  # a guess draws on ten training problems for each test problem
         yield most("n_problems", s["n_problems"], lab["problems"]["train"] // 10,
                    "a tenth of problems.train")

@@ -7,7 +7,7 @@
 With merge keys resolved, a section is complete or left out: a profile that trains nothing has no
 `pretrain`, and names in `checkpoints` the profile whose checkpoints it reads. `python -m
 locksmith.params check` checks every profile. A new parameter is a line in SCHEMA and a line in the
-profile lab; others state it where they differ.
+profile lab; others state it where they differ. What parameters allow each other stands in `bounds`.
 """
 
 import argparse
@@ -51,12 +51,12 @@ _ONE_PROBLEM = {  # training on one problem, and the RL beside it
     "n_candidates": "int 2..10000",
     "steps": "int 1..100000",
     "target_tokens": "int 1..1048576",
-    "lr": "float 0..1",
-    "other_lrs": "set of float 0..1",
+    "lr": "float 1e-9..1",
+    "other_lrs": "set of float 1e-9..1",
     "rl_steps": "int 1..100000",
     "rl_problems": "int 1..10000",
     "rl_samples": "int 2..1000000",
-    "rl_lr": "float 0..1",
+    "rl_lr": "float 1e-9..1",
 }
 
 SCHEMA = {
@@ -64,10 +64,10 @@ SCHEMA = {
     "seeds": "set of int 0..",
     "problems": {"train": "int 1..", "validation": "int 1..", "test": "int 1.."},
     "model": {
-        "hidden": "int 8..",
-        "layers": "int 1..",
-        "heads": "int 1..",
-        "mlp": "int 8..",
+        "hidden": "int 8..16384",
+        "layers": "int 1..256",
+        "heads": "int 1..256",
+        "mlp": "int 8..65536",
         "context": "int 32..131072",
     },
     "families": {
@@ -91,8 +91,8 @@ SCHEMA = {
         "tokens": "int 1..1000000000",
         "micro_tokens": "int 32..1048576",
         "micro_batches": "int 1..10000",
-        "muon_lr": "float 0..1",
-        "adam_lr": "float 0..1",
+        "muon_lr": "float 1e-9..1",
+        "adam_lr": "float 1e-9..1",
         "weight_decay": "float 0..1",
         "checkpoints": "int 1..",
     },
@@ -100,7 +100,7 @@ SCHEMA = {
         "steps": "int 1..",
         "problems": "int 1..",
         "samples": "int 2..",
-        "lr": "float 0..1",
+        "lr": "float 1e-9..1",
         "max_new_tokens": "int 1..131072",
         "micro_tokens": "int 32..1048576",
         "checkpoints": "set of int 1..",
@@ -108,7 +108,7 @@ SCHEMA = {
     "distill": {
         "problems": "int 1..",
         "rank": "int 1..",
-        "lr": "float 0..1",
+        "lr": "float 1e-9..1",
         "epochs": "int 1..1000",
         "evaluations": "int 1..",
         "validation": "int 1..",
@@ -184,16 +184,16 @@ SCHEMA = {
             "rl_steps": "int 1..100000",
             "rl_problems": "int 1..10000",
             "rl_samples": "int 2..1000000",
-            "rl_lr": "float 0..1",
-            "vector_lr": "float 0..10",
-            "adapter_lr": "float 0..1",
+            "rl_lr": "float 1e-9..1",
+            "vector_lr": "float 1e-9..10",
+            "adapter_lr": "float 1e-9..1",
             "pool_problems": "int 1..10000",
             "pool_samples": "int 1..1000000",
             "prefixes": "set of text",
             "solved": "set of int 1..100000",
             "steps": "int 1..100000",
             "target_tokens": "int 1..1048576",
-            "lr": "float 0..1",
+            "lr": "float 1e-9..1",
             "max_new_tokens": "int 1..131072",
             "trains": "weights|adapter",
             **_PAIR,
@@ -221,7 +221,8 @@ def load(profile: str | None = None, path: str | Path = "params.yaml") -> dict:
     """The checked parameters of a profile (dict; default: the profile named in the file).
 
     Adds "profile", and "checkpoints" (= profile) where the file names none.
-    Raises BadInput for an unknown profile, an unknown or missing name, a wrong type or range.
+    Raises BadInput for an unknown profile, an unknown or missing name, a wrong type or range, and
+    for values that `bounds` does not allow together.
     """
     everything = _read(path)
     profile = profile or everything["profile"]
@@ -251,9 +252,11 @@ def _checked(profile, text, path, changes):
     _check(profile, values, allowed)
     source = values.get("checkpoints", profile)
     lab = values if source == profile else everything.get(source)
-    if lab is not values and lab is not None:
-        _check(source, lab, allowed)
-    bounds.check(profile, values, lab if lab and "pretrain" in lab else None)
+    if not isinstance(lab, dict) or "pretrain" not in lab:
+        lab = None
+    elif source != profile:  # one that trains models and yet names others' is none to read from
+        lab = None if "checkpoints" in lab else _checked(source, text, path, changes)
+    bounds.check(profile, values, lab)
     return values
 
 

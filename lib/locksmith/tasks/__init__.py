@@ -30,6 +30,9 @@ pages). `load(name)` gives the module, which has
     stated(text) -> [(start, end)]
                                   where a continuation states its answer
 
+The lab's two, whose generators a profile states, also tell how many different problems a split has
+and how many tokens a prompt (`count`, `prompt_length`), for the checks of parameters.
+
 Texts are strings: what a model writes, decoded. A task knows no token ids and no models.
 """
 
