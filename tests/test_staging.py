@@ -96,7 +96,7 @@ def test_killed_at_any_moment_of_the_move_it_is_finished_later(moment, by, monke
     if by == "settle":
         staging.settle()
     elif by == "facts":
-        monkeypatch.setattr(results, "files", lambda root: [])
+        monkeypatch.setattr(results, "rows", lambda root: [])
         results.facts()
         Path("results/facts.csv").unlink()
     if by != "the next run":

@@ -1,6 +1,8 @@
 """Where the work runs: one place decides device and dtype, and whether a job fits the memory."""
 
+import math
 import os
+from pathlib import Path
 
 import torch
 
@@ -43,7 +45,7 @@ def autocast(device: str | torch.device) -> torch.autocast:
 
 def free_bytes(device: str | torch.device = "cpu") -> int:
     """Bytes that a new job may take on `device` (int): free GPU memory, or available RAM within
-    the container's own limit."""
+    the limits of the containers around this process."""
     device = torch.device(device)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -51,21 +53,12 @@ def free_bytes(device: str | torch.device = "cpu") -> int:
         return free + reserved
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    try:
-        with open("/proc/meminfo") as lines:
-            table = dict(line.split(":") for line in lines)
-        free = int(table["MemAvailable"].split()[0]) * 1024
-    except (FileNotFoundError, KeyError):  # not Linux: assume half of what is installed
+    available = _table(PROC / "meminfo").get("MemAvailable:")
+    if available is None:  # not Linux: assume half of what is installed
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    try:
-        with open("/sys/fs/cgroup/memory.max") as limit, \
-                open("/sys/fs/cgroup/memory.current") as used:
-            limit = limit.read().strip()
-            if limit != "max":
-                free = min(free, int(limit) - int(used.read()))
-    except FileNotFoundError:
-        pass  # no container limit
-    return max(free, 0)
+    else:
+        free = available * 1024
+    return max(min([free, *_free_in_groups()]), 0)
 
 
 def check_memory(n_bytes: int, what: str, device: str | torch.device = "cpu") -> None:
@@ -77,5 +70,68 @@ def check_memory(n_bytes: int, what: str, device: str | torch.device = "cpu") ->
 
 
 def workers() -> int:
-    """Processes that train side by side (int): one a core, each with one thread."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    """Processes that train side by side (int): one a core that this process may use, each with one
+    thread. A container's share of processor time counts as cores, rounded up."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    for group in _groups("cpu"):
+        for quota, period in ((_number(group / "cpu.max"), _number(group / "cpu.max", 1)),
+                              (_number(group / "cpu.cfs_quota_us"),
+                               _number(group / "cpu.cfs_period_us"))):
+            if quota and period and quota > 0:
+                cores = min(cores, math.ceil(quota / period))
+    return cores
+
+
+# --- what Linux tells, and how it limits containers -----------------------------------------------
+
+PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+def _groups(controller):
+    """Folders of the control groups that this process is in, and of those around them, as far as
+    they can be seen: of version 2, and of version 1's `controller` ("memory", "cpu").
+
+    In a container the process's own group may be mounted at the top, under another name than
+    /proc says; a folder that is not there limits nothing.
+    """
+    try:
+        lines = (PROC / "self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = ["0::/", f"1:{controller}:/"]
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if controllers and controller not in controllers.split(","):
+            continue
+        for top in {GROUPS / controllers, GROUPS / (controller if controllers else "unified")}:
+            own = top / path.lstrip("/")
+            yield from (group for group in (own, *own.parents) if group.is_relative_to(top))
+
+
+def _free_in_groups():
+    """Bytes that each control group leaves under its limit. Files that were read stay in memory
+    until something else needs the room, and are no use of it."""
+    for group in _groups("memory"):
+        stat = _table(group / "memory.stat")
+        cached = sum(stat.get(f"total_{name}", stat.get(name, 0))  # total_ in version 1: all below
+                     for name in ("inactive_file", "active_file", "slab_reclaimable"))
+        for limit, usage in (("memory.max", "memory.current"), ("memory.high", "memory.current"),
+                             ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            most, used = _number(group / limit), _number(group / usage)
+            if most is not None and used is not None:
+                yield most - max(used - cached, 0)
+
+
+def _number(path, column=0):
+    """A number of a file that holds one line; None if there is none, as in "max"."""
+    try:
+        return int(path.read_text().split()[column])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _table(path):
+    """{first word: number after it} of a file's lines; nothing if it is not there."""
+    try:
+        lines = [line.split() for line in path.read_text().splitlines()]
+    except OSError:
+        return {}
+    return {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}
