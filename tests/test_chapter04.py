@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from locksmith import cache, engine
+from locksmith import cache, engine, loading
 from locksmith.book import notebooks
 from locksmith.experiments import word_traces
 from repository import ROOT
@@ -35,6 +35,11 @@ def net(tokenizer):
         eos_token_id=1, initializer_range=0.2)).eval()
 
 
+@pytest.fixture(scope="module")
+def model(net, tokenizer):
+    return loading.Model("tiny", net, tokenizer, frozenset({1}))
+
+
 def test_sums_differ_and_half_of_them_carry():
     asked = word_traces.sums(50, 0)
     assert len({one.numbers for one in asked}) == 50 and asked == word_traces.sums(50, 0)
@@ -54,9 +59,9 @@ def test_traces_say_what_their_label_says():
         word_traces.OPENINGS["uncertainty"])
 
 
-def test_a_minimal_pair_ends_alike_and_differs_in_the_result(net, tokenizer):
+def test_a_minimal_pair_ends_alike_and_differs_in_the_result(model):
     asked = word_traces.sums(6, 1)
-    streams, wrong, carries, pair = word_traces.boundaries(net, tokenizer, asked)
+    streams, wrong, carries, pair = word_traces.boundaries(model, asked)
     assert set(streams) == {-1, 0, 1} and streams[0].shape == (12, 16)
     assert wrong.tolist() == [False, True] * 6 and pair.tolist() == np.repeat(range(6), 2).tolist()
     assert carries[::2].tolist() == [one.carries for one in asked]
@@ -77,50 +82,50 @@ def test_span_vectors_find_their_sentences(tokenizer):
         for letter in "I":  # of "I am not sure about that."
             marked.model.embed_tokens.weight[tokenizer.encode(letter)[0], 0] = 1.0
     asked = word_traces.sums(60, 2)
-    found = word_traces.span_vectors(marked, tokenizer, asked, 0)
+    found = word_traces.span_vectors(
+        loading.Model("marked", marked, tokenizer, frozenset({1})), asked, 0)
     assert found["uncertainty"][0] > 0.01 > found["backtracking"][0]
     assert np.abs(found["uncertainty"][1:]).max() == 0
 
 
-def test_probabilities_at_the_boundary_are_those_of_a_plain_forward(net, tokenizer):
+def test_probabilities_at_the_boundary_are_those_of_a_plain_forward(model):
     asked, layer = word_traces.sums(3, 3), 0
     vectors = [np.zeros(16), np.random.default_rng(0).normal(size=16)]
-    found = word_traces.opening_probabilities(net, tokenizer, asked, layer, vectors)
+    found = word_traces.opening_probabilities(model, asked, layer, vectors)
     for i, one in enumerate(asked):
         for j, result in enumerate((one.right, one.wrong)):
-            ids = torch.tensor([tokenizer.encode(word_traces.examples() + one.question
-                                                 + one.step(result))])
+            ids = torch.tensor([model.encode(word_traces.examples() + one.question
+                                             + one.step(result))])
             for k, vector in enumerate(vectors):
                 def add(module, args, out, vector=vector):
                     hidden = (out[0] if isinstance(out, tuple) else out).clone()
                     hidden[:, -1] += torch.tensor(vector, dtype=hidden.dtype)
                     return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
-                hook = cache.blocks(net)[layer].register_forward_hook(add)
+                hook = cache.blocks(model.net)[layer].register_forward_hook(add)
                 with torch.no_grad():
-                    p = net(ids).logits[0, -1].softmax(-1)
+                    p = model.net(ids).logits[0, -1].softmax(-1)
                 hook.remove()
                 for b in word_traces.BEHAVIOURS:
-                    first = word_traces.first_tokens(tokenizer, b)
+                    first = word_traces.first_tokens(model, b)
                     assert found[b][j, i, k] == pytest.approx(float(p[first].sum()), abs=1e-5)
 
 
-def test_free_rates_count_sentences(net, tokenizer, monkeypatch):
+def test_free_rates_count_sentences(model, monkeypatch):
     asked = word_traces.sums(2, 4)
     said = [" Wait, that gives 3, not 4. 3 plus 4 is 7.", " 3 plus 4 is 7. Maybe that is right."]
 
     class Drawn:
         def ids(self):
-            return [tokenizer.encode(t) for t in said * 2]
+            return [model.encode(t) for t in said * 2]
     monkeypatch.setattr(engine, "sample", lambda *a, **k: Drawn())
-    rates, texts = word_traces.free_rates(net, tokenizer, asked, 0, [np.zeros(16)] * 2, 8, {1})
+    rates, texts = word_traces.free_rates(model, asked, 0, [np.zeros(16)] * 2, 8)
     assert rates["backtracking"].tolist() == [[0.5, 0.0]] * 2
     assert rates["uncertainty"].tolist() == [[0.0, 0.5]] * 2 and texts[1] == said
 
 
-def test_free_samples_run_on_a_tiny_model(net, tokenizer):
+def test_free_samples_run_on_a_tiny_model(model):
     asked = word_traces.sums(2, 5)
-    rates, texts = word_traces.free_rates(net, tokenizer, asked, 1, [np.zeros(16), np.ones(16)], 6,
-                                           {1})
+    rates, texts = word_traces.free_rates(model, asked, 1, [np.zeros(16), np.ones(16)], 6)
     assert [len(row) for row in texts] == [2, 2] and rates["uncertainty"].shape == (2, 2)
 
 

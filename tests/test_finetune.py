@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 from locksmith import finetune, model, params, vocabulary
+from locksmith.errors import BadInput
 
 PAIRS = [([1, 7, 9, 3], [4, 5, 6]), ([1, 8], [9, 9, 9, 9, 2]), ([1, 4, 4], [5, 2])]
 
@@ -107,6 +108,37 @@ def test_only_what_is_trained_moves_and_looks_come_after_each_step(exact):
 def test_fitting_learns_the_targets():
     losses, _ = finetune.fit(net(), [([1, 7], [9, 11, 2])], 30, 12, 0.01, 0)
     assert losses[-1] < 0.3 * losses[0]
+
+
+@pytest.mark.parametrize("pairs", [
+    [([0, 5, 0], [6, 0, 7, 8])], [([0], [0, 0, 0, 0, 0, 0])], [([1, 0], [0]), ([0, 0, 3], [4])]])
+@pytest.mark.parametrize("filler", [0, 4, 140])
+def test_padding_is_told_by_length_and_never_by_its_id(pairs, filler):
+    """Seven tokens are read, whatever ids they have and whatever shorter rows are filled with."""
+    wanted = sum(len(target) for _, target in pairs)
+    losses, read = finetune.fit(net(), pairs, 1, wanted, 0.0, 0, pad_token_id=filler)
+    assert read == 7
+    assert losses == finetune.fit(net(), pairs, 1, wanted, 0.0, 0, pad_token_id=9)[0]
+
+
+def test_targets_that_are_not_there_are_refused_and_not_waited_for():
+    for pairs in ([], [([1, 7], [])]):
+        with pytest.raises(BadInput, match="pairs hold no target"):
+            finetune.fit(net(), pairs, 1, 4, 0.1, 0)
+    assert finetune.fit(net(), [([1], []), ([1, 7], [9, 3])], 1, 2, 0.1, 0)[1] == 4
+    with pytest.raises(BadInput, match="step 0 has no target but rows' first tokens"):
+        finetune.fit(net(), [([], [9])], 1, 2, 0.1, 0)
+
+
+def test_a_loss_that_is_not_finite_takes_no_step():
+    trained = net()
+    with torch.no_grad():
+        trained.model.norm.weight[3] = float("nan")
+    before = [p.clone() for p in trained.parameters()]
+    with pytest.raises(BadInput, match="the loss of step 0 is nan, so this step is not taken"):
+        finetune.fit(trained, PAIRS, 2, 10, 0.1, 0)
+    for a, b in zip(trained.parameters(), before, strict=True):
+        assert torch.equal(a.nan_to_num(7), b.nan_to_num(7)) and a.grad is None
 
 
 def test_padding_is_not_counted_as_read():

@@ -237,3 +237,36 @@ def test_a_recorder_keeps_what_was_measured_under_which_conditions():
 def test_a_recorder_refuses_what_is_not_in_the_vocabulary(arm, quantity, given, said):
     with pytest.raises(errors.BadInput, match=said):
         recorder().fact("chain", arm, quantity, 0.5, **given)
+
+
+@pytest.mark.parametrize("quantity, given, said", [
+    ("pass_at_k", {"k": 1.7}, "k is 1.7; allowed is a whole number"),
+    ("pass_at_k", {"k": True}, "k is True"),
+    ("pass_at_k", {"k": None}, "k is None"),
+    ("pass_at_k", {"k": "four"}, "k is 'four'"),
+    ("pass_at_k", {"k": np.float64(2.5)}, "k is .*2.5"),
+    ("pass_at_k[k=1.7]", {}, "k is '1.7'"),
+    ("valid_attempts", {"temperature": math.nan}, "temperature is nan; allowed is a number"),
+    ("valid_attempts", {"temperature": True}, "temperature is True"),
+    ("valid_attempts", {"temperature": "inf"}, "temperature is 'inf'"),
+    ("valid_attempts", {"position": None}, "position is None; allowed is a word or more"),
+    ("valid_attempts", {"step": [3]}, r"step is \[3\]"),
+])
+def test_a_condition_of_another_type_is_refused_and_not_rounded(quantity, given, said):
+    record = results.Recorder("smoke", "02", seeds=[0])
+    with pytest.raises(errors.BadInput, match=said):
+        record.fact("chain", "base", quantity, 0.5, **given)
+    assert record.facts == []
+
+
+def test_conditions_of_their_type_are_kept():
+    given = {"k": np.int64(4), "temperature": 1, "step": "12", "position": 3}
+    assert quantities.check("pass_at_k", given) == {"k": 4, "temperature": 1.0, "step": 12,
+                                                    "position": "3"}
+
+
+@pytest.mark.parametrize("interval", [True, "0.5", (0.5, "0", 1), (0.5, True, 1), np.bool_(True)])
+def test_an_end_that_is_no_number_is_refused(interval):
+    record = results.Recorder("smoke", "02", seeds=[0])
+    with pytest.raises(errors.BadInput, match="is no number; allowed are value, low and high"):
+        record.fact("chain", "base", "valid_attempts", interval)

@@ -6,7 +6,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from locksmith import corpus, model, params, pretrain, rl, vocabulary
+from locksmith import corpus, distill, model, params, pretrain, rl, vocabulary
+from locksmith.errors import BadInput
 from locksmith.tasks import countdown
 
 CONFIG = {"hidden": 32, "layers": 2, "heads": 2, "mlp": 64, "context": 64}
@@ -245,3 +246,74 @@ def test_training_is_repeatable_to_the_bit(tmp_path):
     assert found[0] == found[1]
     losses = [point["loss"] for point in found[0][0]["curve"]]
     assert losses[-1] < losses[0]
+
+
+# --- numbers that are none ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [
+    math.nan, math.inf, -math.inf, None, "1", "nan", 1e30, 1j, [1.0], np.float32("nan"),
+    np.array([0.5, 1]), torch.tensor(math.nan), torch.ones(2)])
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_reward_that_is_no_finite_number_is_named_and_changes_nothing(value, at):
+    """The step before it is taken, that of the reward is not: against a run that ended there."""
+    asked = []
+
+    def odd(grade, rng):
+        asked.append(grade)
+        return value if len(asked) == 8 * at + 6 else float(len(asked) % 3)
+    nets = [net(), net()]
+    recipe = {"steps": 3, "problems": 2, "samples": 4, "lr": 0.01, "micro_tokens": 100}
+    grades = [countdown.grade(countdown.Problem((3, 7, 9), (30, 60)), "<eos>")] * 8
+
+    def rollout_fn(problems, seed):
+        rng = random.Random(seed)
+        return [[1, *(rng.randrange(3, 140) for _ in range(5))] for _ in range(8)], [1] * 8, grades
+
+    def stop(step):
+        if step == at:
+            raise KeyboardInterrupt
+    said = f"reward odd is .* at step {at} for answer 1 to problem 1 of its batch, Grade.*; allowed"
+    with pytest.raises(BadInput, match=said) as told:
+        rl.learn(nets[0], range(99), recipe, 0, rollout_fn, odd)
+    asked.clear()
+    with pytest.raises(KeyboardInterrupt):
+        rl.learn(nets[1], range(99), recipe, 0, rollout_fn, odd, before=stop)
+    assert "\n" not in str(told.value)
+    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_rewards_of_any_kind_of_number_count_alike():
+    rewards = iter([True, 1, 1.0, np.float32(1), np.int64(1), np.bool_(True), torch.tensor(1.0),
+                    torch.tensor([1]), 10**8])
+    found = rl.rewarded(lambda grade, rng: next(rewards), [None] * 9, 3, 0, random.Random(0))
+    assert found == [1.0] * 8 + [1e8] and {type(x) for x in found} == {float}
+
+
+def test_a_gradient_that_is_not_finite_takes_no_step():
+    made = net()
+    with torch.no_grad():
+        made.model.norm.weight[3] = float("inf")
+    before = [p.clone() for p in made.parameters()]
+    optimizer = torch.optim.AdamW(made.parameters(), 0.1)
+    with pytest.raises(BadInput, match="the gradient's norm is nan, so this step is not taken"):
+        rl.update(made, optimizer, *a_batch(), 10_000)
+    for a, b in zip(made.parameters(), before, strict=True):
+        assert torch.equal(a, b) and a.grad is None
+
+
+def test_a_pad_within_a_text_is_a_token_of_it(fp32):
+    """The rows of a batch are filled up behind their ends; the same id within counts."""
+    made = net(scale=1)
+    ids = torch.randint(3, 140, (3, 12), generator=torch.Generator().manual_seed(0))
+    ids[0, 5] = ids[1, 1] = vocabulary.PAD
+    filled = torch.cat([ids, torch.full((3, 5), vocabulary.PAD)], 1)
+    exact = torch.nn.functional.cross_entropy(made(input_ids=ids).logits[:, :-1].flatten(0, 1),
+                                              ids[:, 1:].flatten())
+    assert pretrain.loss(made, filled).item() == pytest.approx(exact.item(), rel=1e-4)
+    assert pretrain.padding(filled).sum(1).tolist() == [5, 5, 5]
+    [batch] = pretrain.batches(np.array([1, 5, 0, 7, 2, 1, 9, 2], np.uint8), 99,
+                               np.random.default_rng(0))
+    _, targets = distill._whole(batch)
+    assert sorted((targets != -100).sum(1).tolist()) == [3, 5]

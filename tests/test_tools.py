@@ -1,7 +1,7 @@
 """The cognitive tools against a scripted model whose every answer is known."""
 
 import pytest
-from locksmith import model, params, vocabulary
+from locksmith import loading, model, params, vocabulary
 from locksmith.errors import BadInput
 from locksmith.experiments import tools
 from locksmith.loading import Model, Pair
@@ -264,3 +264,16 @@ def test_models_of_any_vocabulary_work_through_the_schedule():
         works = tools.solve(tools.asking(toy, 0), toy, sums, problems, max_new_tokens=12,
                             dummy=dummy)
         assert all(work.calls and 0 < len(work.ids) <= 12 for work in works)
+
+
+def test_a_cut_leaves_no_half_of_a_character():
+    """Wherever an answer is cut, what is left is the text up to there."""
+    toy = loading.load("toy")
+    call = tools.Call(None, toy, sums, 99)
+    for text in ("ab€ = 3 \u2212 é中\U0001f642 ok", "€", "é2", "a\ufffdb"):
+        ids = toy.encode(text)
+        for place in range(len(text) + 1):
+            assert toy.decode(call.cut(ids, place)).strip() == text[:place].strip()
+            assert toy.decode(call.cut(ids, place, " 7")) == text[:place] + " 7"
+    half = toy.encode("ab€")[:-1]  # an answer whose own last character is not whole
+    assert toy.decode(call.cut(half, 2)) == "ab" and call.cut(half, 3) == half

@@ -107,7 +107,7 @@ def test_a_reward_is_earned_more_often_after_rl(monkeypatch):
 def test_a_model_that_answers_one_thing_alone_is_refused(test, monkeypatch):
     def drawn(lm, problems, n, **options):
         table, texts = np.ones((len(problems), n), bool), [[" 1"] * n for _ in problems]
-        return words.WordSamples(table, table, texts, texts, 1, 1.0)
+        return words.WordSamples(table, table, texts, texts, 1)
     monkeypatch.setattr(words, "sample_words", drawn)
     with pytest.raises(BadInput, match="only 1 different answers"):
         wt.single(TOY, [SUM], 4, 2, 8)
@@ -122,7 +122,7 @@ def test_the_single_problem_is_the_middle_one_of_those_that_are_solved(test, mon
         table = np.array([[rates[asked.index(p)] * n > j for j in range(n)] for p in problems])
         texts = [[f" {j % 3} it is\nmore" if j % 2 else " nothing" for j in range(n)]
                  for _ in problems]
-        return words.WordSamples(table, table, texts, texts, 10 * len(problems), 1.0)
+        return words.WordSamples(table, table, texts, texts, 10 * len(problems))
     monkeypatch.setattr(words, "sample_words", drawn)
     chosen, found, answers, spent = wt.single(TOY, asked, 10, 2, 8)
     assert chosen == 2 and found.tolist() == rates and spent == 60

@@ -82,7 +82,7 @@ def accuracy(net: PreTrainedModel, profile: str, family: str, n: int) -> float:
 def _whole(batch):
     """A step of `finetune` in which every token but padding is a target."""
     ids = torch.from_numpy(batch.astype(np.int64))
-    return ids, ids.masked_fill(ids == vocabulary.PAD, finetune.IGNORED)
+    return ids, ids.masked_fill(pretrain.padding(ids), finetune.IGNORED)
 
 
 def train(profile: str, family: str, kind: str, seed: int) -> dict:

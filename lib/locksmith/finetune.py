@@ -6,6 +6,7 @@ different shapes; ids right-padded, targets the ids that are to be learned, IGNO
 loss of a step is the mean over all its targets but a row's first token, which nothing predicts.
 """
 
+import math
 import random
 import tempfile
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from locksmith import device, model, vocabulary
+from locksmith.errors import BadInput
 
 IGNORED = -100
 MICRO_TOKENS = 4096
@@ -31,12 +33,25 @@ def own_logits(net: nn.Module,
         return net(input_ids=ids, use_cache=False).logits
 
 
+def check(value: float, what: str, optimizer: torch.optim.Optimizer) -> None:
+    """BadInput, before a step is taken, where a number of it is not finite; its gradients go."""
+    if not math.isfinite(value):
+        optimizer.zero_grad()
+        raise BadInput(f"{what} is {value}, so this step is not taken and the weights are those "
+                       "before it; allowed are finite numbers: a smaller learning rate, weights "
+                       "without NaN.")
+
+
 def pack(pairs: Sequence[tuple[list[int], list[int]]], steps: int, target_tokens: int, seed: int,
          micro_tokens: int = MICRO_TOKENS,
          pad_token_id: int = vocabulary.PAD) -> list[list[tuple[Tensor, Tensor]]]:
     """Steps of exactly `target_tokens` targets from (input, target) pairs of token ids, in a random
     order that starts again when all were seen; a step's last target may be cut, and a micro-batch
-    holds at most `micro_tokens` ids, padding included, or one pair."""
+    holds at most `micro_tokens` ids, padding included, or one pair. Pairs without a target are left
+    out; BadInput where no other is there."""
+    pairs = [pair for pair in pairs if len(pair[1])]
+    if not pairs:
+        raise BadInput("pairs hold no target; allowed is at least one pair with a target.")
     rng, queue, packed = random.Random(seed), [], []
     for _ in range(steps):
         batch, left = [], target_tokens
@@ -81,12 +96,16 @@ class _Steps(Trainer):
         model.train()
         inputs, loss = self._prepare_inputs(inputs), 0.0
         share = sum(int((targets[:, 1:] != IGNORED).sum()) for _, targets in inputs)
+        if not share:
+            raise BadInput(f"step {self.state.global_step} has no target but rows' first tokens, "
+                           "which nothing predicts; allowed are targets behind an input.")
         for ids, targets in inputs:
             out = self.logits(model, ids[:, :-1]).float()
             part = F.cross_entropy(out.flatten(0, 1), targets[:, -out.shape[1]:].flatten(),
                                    ignore_index=IGNORED, reduction="sum") / share
             self.accelerator.backward(part)
             loss += part.item()
+        check(loss, f"the loss of step {self.state.global_step}", self.optimizer)
         self.losses.append(loss)
         return torch.tensor(loss)
 
@@ -136,9 +155,11 @@ def fit(net: nn.Module, pairs: Sequence[tuple[list[int], list[int]]], steps: int
         micro_tokens: int = MICRO_TOKENS,
         pad_token_id: int = vocabulary.PAD) -> tuple[list[float], int]:
     """`train` on `pack` by AdamW at a linearly falling rate: (losses, tokens read with
-    the inputs)."""
+    the inputs, but without padding)."""
     packed = pack(pairs, steps, target_tokens, seed, micro_tokens, pad_token_id)
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr,
                                   betas=(0.9, 0.95), weight_decay=0.0)
     losses = train(net, packed, optimizer, lambda step: 1 - step / steps, logits)
-    return losses, sum(int((ids != pad_token_id).sum()) for step in packed for ids, _ in step)
+    # A row ends with its last target, whatever ids are in it.
+    return losses, sum(int((targets != IGNORED).flip(1).cumsum(1).bool().sum())
+                       for step in packed for _, targets in step)

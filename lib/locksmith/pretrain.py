@@ -14,11 +14,20 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from locksmith import corpus, errors, model, parallel, params, results, vocabulary
+from locksmith import (
+    corpus,
+    errors,
+    finetune,
+    model,
+    parallel,
+    params,
+    results,
+    vocabulary,
+)
 
 
 def batches(ids: UInt8[np.ndarray, " tokens"], micro: int,
@@ -50,12 +59,18 @@ def schedule(done: float, warmup: float = 0.02, cooldown: float = 0.4) -> float:
     return min(1.0, done / warmup, (1 - done) / cooldown)
 
 
+def padding(ids: Int[Tensor, "rows time"],
+            pad_token_id: int = vocabulary.PAD) -> Bool[Tensor, "rows time"]:
+    """Where rows are filled up: behind their last other token. A <pad> within a text is a token."""
+    return (ids == pad_token_id).flip(1).cumprod(1).flip(1).bool()
+
+
 def loss(net: torch.nn.Module, ids: Int[Tensor, "rows time"],
          pad_token_id: int = vocabulary.PAD) -> Float[Tensor, ""]:
     """Mean next-token cross-entropy (nats) over the real tokens of ids."""
-    targets = ids[:, 1:].masked_fill(ids[:, 1:] == pad_token_id, -100)
+    targets = ids[:, 1:].masked_fill(padding(ids, pad_token_id)[:, 1:], finetune.IGNORED)
     out = model.logits(net, ids[:, :-1])
-    return F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-100)
+    return F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=finetune.IGNORED)
 
 
 def train(profile: str, family: str, name: str, seed: int, folder: Path) -> dict:
@@ -88,15 +103,14 @@ def train(profile: str, family: str, name: str, seed: int, folder: Path) -> dict
             if name == "base" and seed == config["seeds"][0]:
                 model.save(net, folder.with_name("base_steps") / f"seed{seed}" / f"{seen:09d}",
                            tokens=seen)
-        group = work[at:at + per_step]
-        total = sum(int((b[:, 1:] != vocabulary.PAD).sum()) for b in group)
-        step_loss = 0.0
-        for batch in group:
-            batch = torch.from_numpy(batch.astype(np.int64))
-            share = (batch[:, 1:] != vocabulary.PAD).sum() / total
-            micro_loss = loss(net, batch) * share
+        group = [torch.from_numpy(batch.astype(np.int64)) for batch in work[at:at + per_step]]
+        sizes = [(~padding(batch)[:, 1:]).sum() for batch in group]
+        total, step_loss = int(sum(sizes)), 0.0
+        for batch, size in zip(group, sizes, strict=True):
+            micro_loss = loss(net, batch) * (size / total)
             micro_loss.backward()
             step_loss += micro_loss.item()
+        finetune.check(step_loss, f"the loss of step {at // per_step}", optimizers[0])
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         for o in optimizers:
             for g in o.param_groups:

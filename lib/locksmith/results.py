@@ -22,6 +22,7 @@ import math
 import platform
 import re
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from pathlib import Path
 
 import pandas as pd
@@ -84,11 +85,17 @@ class Recorder:
         interval: value, low and high; a number, which has no interval; or None, where there is
             nothing to tell: then nothing is kept and None is returned.
         given: conditions of locksmith.quantities, and any of SIZE that is not the chapter's.
-        Raises BadInput for an arm, a quantity or a condition that is not in the vocabulary.
+        Raises BadInput for an arm, a quantity or a condition that is not in the vocabulary, and for
+        an end that is no number.
         """
         if interval is None:
             return None
         ends = tuple(interval) if hasattr(interval, "__len__") else (interval, None, None)
+        ends = [x.item() if hasattr(x, "item") else x for x in ends]  # of NumPy
+        for x in ends:
+            if x is not None and (isinstance(x, bool) or not isinstance(x, Real)):
+                raise errors.BadInput(f"Fact {family} / {arm} / {quantity}: {x!r} is no number; "
+                                      "allowed are value, low and high, or one number.")
         ends = [None if x is None else float(x) for x in ends]
         size = {key: given.pop(key, self.size[key]) for key in SIZE}
         arm, quantity, given = _named(arm, quantity, given)

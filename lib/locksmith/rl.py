@@ -12,6 +12,7 @@ engine for its rollouts (benchmarks/trl_step.py). On one identical batch both ma
 """
 
 import argparse
+import numbers
 import random
 import shutil
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from locksmith import (
     device,
     engine,
     errors,
+    finetune,
     model,
     parallel,
     params,
@@ -37,6 +39,7 @@ from locksmith import (
     vocabulary,
 )
 
+LARGEST = 1e9  # a reward in size; sums of larger ones leave float32
 MEASURED = ("correct", "trace", "attempts", "valid_attempts", "checks", "backtracks")
 
 
@@ -55,6 +58,24 @@ def rollout(net: nn.Module, task: ModuleType, problems: Sequence, samples: int,
                                                                for i in owners], grades
 
 
+def rewarded(reward: Callable[[object, random.Random], float], grades: Sequence, samples: int,
+             step: int, rng: random.Random) -> list[float]:
+    """The reward of each grade, `samples` a problem; BadInput for one that is no finite number."""
+    found = []
+    for i, grade in enumerate(grades):
+        value = reward(grade, rng)
+        number = (value.numel() == 1 if isinstance(value, Tensor) else
+                  isinstance(value, (numbers.Real, np.bool_)))
+        if not number or not abs(float(value)) <= LARGEST:
+            name = getattr(reward, "__name__", repr(reward))
+            raise errors.BadInput(
+                f"reward {name} is {value!r} at step {step} for answer {i % samples} to problem "
+                f"{i // samples} of its batch, {grade!r}; allowed is a number of at most "
+                f"{LARGEST:g} in size.")
+        found.append(float(value))
+    return found
+
+
 def advantages(rewards: Sequence[float], samples: int) -> Float32[Tensor, " rollouts"]:
     """Reward minus the mean of its group, `samples` rewards in a row."""
     groups = torch.tensor(rewards, dtype=torch.float32).view(-1, samples)
@@ -69,7 +90,8 @@ def update(net: nn.Module, optimizer: torch.optim.Optimizer, sequences: list[lis
 
     Groups without contrast have no gradient and cost nothing, unless there is a `bonus` on the
     entropy of every sampled token. logits: (net, ids (B, T)) -> (B, S, V), those of the last S <= T
-    positions, none sampled before. Returns (gradient norm, entropy in nats a token).
+    positions, none sampled before. Returns (gradient norm, entropy in nats a token). BadInput for a
+    gradient that is not finite; the weights are then as before.
     """
     live = [i for i in range(len(sequences)) if advantage[i] != 0 or bonus]
     live.sort(key=lambda i: len(sequences[i]))
@@ -96,6 +118,7 @@ def update(net: nn.Module, optimizer: torch.optim.Optimizer, sequences: list[lis
         entropy += undecided.item()
         counted += int(sampled.sum())
     norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0).item()
+    finetune.check(norm, "the gradient's norm", optimizer)
     optimizer.step()
     optimizer.zero_grad()
     return norm, entropy / max(1, counted)
@@ -122,7 +145,8 @@ def learn(net: nn.Module, pool: Sequence, recipe: dict, seed: int, rollout_fn: C
     rollout_fn: (problems, seed) -> what `rollout` returns, recipe["samples"] a problem, by the
     model as it is now. reward: one of `rewards`. update_fn: `update`, with its options. before:
     called with each step's number. measured: attributes of the grades, `correct` among them.
-    Returns the curve; its accuracies are on the problems of the step, before its update.
+    Returns the curve; its accuracies are on the problems of the step, before its update. BadInput
+    for a reward or a gradient that is no finite number; the weights are then as before the step.
     """
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=recipe["lr"],
                                   betas=(0.9, 0.95), weight_decay=0.0)
@@ -134,7 +158,8 @@ def learn(net: nn.Module, pool: Sequence, recipe: dict, seed: int, rollout_fn: C
         batch = pool[step * recipe["problems"]:(step + 1) * recipe["problems"]]
         sequences, lengths, grades = rollout_fn(batch, seed * 1_000_000 + step)
         rng = random.Random(f"reward {seed} {step}")
-        gain = advantages([reward(g, rng) for g in grades], recipe["samples"])
+        gain = advantages(rewarded(reward, grades, recipe["samples"], step, rng),
+                          recipe["samples"])
         norm, entropy = update_fn(net, optimizer, sequences, lengths, gain, recipe["micro_tokens"])
         mean = {name: float(np.mean([getattr(g, name) for g in grades])) for name in measured}
         size = float(np.mean([len(s) - n for s, n in zip(sequences, lengths)]))

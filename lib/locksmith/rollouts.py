@@ -1,27 +1,32 @@
 """Asking a model a task's problems: sampled, decoded, graded, and kept where that is worth it.
 
 Every chapter's numbers come from here. What models of over KEPT_FROM parameters write is kept in
-the cache folder, block by block, under a hash of all that shaped it: a run that was cut off goes on
-where it stopped, and a repeated one only grades.
+the cache folder, block by block, under a hash of all that shaped it (weights, adapters and their
+scale, prompt and stop ids, code and versions): a run that was cut off goes on where it stopped, and
+a repeated one only grades.
 """
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from locksmith import engine, tasks
+from locksmith import cache as kv
+from locksmith import drawing, engine, steering, tasks
 from locksmith.errors import BadInput
-from locksmith.loading import Model, fingerprint
+from locksmith.loading import Model, fingerprint, fingerprint_tells
 from locksmith.packaged import cache_dir
 
 KEPT_FROM = 50e6
@@ -70,51 +75,86 @@ class Answers:
 
 
 def answer(model: Model, task: ModuleType, problems: list, n: int = 1, **how: object) -> Answers:
-    """n sampled answers of a model to each problem; how: what `engine.sample` takes beside."""
+    """n sampled answers of a model to each problem, kept where it has over KEPT_FROM parameters;
+    how: what `engine.sample` takes beside. BadInput as of `sampled`."""
     prompts = [model.ask(task, problem) for problem in problems]
+    keep = model.net.num_parameters() >= KEPT_FROM
+    return graded(model, task, problems, prompts, sampled(model, prompts, n, keep, **how), n)
+
+
+def sampled(model: Model, prompts: list[list[int]], n: int, keep: bool,
+            **how: object) -> engine.Rollouts:
+    """`engine.sample` by a model, with its own stop where `how` has none.
+
+    keep: in the cache folder, but for what a key cannot tell: steering, guide models, hooks, code
+    of the user's own. BadInput where there is no prompt or n is below 1.
+    """
+    if not prompts or isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
+        raise BadInput(f"n is {n!r} for {len(prompts)} problems; allowed is a whole number from 1 "
+                       "on for at least one problem.")
     how = {"stop": model.stop, **how}
-    if model.net.num_parameters() < KEPT_FROM or not set(how) <= _PLAIN:
-        drawn = engine.sample(model.net, prompts, n, **how)
-    else:
-        drawn = _kept(model, prompts, n, how)
-    return graded(model, task, problems, prompts, drawn, n)
+    if not keep or not set(how) <= _PLAIN or not fingerprint_tells(model.net):
+        return engine.sample(model.net, prompts, n, **how)
+    return _kept(model, prompts, int(n), how)
 
 
-# What a kept rollout depends on beside the weights; with anything else (steering, guide models)
-# nothing is kept.
-_PLAIN = {"stop", "max_new_tokens", "temperature", "seed", "keys"}
+# What a kept rollout depends on beside the model; with anything else nothing is kept.
+_PLAIN = {"stop", "max_new_tokens", "temperature", "seed", "keys", "batch_size"}
 
 
 def _kept(model, prompts, n, how):
     """Rollouts in blocks of prompts, each from the cache folder or sampled and put there."""
-    folder, mark = cache_dir() / "rollouts", fingerprint(model.net)
+    folder, place = cache_dir() / "rollouts", str(model.net.device.type)
     folder.mkdir(parents=True, exist_ok=True)
-    keys, size = how.pop("keys", None) or list(range(len(prompts))), max(1, BLOCK // n)
-    parts = []
+    stop, keys = how.pop("stop"), how.pop("keys", None)
+    stop = sorted({stop} if isinstance(stop, int) else map(int, stop))
+    keys = list(range(len(prompts)) if keys is None else map(int, keys))
+    if len(keys) != len(prompts):
+        raise BadInput(f"keys are {len(keys)} for {len(prompts)} problems; allowed: one each.")
+    mark = [fingerprint(model.net), _versions(), place, torch.is_autocast_enabled(place)]
+    size, parts = max(1, how.get("batch_size", BLOCK) // n), []
     for start in tqdm(range(0, len(prompts), size), desc=f"sampling, {size * n} answers a block"):
         some = slice(start, start + size)
-        settings = [mark, prompts[some], n, sorted(how["stop"]), keys[some],
-                    sorted((k, v) for k, v in how.items() if k != "stop")]
+        settings = [mark, prompts[some], n, stop, keys[some],
+                    sorted((name, str(x)) for name, x in how.items())]
         name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
         path = folder / f"{name}.safetensors"
-        if not _whole(path):
-            drawn = engine.sample(model.net, prompts[some], n, keys=keys[some], **how)
-            part = path.with_suffix(f".{os.getpid()}.tmp")
-            save_file({name: getattr(drawn, name).cpu().contiguous() for name in _FIELDS}, part)
-            part.replace(path)
-        parts.append(load_file(path))
+        part = _block(path)
+        if part is None:
+            drawn = engine.sample(model.net, prompts[some], n, stop=set(stop), keys=keys[some],
+                                  **how)
+            part = {name: getattr(drawn, name).cpu().contiguous() for name in _FIELDS}
+            half = path.with_suffix(f".{os.getpid()}.tmp")
+            save_file(part, half, metadata={"sha256": _digest(part)})
+            half.replace(path)
+        parts.append(part)
     return _joined(parts, n)
 
 
-def _whole(path):
-    """Whether a block is there and undamaged; a damaged one is sampled again."""
-    try:
-        return path.exists() and bool(load_file(path))
-    except SafetensorError:
-        return False
-
-
 _FIELDS = ("tokens", "lengths", "logprobs", "stopped")
+
+
+@cache
+def _versions():
+    """What samples: the libraries, and a hash of our own code for it."""
+    code = b"".join(Path(x.__file__).read_bytes() for x in (engine, kv, drawing, steering))
+    return [*map(importlib.metadata.version, ("torch", "transformers", "peft")),
+            hashlib.sha256(code).hexdigest()]
+
+
+def _block(path):
+    """A block of the cache, or None where it is not there or damaged: it is sampled again."""
+    try:
+        with safe_open(path, "pt") as file:
+            part = {name: file.get_tensor(name) for name in _FIELDS}
+            return part if (file.metadata() or {}).get("sha256") == _digest(part) else None
+    except (FileNotFoundError, SafetensorError):
+        return None
+
+
+def _digest(part):
+    """Hex SHA-256 of the tensors of a block."""
+    return hashlib.sha256(b"".join(part[name].numpy().tobytes() for name in _FIELDS)).hexdigest()
 
 
 def _joined(parts, n):

@@ -25,12 +25,10 @@ they stay in the processor's cache.
 import atexit
 import hashlib
 import json
-import os
 import random
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -38,11 +36,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from locksmith import prose
 from locksmith.errors import BadInput
-from locksmith.packaged import cache_dir
 from locksmith.tasks import Grade
 
 if TYPE_CHECKING:
@@ -376,13 +372,12 @@ def verdict(text: str) -> str | None:
 class WordSamples:
     """P problems, n samples of each: correct (P, n) bool; outcomes (P, n) of "right", "wrong" and
     "error"; answers and texts, lists of P lists of n (answer None where there was none); tokens:
-    how many were generated, stop tokens included; seconds spent on them, whenever that was."""
+    how many were generated, stop tokens included."""
     correct: np.ndarray
     outcomes: np.ndarray
     answers: list
     texts: list
     tokens: int
-    seconds: float
 
 
 def sample_words(model: "Model", problems: Sequence[WordProblem], n: int, *,
@@ -390,43 +385,18 @@ def sample_words(model: "Model", problems: Sequence[WordProblem], n: int, *,
                  max_new_tokens: int = 64, seed: int = 0, batch_size: int = 256) -> WordSamples:
     """Sample n answers to every problem and grade them; returns `WordSamples`.
 
-    The problems are taken in blocks of about `batch_size` rollouts. Every finished block is kept
-    in the cache folder under a hash of the model and of all that shaped it, so a run that was cut
-    off goes on where it stopped, and a repeated one only grades.
+    The problems are taken in blocks of about `batch_size` rollouts, which `rollouts` keeps: a run
+    that was cut off goes on where it stopped, and a repeated one only grades.
     """
     # Imported here: the grading process reads this module too and needs no torch.
-    from locksmith.engine import sample
-    from locksmith.loading import fingerprint
+    from locksmith.rollouts import by_problem, sampled
 
-    folder, mark = cache_dir() / "rollouts", fingerprint(model.net)
-    folder.mkdir(parents=True, exist_ok=True)
-    size, texts, tokens, seconds = max(1, batch_size // n), [], 0, 0.0
-    with tqdm(total=len(problems) * n, unit="answer", desc="sampling") as bar:
-        for start in range(0, len(problems), size):
-            block = problems[start:start + size]
-            prompts = [prompt(p, shots, steps) for p in block]
-            settings = [mark, prompts, n, temperature, max_new_tokens, seed]
-            name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
-            path = folder / f"{name}.json"
-            if path.exists():
-                done = json.loads(path.read_text())
-            else:
-                began = time.perf_counter()
-                rollouts = sample(
-                    model.net, [model.begin(text) for text in prompts], n, stop=model.stop,
-                    max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
-                    keys=[int(hashlib.sha256(p.key.encode()).hexdigest()[:15], 16) for p in block],
-                    batch_size=batch_size)
-                done = {"texts": [model.decode(ids) for ids in rollouts.ids()],
-                        "tokens": int(rollouts.lengths.sum()),
-                        "seconds": time.perf_counter() - began}
-                part = path.with_suffix(f".{os.getpid()}.tmp")
-                part.write_text(json.dumps(done))
-                part.replace(path)
-            texts += [done["texts"][i:i + n] for i in range(0, len(done["texts"]), n)]
-            tokens, seconds = tokens + done["tokens"], seconds + done["seconds"]
-            bar.update(len(done["texts"]))
+    drawn = sampled(
+        model, [model.begin(prompt(p, shots, steps)) for p in problems], n, keep=True,
+        max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch_size=batch_size,
+        keys=[int(hashlib.sha256(p.key.encode()).hexdigest()[:15], 16) for p in problems])
+    texts = by_problem([model.decode(ids) for ids in drawn.ids()], n)
     grades = [[grade(p, text) for text in row] for p, row in zip(problems, texts)]
     outcomes = np.array([[g.outcome for g in row] for row in grades])
     return WordSamples(outcomes == "right", outcomes, [[g.answer for g in row] for row in grades],
-                       texts, tokens, seconds)
+                       texts, int(drawn.lengths.sum()))

@@ -28,6 +28,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from locksmith import engine, loading, words
@@ -129,9 +130,12 @@ def tool_listing(tokenizer: PreTrainedTokenizerBase) -> tuple[list[dict], list[d
         "name": name, "description": _about(name),
         "parameters": {"type": "object", "properties": {}}}} for name in TOOLS]
     hello = [{"role": "user", "content": "?"}]
-    if (tokenizer.apply_chat_template(hello, tools=schemas, tokenize=False)
-            != tokenizer.apply_chat_template(hello, tokenize=False)):
-        return [], schemas
+    try:
+        if (tokenizer.apply_chat_template(hello, tools=schemas, tokenize=False)
+                != tokenizer.apply_chat_template(hello, tokenize=False)):
+            return [], schemas
+    except TemplateError:
+        pass  # a template that refuses tools does not show them either
     text = "\n".join(["You solve problems. You may use these tools before you answer:",
                       *(f"- {name}: {_about(name)}" for name in TOOLS),
                       "To use one, write a line such as",
@@ -148,8 +152,7 @@ def _asking(model, max_new_tokens, temperature, seed):
     def ask(works, conversations, tools=None):
         prompts, keys = [], []
         for work, messages in zip(works, conversations, strict=True):
-            prompts.append(model.encode(model.tokenizer.apply_chat_template(
-                messages, tools=tools, add_generation_prompt=True, tokenize=False)))
+            prompts.append(model.converse(messages, tools))
             # By question and call: independent of the order, and no call repeats another's numbers.
             name = f"{work.problem.key} {work.calls}"
             keys.append(int(hashlib.sha256(name.encode()).hexdigest()[:15], 16))

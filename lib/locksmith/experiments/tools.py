@@ -112,8 +112,10 @@ class Call:
 
     def cut(self, ids: list[int], place: int, behind: str = "") -> list[int]:
         """The ids of the first `place` characters of an answer and of a text behind them."""
-        kept = sum(end <= place for _, end in self.model.spans(ids))
-        rest = self.model.decode(ids)[len(self.model.decode(ids[:kept])):place] + behind
+        text, kept = self.model.decode(ids), sum(e <= place for _, e in self.model.spans(ids))
+        while not text[:place].startswith(self.model.decode(ids[:kept])):
+            kept -= 1  # the first bytes of a character that was cut off
+        rest = text[len(self.model.decode(ids[:kept])):place] + behind
         return ids[:kept] + (self.model.encode(rest) if rest.strip() else [])
 
 

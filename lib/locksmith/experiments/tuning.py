@@ -358,7 +358,7 @@ def text_loss(model: Model, texts: list[str]) -> float:
     """Mean loss in nats a token on texts: what training makes a model forget."""
     total, size = 0.0, 0
     for text in texts:
-        ids = torch.tensor([model.tokenizer(text).input_ids], device=model.net.device)
+        ids = torch.tensor([model.begin(text)], device=model.net.device)
         with torch.no_grad():
             logp = model.net(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
         total -= logp.gather(-1, ids[0, 1:, None]).sum().item()

@@ -11,13 +11,12 @@ a wrong result, one number apart.
 
 import copy
 import random
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from locksmith import activations, cache, engine, stats, steering
 from locksmith.experiments import directions, probes
@@ -92,33 +91,33 @@ def examples() -> str:
                    for one, kind in zip(sums(3, "examples"), kinds, strict=True))
 
 
-def first_tokens(tokenizer: PreTrainedTokenizerBase, behaviour: str) -> list[int]:
+def first_tokens(model: Model, behaviour: str) -> list[int]:
     """Ids of the tokens that open a behaviour's sentence after a full stop."""
-    return sorted({tokenizer.encode(" " + o.split(",")[0].split()[0], add_special_tokens=False)[0]
+    return sorted({model.encode(" " + o.split(",")[0].split()[0])[0]
                    for o in OPENINGS[behaviour]})
 
 
 # --- reading --------------------------------------------------------------------------------------
 
 def boundaries(
-    net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Sum],
+    model: Model, asked: Sequence[Sum],
 ) -> tuple[dict[int, Float[np.ndarray, "texts width"]], Bool[np.ndarray, " texts"],
            Bool[np.ndarray, " texts"], Int[np.ndarray, " texts"]]:
     """The residual stream at the boundary of every minimal pair.
 
     Returns ({layer: (2 n, D)} float32, wrong (2 n,) bool, carries (2 n,) bool, pair (2 n,) int).
     """
-    texts = [tokenizer.encode(examples() + one.question + one.step(r))
+    texts = [model.begin(examples() + one.question + one.step(r))
              for one in asked for r in (one.right, one.wrong)]
-    layers = list(range(-1, net.config.get_text_config().num_hidden_layers))
-    streams = activations.residuals(net, texts, layers, [[len(t) - 1] for t in texts])
+    layers = list(range(-1, model.depth))
+    streams = activations.residuals(model.net, texts, layers, [[len(t) - 1] for t in texts])
     n = len(asked)
     return ({layer: x.numpy() for layer, x in streams.items()}, np.tile([False, True], n),
             np.repeat([one.carries for one in asked], 2), np.repeat(np.arange(n), 2))
 
 
-def span_vectors(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Sum],
-                 layer: int, seed: int = 0) -> dict[str, Float[np.ndarray, " width"]]:
+def span_vectors(model: Model, asked: Sequence[Sum], layer: int,
+                 seed: int = 0) -> dict[str, Float[np.ndarray, " width"]]:
     """behaviour -> (D,): mean over a behaviour's first tokens, from the one before its sentence on,
     minus the mean over all tokens of the traces (Venhoff et al., arXiv 2506.18167)."""
     rng, start = random.Random(f"spans {seed}"), examples()
@@ -126,15 +125,15 @@ def span_vectors(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked
     for i, one in enumerate(asked):
         behaviour = (*BEHAVIOURS, None)[i % 3]
         text, sentence = trace(rng, one, behaviour)
-        coded = tokenizer(start + text, return_offsets_mapping=True)
-        ends = [b for _, b in coded["offset_mapping"]]
+        texts.append(model.begin(start + text))
+        coded = model.tokenizer(start + text, return_offsets_mapping=True)
+        ends = [b for _, b in coded["offset_mapping"]][:len(texts[-1])]
         first = next(k for k, end in enumerate(ends) if end > len(start))
-        texts.append(coded["input_ids"])
         places.append(list(range(first, len(ends))))
         at = len(start) + text.index(sentence) if sentence else None
         k = next(k for k, end in enumerate(ends) if end > at) if sentence else first
         spans.append((behaviour, range(k - 1 - first, k + SPAN - first)))
-    stream = activations.residuals(net, texts, [layer], places)[layer]
+    stream = activations.residuals(model.net, texts, [layer], places)[layer]
     parts = stream.split([len(p) for p in places])
     out = {}
     for behaviour in BEHAVIOURS:
@@ -148,15 +147,15 @@ def span_vectors(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked
 
 @torch.no_grad()
 def opening_probabilities(
-    net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Sum], layer: int,
-    vectors: Sequence[np.ndarray],
+    model: Model, asked: Sequence[Sum], layer: int, vectors: Sequence[np.ndarray],
 ) -> dict[str, Float[np.ndarray, "results sums arms"]]:
     """P that a behaviour opens at the boundary, steered there alone.
 
     vectors (A, D). Returns behaviour -> (2, len(asked), A): after the right and the wrong result.
     """
+    net = model.net
     vectors = torch.as_tensor(np.array(vectors), dtype=net.dtype, device=net.device)
-    first = {b: first_tokens(tokenizer, b) for b in BEHAVIOURS}
+    first = {b: first_tokens(model, b) for b in BEHAVIOURS}
     out = {b: np.zeros((2, len(asked), len(vectors))) for b in BEHAVIOURS}
 
     def add(module, args, output):
@@ -166,11 +165,11 @@ def opening_probabilities(
 
     def tensor(ids, rows=1):
         return torch.tensor([ids], device=net.device).repeat(rows, 1)
-    start = tokenizer.encode(examples())
+    start = model.begin(examples())
     shared = net(tensor(start), use_cache=True).past_key_values
     for i, one in enumerate(asked):
         for j, result in enumerate((one.right, one.wrong)):
-            ids = tokenizer.encode(one.question + one.step(result), add_special_tokens=False)
+            ids = model.encode(one.question + one.step(result))
             past = net(tensor(ids[:-1]), past_key_values=copy.deepcopy(shared)).past_key_values
             past.batch_repeat_interleave(len(vectors))
             hook = cache.blocks(net)[layer].register_forward_hook(add)
@@ -184,25 +183,24 @@ def opening_probabilities(
     return out
 
 
-def free_rates(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Sum],
-               layer: int, vectors: Sequence[np.ndarray], max_new_tokens: int,
-               stop: int | Set[int],
+def free_rates(model: Model, asked: Sequence[Sum], layer: int, vectors: Sequence[np.ndarray],
+               max_new_tokens: int,
                seed: int = 0) -> tuple[dict[str, Float[np.ndarray, "arms sums"]], list[list[str]]]:
     """How often sentences of free samples open with a behaviour, steered at every new position.
 
     vectors (A, D). Returns behaviour -> (A, len(asked)), and the texts (A lists).
     """
-    prompts = [tokenizer.encode(examples() + one.question) for one in asked]
+    prompts = [model.begin(examples() + one.question) for one in asked]
     n, which = len(prompts), torch.arange(len(vectors)).repeat_interleave(len(prompts))
 
     def from_here_on(moment):
         return (moment.positions >= moment.prompt_lengths[:, None] - 1).float()
     steer = [steering.Steer(layer, torch.tensor(v, dtype=torch.float32), rows=which == a,
                           gate=from_here_on) for a, v in enumerate(vectors)]
-    drawn = engine.sample(net, prompts * len(vectors), max_new_tokens=max_new_tokens, stop=stop,
-                          seed=seed, keys=list(range(n)) * len(vectors),
+    drawn = engine.sample(model.net, prompts * len(vectors), max_new_tokens=max_new_tokens,
+                          stop=model.stop, seed=seed, keys=list(range(n)) * len(vectors),
                           control=steering.Control(steer), batch_size=64)
-    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in drawn.ids()]
+    texts = [model.decode(ids) for ids in drawn.ids()]
     openings = {b: tuple(o.split(",")[0].split()[0] for o in OPENINGS[b]) for b in BEHAVIOURS}
     out = {b: np.zeros(len(texts)) for b in BEHAVIOURS}
     for i, text in enumerate(texts):
@@ -228,7 +226,7 @@ def record_reading(rec: Recorder, pair: Pair, reading: list[Sum]) -> tuple[dict,
     for role in ("base", "thinking", "untrained"):
         if pair.has(role):
             model = pair.load(role)
-            streams[role] = boundaries(model.net, model.tokenizer, reading)
+            streams[role] = boundaries(model, reading)
     depth = max(streams["base"][0]) + 1
     third = max((depth + 1) // 3, 1)
     middle = range(third - 1, max(2 * third - 1, third))
@@ -258,7 +256,7 @@ def vectors_of(model: Model, held: tuple, reading: list[Sum], layer: int) -> dic
     right of minimal pairs, and NOISES random ones."""
     streams, wrong, _, _ = held
     x = streams[layer]
-    found = span_vectors(model.net, model.tokenizer, reading, layer)
+    found = span_vectors(model, reading, layer)
     found["error"] = x[wrong].mean(0) - x[~wrong].mean(0)
     found |= {f"noise {i}": directions.noise(found["error"], i) for i in range(NOISES)}
     length = np.linalg.norm(x, axis=1).mean()
@@ -275,7 +273,7 @@ def record_steering(rec: Recorder, pair: Pair, streams: dict, layer: int, asked:
     vectors = {role: vectors_of(models[role], streams[role], reading, layer) for role in models}
     base, out = vectors["base"], {}
     for role, model in models.items():
-        opened = opening_probabilities(model.net, model.tokenizer, steering, layer,
+        opened = opening_probabilities(model, steering, layer,
                                        [s * v for v in base.values() for s in strengths])
         for b, p in opened.items():  # (right or wrong, sums, vectors * strengths)
             p = p.reshape(2, len(steering), -1, len(strengths))
@@ -296,8 +294,8 @@ def record_steering(rec: Recorder, pair: Pair, streams: dict, layer: int, asked:
 
 def _record_free(rec, role, model, steering, layer, base, max_new_tokens):
     named = base | {"noise": base["noise 0"], "unsteered": 0 * base["error"]}
-    rates, texts = free_rates(model.net, model.tokenizer, steering, layer,
-                              [s * named[name] for name, s in FREE], max_new_tokens, model.stop)
+    rates, texts = free_rates(model, steering, layer, [s * named[name] for name, s in FREE],
+                              max_new_tokens)
     for b, rate in rates.items():
         for i, (name, s) in enumerate(FREE):
             rec.fact(FAMILY, arm(name), "free_rate", stats.mean_interval(rate[i][None]), on=role,
