@@ -300,7 +300,7 @@ def test_a_gradient_that_is_not_finite_takes_no_step():
     with pytest.raises(BadInput, match="the gradient's norm is nan, so this step is not taken"):
         rl.update(made, optimizer, *a_batch(), 10_000)
     for a, b in zip(made.parameters(), before, strict=True):
-        assert torch.equal(a, b) and a.grad is None
+        assert torch.equal(a, b)
 
 
 def test_a_pad_within_a_text_is_a_token_of_it(fp32):

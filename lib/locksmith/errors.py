@@ -1,5 +1,6 @@
 """What is said to a person whose input cannot be used."""
 
+import math
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -7,6 +8,14 @@ from typing import NoReturn
 
 class BadInput(ValueError):
     """Input that cannot be used; the message is one sentence for the person who gave it."""
+
+
+def finite(value: float, what: str) -> None:
+    """BadInput, before a training step is taken, where a number of it is not finite."""
+    if not math.isfinite(value):
+        raise BadInput(f"{what} is {value}, so this step is not taken and the weights are those "
+                       "before it; allowed are finite numbers: a smaller learning rate, weights "
+                       "without NaN.")
 
 
 def run(main: Callable[[], object]) -> NoReturn:

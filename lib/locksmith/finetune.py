@@ -6,7 +6,6 @@ different shapes; ids right-padded, targets the ids that are to be learned, IGNO
 loss of a step is the mean over all its targets but a row's first token, which nothing predicts.
 """
 
-import math
 import random
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from locksmith import device, model, vocabulary
-from locksmith.errors import BadInput
+from locksmith.errors import BadInput, finite
 
 IGNORED = -100
 MICRO_TOKENS = 4096
@@ -31,15 +30,6 @@ def own_logits(net: nn.Module,
     """Logits by a model's own forward, for one with an adapter in it."""
     with device.autocast(ids.device):
         return net(input_ids=ids, use_cache=False).logits
-
-
-def check(value: float, what: str, optimizer: torch.optim.Optimizer) -> None:
-    """BadInput, before a step is taken, where a number of it is not finite; its gradients go."""
-    if not math.isfinite(value):
-        optimizer.zero_grad()
-        raise BadInput(f"{what} is {value}, so this step is not taken and the weights are those "
-                       "before it; allowed are finite numbers: a smaller learning rate, weights "
-                       "without NaN.")
 
 
 def pack(pairs: Sequence[tuple[list[int], list[int]]], steps: int, target_tokens: int, seed: int,
@@ -105,7 +95,7 @@ class _Steps(Trainer):
                                    ignore_index=IGNORED, reduction="sum") / share
             self.accelerator.backward(part)
             loss += part.item()
-        check(loss, f"the loss of step {self.state.global_step}", self.optimizer)
+        finite(loss, f"the loss of step {self.state.global_step}")
         self.losses.append(loss)
         return torch.tensor(loss)
 

@@ -18,16 +18,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from locksmith import (
-    corpus,
-    errors,
-    finetune,
-    model,
-    parallel,
-    params,
-    results,
-    vocabulary,
-)
+from locksmith import corpus, errors, model, parallel, params, results, vocabulary
 
 
 def batches(ids: UInt8[np.ndarray, " tokens"], micro: int,
@@ -68,9 +59,9 @@ def padding(ids: Int[Tensor, "rows time"],
 def loss(net: torch.nn.Module, ids: Int[Tensor, "rows time"],
          pad_token_id: int = vocabulary.PAD) -> Float[Tensor, ""]:
     """Mean next-token cross-entropy (nats) over the real tokens of ids."""
-    targets = ids[:, 1:].masked_fill(padding(ids, pad_token_id)[:, 1:], finetune.IGNORED)
+    targets = ids[:, 1:].masked_fill(padding(ids, pad_token_id)[:, 1:], -100)
     out = model.logits(net, ids[:, :-1])
-    return F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=finetune.IGNORED)
+    return F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-100)
 
 
 def train(profile: str, family: str, name: str, seed: int, folder: Path) -> dict:
@@ -110,7 +101,7 @@ def train(profile: str, family: str, name: str, seed: int, folder: Path) -> dict
             micro_loss = loss(net, batch) * (size / total)
             micro_loss.backward()
             step_loss += micro_loss.item()
-        finetune.check(step_loss, f"the loss of step {at // per_step}", optimizers[0])
+        errors.finite(step_loss, f"the loss of step {at // per_step}")
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         for o in optimizers:
             for g in o.param_groups:

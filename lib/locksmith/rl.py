@@ -30,7 +30,6 @@ from locksmith import (
     device,
     engine,
     errors,
-    finetune,
     model,
     parallel,
     params,
@@ -97,6 +96,7 @@ def update(net: nn.Module, optimizer: torch.optim.Optimizer, sequences: list[lis
     live.sort(key=lambda i: len(sequences[i]))
     n_tokens = sum(len(s) for s in sequences) - sum(prompt_lengths)
     entropy, counted, place = 0.0, 0, next(net.parameters()).device
+    optimizer.zero_grad()  # of a step that was not taken
     while live:
         longest = len(sequences[live[-1]])
         micro = live[-max(1, micro_tokens // longest):]
@@ -118,7 +118,7 @@ def update(net: nn.Module, optimizer: torch.optim.Optimizer, sequences: list[lis
         entropy += undecided.item()
         counted += int(sampled.sum())
     norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0).item()
-    finetune.check(norm, "the gradient's norm", optimizer)
+    errors.finite(norm, "the gradient's norm")
     optimizer.step()
     optimizer.zero_grad()
     return norm, entropy / max(1, counted)
