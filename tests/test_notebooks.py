@@ -163,7 +163,7 @@ def test_wrong_parameters_stop_before_a_cell_runs(toy, values, cell, sentence):
 
 
 def test_command_line_says_it_in_one_sentence(toy):
-    toy("1 / 0")
+    toy("1 / 0", values={})
 
     def run(*arguments):
         return subprocess.run(
@@ -184,6 +184,13 @@ def test_command_line_says_it_in_one_sentence(toy):
         done.stderr
         == "error: chapters/03_absent.ipynb cannot be read (No such file or directory).\n"
     )
+    params_file = Path("params.yaml")
+    params_file.write_text(params_file.read_text().replace("ch02", "verdict"))
+    Path("chapters/verdict.ipynb").write_bytes(Path("chapters/02_toy.ipynb").read_bytes())
+    Path("build").touch()  # where no folder can be made
+    done = run("chapters/verdict.ipynb", "--profile", "smoke")
+    assert (done.returncode, done.stderr) == (
+        1, "error: [Errno 20] Not a directory: 'build/staging/smoke'\n")
     Path("chapters/02_toy.ipynb").write_text('{"cells": [')
     done = run("chapters/02_toy.ipynb", "--profile", "smoke")
     assert (done.returncode, done.stderr) == (

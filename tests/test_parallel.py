@@ -1,11 +1,12 @@
 """One pool for every job: the same results in other processes and in this one."""
 
+import os
 import pickle
 
 import numpy as np
 import pytest
 import torch
-from locksmith import loading, model, parallel, params
+from locksmith import errors, loading, model, parallel, params
 from locksmith.experiments import sampling, skills
 from repository import smoke_lab
 
@@ -50,3 +51,11 @@ def test_the_serial_pool_leaves_its_process_as_it_was():
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_command_whose_worker_was_killed_says_so(capsys):
+    with pytest.raises(SystemExit) as ended, parallel.workers("lab") as pool:
+        errors.run(pool.submit(os._exit, 1).result)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == (
+        "error: a worker process was killed, as the system does when memory runs out\n")

@@ -387,3 +387,12 @@ def test_prompts_are_as_long_as_said():
         assert len(problem.prompt) == chain.prompt_length(depth)
     problem = countdown.problems("train", 1, 0, families["countdown"])[0]
     assert len(problem.prompt) == countdown.prompt_length()
+
+
+@pytest.mark.parametrize("text", ["garbage", "{}", "[1, 2]", '["smoke", "ch02", 3, {}]',
+                                  '["smoke", [], {}, {}]', '["smoke", "ch02", {}, "n"]',
+                                  "[" * 10**5])
+def test_changes_that_are_none_are_refused_in_a_sentence(text, monkeypatch):
+    monkeypatch.setenv(params.CHANGES, text)
+    with pytest.raises(errors.BadInput, match="LOCKSMITH_CHANGES, a .* is .*; allowed is what"):
+        params.load("smoke", FILE)

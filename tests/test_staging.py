@@ -1,5 +1,6 @@
 """A run's files: in place all together or not at all, whenever and however the run ends."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -104,6 +105,19 @@ def test_killed_at_any_moment_of_the_move_it_is_finished_later(moment, by, monke
     run()
     assert there() == AFTER
     assert not [path for path in Path("build/staging").rglob("*") if path.is_file()]
+
+
+def test_places_on_another_disk_are_reached_too(monkeypatch):
+    rename = Path.replace
+
+    def replace(self, target):
+        if "staging" in self.parts:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    run()
+    assert there() == AFTER
 
 
 def test_a_second_run_of_a_name_waits_for_the_first(capsys):

@@ -41,6 +41,7 @@ from locksmith import (
     params,
     pretrain,
     results,
+    staging,
     vocabulary,
 )
 
@@ -149,7 +150,8 @@ def main() -> None:
     parser.add_argument("--profile", required=True)
     parser.add_argument("--family", required=True, choices=corpus.FAMILIES)
     arguments = parser.parse_args()
-    run(arguments.profile, arguments.family)
+    with staging.alone(f"{arguments.profile}/{arguments.family}_distilled"):
+        run(arguments.profile, arguments.family)
 
 
 if __name__ == "__main__":

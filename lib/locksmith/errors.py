@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from typing import NoReturn
 
 
@@ -19,9 +20,14 @@ def finite(value: float, what: str) -> None:
 
 
 def run(main: Callable[[], object]) -> NoReturn:
-    """Runs a command line's `main`; BadInput ends it with its sentence and exit code 2."""
+    """Runs a command line's `main`; BadInput ends it with its sentence and exit code 2, a worker
+    process that was killed with one and exit code 1."""
     try:
         sys.exit(main())
+    except BrokenProcessPool:
+        print("error: a worker process was killed, as the system does when memory runs out",
+              file=sys.stderr)
+        sys.exit(1)
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -261,12 +261,15 @@ def _checked(profile, text, path, changes):
 
 
 def _changed(profile, values, changes):
-    named, chapter, top, own = json.loads(changes) if changes else ("", "", {}, {})
-    if named != profile:
-        return values
     chapters = values.get("chapters", {})
-    return {**values, **top,
-            "chapters": {**chapters, chapter: {**chapters.get(chapter, {}), **own}}}
+    try:
+        named, chapter, top, own = json.loads(changes) if changes else ("", "", {}, {})
+        chapters = {**chapters, chapter: {**chapters.get(chapter, {}), **own}}
+        changed = {**values, **top, "chapters": chapters}
+    except (ValueError, TypeError, RecursionError):
+        raise BadInput(f"{CHANGES}, a variable of the environment, is {changes[:60]!r}; allowed is "
+                       "what `notebooks run --set` makes of its values: unset it.") from None
+    return changed if named == profile else values
 
 
 def default(path: str | Path = "params.yaml") -> str:

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from locksmith import corpus, errors, model, parallel, params, results, vocabulary
+from locksmith import corpus, errors, model, parallel, params, results, staging, vocabulary
 
 
 def batches(ids: UInt8[np.ndarray, " tokens"], micro: int,
@@ -145,7 +145,8 @@ def main() -> None:
     parser.add_argument("--family", required=True, choices=corpus.FAMILIES)
     parser.add_argument("--name", default="base", choices=("base", "twin"))
     arguments = parser.parse_args()
-    run(arguments.profile, arguments.family, arguments.name)
+    with staging.alone(f"{arguments.profile}/{arguments.family}_{arguments.name}"):
+        run(arguments.profile, arguments.family, arguments.name)
 
 
 if __name__ == "__main__":

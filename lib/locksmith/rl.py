@@ -35,6 +35,7 @@ from locksmith import (
     params,
     results,
     rewards,
+    staging,
     vocabulary,
 )
 
@@ -222,7 +223,8 @@ def main() -> None:
     parser.add_argument("--profile", required=True)
     parser.add_argument("--family", required=True, choices=corpus.FAMILIES)
     arguments = parser.parse_args()
-    run(arguments.profile, arguments.family)
+    with staging.alone(f"{arguments.profile}/{arguments.family}_rl"):
+        run(arguments.profile, arguments.family)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Renaming the first to the second is the moment from which the new files count. A
 before it, in whatever way, has changed nothing; `settle` finishes one that is killed after it.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -47,8 +48,7 @@ def whole(name: str, own: Iterable[str]) -> Iterator[None]:
         go. If the body raises, they are as they were, also where it wrote in place.
     """
     parent = (STAGING / name).parent
-    parent.mkdir(parents=True, exist_ok=True)
-    with _alone(STAGING / f"{name}.lock"):
+    with alone(name):
         _finish(STAGING / f"{name}.whole")
         for left in parent.glob(f"{Path(name).name}.*/"):
             shutil.rmtree(left, ignore_errors=True)  # a killed run's kernel may still write there
@@ -74,6 +74,27 @@ def whole(name: str, own: Iterable[str]) -> Iterator[None]:
         _finish(STAGING / f"{name}.whole")
 
 
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """Inside, no other process runs what has this name; if one does, this waits for its end.
+
+    A lock is its process's, and gone with it, however that ends.
+    """
+    path = STAGING / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        print(f"Another run of {name} is under way; this one waits for it.", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # who waits for this file sees that, and makes a new one
+        lock.release()
+
+
 def settle(root: str | Path = ".") -> None:
     """Finishes what a run that was killed while its files moved has left, if no other process is
     at it."""
@@ -86,23 +107,6 @@ def settle(root: str | Path = ".") -> None:
             pass  # a run of that name is at it
 
 
-@contextmanager
-def _alone(path):
-    """The lock of a name: its process's, and gone with it, however that ends."""
-    lock = filelock.FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        print(f"Another run of {path.parent.name}/{path.stem} is under way; this one waits for it.",
-              file=sys.stderr)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)  # who waits for this file sees that, and makes a new one
-        lock.release()
-
-
 def _finish(folder, root=Path()):
     """Moves files to their places and removes old ones; where it was killed, it can be repeated."""
     if not folder.exists():
@@ -110,7 +114,14 @@ def _finish(folder, root=Path()):
     files = folder / "files"
     for file in sorted(files.rglob("*")):
         if file.is_file():
-            _put(root / file.relative_to(files), file.read_bytes())
+            place = root / file.relative_to(files)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                file.replace(place)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                _put(place, file.read_bytes())  # build/ is on another disk
     if (folder / "old.json").exists():
         for place in json.loads((folder / "old.json").read_text(encoding="utf-8")):
             (root / place).unlink(missing_ok=True)
@@ -124,7 +135,6 @@ def _written(file):
 
 def _put(place, content):
     """Writes a file whole: beside its place, then over it."""
-    place.parent.mkdir(parents=True, exist_ok=True)
     half = place.with_name(f".{place.name}.tmp")
     half.write_bytes(content)
     half.replace(place)

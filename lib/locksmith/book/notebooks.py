@@ -245,11 +245,12 @@ def main() -> int | None:
         return int(bool(found))
     if args.set:
         params.change(args.profile, params.chapter_key(number(args.notebook)), changes(args.set))
-    signal.signal(signal.SIGINT, _end)
-    signal.signal(signal.SIGTERM, _end)
+    for sent in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(sent) != signal.SIG_IGN:  # as for a job in a script's background
+            signal.signal(sent, _end)
     try:
         print(run(args.notebook, args.profile))
-    except ChapterFailed as error:
+    except (ChapterFailed, OSError) as error:  # a disk may be full, or not to be written to
         print(f"error: {error}", file=sys.stderr)
         return 1
 

@@ -24,8 +24,8 @@ from locksmith import errors, params, plain_yaml, results
 FILES = ("dvc.yaml", "open/dvc.yaml")
 LIBRARY = "lib/locksmith"
 PLUMBING = {f"{LIBRARY}/{name}.py"
-            for name in ("errors", "params", "plain_yaml", "results", "arms", "quantities",
-                         "book/notebooks", "book/colab")}
+            for name in ("errors", "params", "plain_yaml", "results", "staging", "arms",
+                         "quantities", "book/notebooks", "book/colab")}
 READS_ALL_RESULTS = ("facts", "verdict")
 
 
