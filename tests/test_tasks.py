@@ -112,6 +112,28 @@ def test_lab_reviews_are_what_the_corpus_writes():
     assert countdown.verdict("21 yes") is None
 
 
+@pytest.mark.parametrize("said", ["²", "①", "9" * 5000, "٣", "１", "007", "-1", "1.0", "½", ""])
+def test_words_that_are_no_number_of_the_lab_are_wrong_and_never_an_exception(said):
+    two = chain.Problem(((9, (("*", 3), ("-", 8))), (45, (("-", 18),))))
+    one = countdown.Problem((3, 7, 9), (30, 60))
+    for text in (f"so {said} 27 <eos>", f"try {said} * 3 = 27 check 27 yes so 19 27",
+                 f"try 9 * {said} = {said} so 3 * {said} + 9 so {said} * 3 - 9 <eos>",
+                 f"check {said} yes so {said} so\n{said}\t<eos>"):
+        for task, problem in ((chain, two), (countdown, one)):
+            assert task.grade(problem, text).outcome == "wrong"
+            assert task.verdict(task.critique(problem, text)) in ("right", "wrong")
+            for start, end in task.stated(text):
+                assert text[start:end].split()
+    assert chain.grade(two, "so 19 27 <eos>").correct
+
+
+def test_spans_stand_where_the_words_stand():
+    text = "  try 3 *\n7 = 21 + 9 = 30\tcheck  30 no  the  answer  3 * 7 + 9  <eos>"
+    first = [text[s.start:s.end].split()[0] for s in countdown.steps(text)]
+    assert first == ["try", "check", "the"]
+    assert [text[a:b] for a, b in countdown.stated(text)] == ["3 * 7 + 9"]
+
+
 # --- sums -----------------------------------------------------------------------------------------
 
 
@@ -122,6 +144,21 @@ def test_sums_are_right_by_python():
         assert len(written) == 3 and all(one.holds for one in written)
         assert sums.strategy(problem, problem.working)
         assert not sums.strategy(problem, problem.working.partition(". ")[0])
+
+
+@pytest.mark.parametrize("task, changed, message", [
+    (sums, {"terms": None}, "terms of the generator of sums is None; allowed is .* 2 to 50"),
+    (sums, {"digits": 0}, "digits .* is 0; allowed is a whole number from 1 to 15"),
+    (sums, {"digits": "2"}, "digits .* is '2'"), (sums, {"terms": True}, "terms .* is True"),
+    (sums, {"term": 4}, "the generator of sums names 'term'; allowed are terms, digits"),
+    (chain, {"largest_start": None}, "largest_start of the generator of chain is None"),
+    (chain, {"depth": 0}, "depth .* is 0"), (countdown, {"largest_number": 1}, "is 1;"),
+    (countdown, {"expressions": 12}, "expressions .* is 12; allowed are two whole numbers"),
+])
+def test_a_generator_that_cannot_be_is_one_sentence(task, changed, message):
+    name = tasks.name_of(task)
+    with pytest.raises(errors.BadInput, match=message):
+        task.problems("test", 3, 0, {**(LAB.get(name) or task.GENERATOR), **changed})
 
 
 def test_examples_of_sums_come_in_an_order_of_their_own():
@@ -211,6 +248,32 @@ def test_steps_in_words_are_sentences_and_equations(text, pieces):
 ])
 def test_equations_are_checked_exactly(text, holds):
     assert [one.holds for one in prose.equations(text)] == holds
+
+
+def test_a_critique_states_only_what_is_so():
+    for question, answer, said in (
+            ("Calculate -91 / -( -( 52 - 34 ) + -17 ).", "-2.6",
+             " -91 / -( -( 52 - 34 ) + -17 ) = -2.6, so the answer 3 is wrong.\n"),
+            ("Ben has 3-4 pens, 5 + 2 more.", "12", " It is 12, so the answer 3 is wrong.\n"),
+            ("Calculate 5 - -3.", "8", " 5 - -3 = 8, so the answer 3 is wrong.\n")):
+        problem = words.WordProblem("sums", question, answer)
+        assert words.critique(problem, " The answer is 3.") == said
+    assert words.works_out(words.WordProblem("sums", "Calculate 5 - -3.", "8"), "5 + 3 = 8")
+
+
+@pytest.mark.parametrize("text, holds", [("5 ‒ 3 = 2", True), ("５ + ３ = ８", True),
+                                         ("5 － 3 = ２", True), ("٥ + ٣ = ٨", True)])
+def test_equations_in_other_writings(text, holds):
+    assert [one.holds for one in prose.equations(text)] == [holds]
+
+
+def test_steps_of_a_long_text_are_quick_and_the_same():
+    began = time.process_time()
+    text = "5 + 7 = 12. 12 - 3 = 9 and 1 + 1 = 2, so it is. " * 4000
+    found = prose.steps(text)
+    assert time.process_time() - began < 5  # it was quadratic: minutes
+    few = prose.steps(text[:49 * 3])
+    assert len(found) == 4000 * len(few) // 3 and found[:len(few)] == few
 
 
 @pytest.mark.parametrize("text", ["1 + 1 = " + "9" * 5000, "1" * 400 + ".5 + 1 = 2",

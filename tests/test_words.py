@@ -2,7 +2,8 @@
 closed form against draws, and tiny models of both shapes through the whole sampling path."""
 
 import random
-import time
+import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -49,6 +50,41 @@ def test_the_canonical_question_ignores_spacing_and_case():
     assert words.canonical("Calculate 3 + 4.") != words.canonical("Calculate 3 + 5.")
 
 
+@pytest.mark.parametrize("task, options", [
+    ("basic_arithmetic", {}), ("basic_arithmetic", {"whitespace": "random"}),
+    ("basic_arithmetic", {"allow_parentheses": False, "max_terms": 5}),
+    ("basic_arithmetic", {"allow_parentheses": False, "operators": ("/",)}),
+    ("chain_sum", {"allow_negation": True})])
+def test_golds_are_exact(task, options):
+    """By Python's own fractions: every number of the question becomes one."""
+    changed, items = 0, reasoning_gym.create_dataset(task, seed=7, size=3000, **options)
+    given = {words.canonical(x["question"]): x["answer"] for x in items}
+    for p in words.problems("test", 300, 7, {task: options}):
+        text = re.search(r"(?:Calculate|problem:) (.*?)(?: =|\.)$", p.question)[1]
+        value = eval(re.sub(r"[0-9]+", r"Fraction(\g<0>)", text))
+        assert Fraction(p.answer) == value
+        assert ("/" in p.answer) == (10**60 % value.denominator != 0)
+        changed += p.answer != given[p.key]
+    assert (changed > 0) == (task == "basic_arithmetic")  # the generator's own are not
+
+
+def test_a_gold_that_divided_without_rest():
+    item = {"metadata": {"expression": "-91 / -( -( 52 - 34 ) + -17 )"}}
+    assert words._gold("basic_arithmetic", item) == "-2.6"
+    assert words._gold("basic_arithmetic", {"metadata": {"expression": "4 / ( 3 - 3 )"}}) == ""
+
+
+def test_word_problems_whose_own_working_fails_are_not_drawn():
+    cut = []  # 17 tubes, half of them: 8
+    for item in reasoning_gym.create_dataset("gsm_symbolic", seed=0, size=1200):
+        half = re.search(r"\b(\d+)\*0\.5=(\d+)", item["metadata"]["answer_cot"])
+        question = item["question"].removesuffix(words._INSTRUCTION)
+        if half and int(half[1]) != 2 * int(half[2]) and words.split_of(question) == "test":
+            cut.append(words.canonical(question))
+    asked = {p.key for p in words.problems("test", 250, 0, {"gsm_symbolic": {}})}
+    assert cut and not asked & set(cut)
+
+
 def test_problems_repeat_and_are_right():
     found = words.problems("validation", 20, 5, SMALL)
     assert found == words.problems("validation", 20, 5, SMALL)
@@ -81,6 +117,7 @@ def test_examples_of_the_prompt_are_right():
     (("test", 3, 0, {}), "none"),
     (("test", 3, 0, {"basic_arithmetic": {"terms": 3}}), "generator of basic_arithmetic .*terms"),
     (("test", 3, 0, {"basic_arithmetic": {"operators": ("%",)}}), "unsupported operator"),
+    (("test", 3, 0, {"basic_arithmetic": {"max_digits": 2.5}}), "generator of basic_arithmetic"),
     (("test", 500, 0, {"basic_arithmetic": dict(SMALL["basic_arithmetic"], max_digits=1)}),
      "n is 500, but basic_arithmetic .* has only"),
 ])
@@ -103,21 +140,33 @@ def test_prompt():
 @pytest.mark.parametrize("gold, text, outcome, answer", [
     ("1234", " 1000 + 234 = 1234. The answer is 1,234.", "right", "1234"),
     ("1234", " The answer is 1234 apples.\nQ: 2", "right", "1234"),
-    ("1234", " The answer is $1,234.00.", "right", "1234.00"),
+    ("1234", " The answer is $1,234.00.", "right", "1234"),
     ("1234", " So it is 1234", "right", "1234"),
     ("1234", " 1000 + 234 = 1234", "right", "1234"),
     ("-7", " The answer is -7.", "right", "-7"),
     ("1/2", " The answer is 0.5.", "right", "0.5"),
-    ("1/2", " The answer is 2/4.", "right", "2/4"),
-    ("1/2", " The answer is \\frac{1}{2}.", "right", None),
-    ("0.25", " The answer is 1/4.", "right", "1/4"),
+    ("1/2", " The answer is 2/4.", "right", "0.5"),
+    ("1/2", " The answer is \\frac{1}{2}.", "right", "0.5"),
+    ("0.25", " The answer is 1/4.", "right", "0.25"),
+    ("8/3", " The answer is 16/6.", "right", "8/3"),
     ("1234", " The answer is 5. The answer is 1234.", "right", "1234"),
-    ("2", " 1, 2", "right", "2"),
-    ("1234567.5", " It costs $1,234,567.50", "right", "1234567.50"),
+    ("2", " 1, 2", "wrong", "2"),  # which of them?
+    ("1234567.5", " It costs $1,234,567.50", "right", "1234567.5"),
     ("1234", " 1234. The answer is 5.", "wrong", "5"),
     ("7", " The answer is -7.", "wrong", "-7"),
     ("1234", " The answer is 1235.", "wrong", "1235"),
-    ("1234", "\nThe answer is 1235.\nThe answer is 1234.", "wrong", "1235"),
+    ("1234", "\nThe answer is 1235.\nThe answer is 1234.", "right", "1234"),
+    ("1234", "\nThe answer is 1235.\nQ: And?\nA: The answer is 1234.", "wrong", "1235"),
+    # What an outsider found.
+    ("5", "The answer is not 5.", "wrong", None),
+    ("5", "The answer is minus 5.", "wrong", "-5"),
+    ("6", "The answer is 5 or 6.", "wrong", None),
+    ("-15", "Total: 12-15 dollars", "wrong", None),
+    ("-5", "The answer is \u22125.", "right", "-5"),
+    ("-5", "The answer is (-5).", "right", "-5"),
+    ("18", "The answer is +18.", "right", "18"),
+    ("18", "The answer is \\$18.", "right", "18"),
+    ("1/2", "The answer is ½.", "right", "0.5"),
     # Repeating the question is not an answer, although it has the right value.
     ("1234", " The answer is 1000 + 234.", "wrong", None),
     ("1234", " The answer is 1000+234.", "wrong", None),
@@ -125,36 +174,25 @@ def test_prompt():
     ("-79", " The answer is 13 - 92.", "wrong", None),
     ("1", " The answer is (3 - 2).", "wrong", None),
     ("1", " The answer is 9**9**9.", "wrong", None),
-    ("4", " The answer is \u07c4.", "wrong", "\u07c4"),  # a digit to Python, not to sympy
-    ("1", " The answer is one.", "wrong", "one"),
+    ("4", " The answer is \u07c4.", "right", "4"),  # a four where N'Ko is written
+    ("4", " The answer is ④.", "wrong", None),
+    ("1", " The answer is one.", "right", "1"),
     ("1", " The answer is", "wrong", None),
     ("1", " I do not know.", "wrong", None),
     ("1", "", "wrong", None),
 ])
 def test_grades(gold, text, outcome, answer):
-    began = time.perf_counter()
     found = grade(WordProblem("", "", gold), text)
     assert found.outcome == outcome and found.correct == (outcome == "right")
     if answer is not None:
         assert found.answer == answer
-    assert time.perf_counter() - began < 60  # the first one starts the grading process
 
 
-def test_a_grader_that_hangs_is_an_error_and_is_replaced():
-    assert words.verified("2", "2.0") == "right"
-    process = words._worker
-    began = time.perf_counter()
-    assert words.verified("1", "9**9**9", 0.3) == "error"
-    assert process.poll() is not None and time.perf_counter() - began < 20
-    assert words.verified("3", "6/2") == "right"
-
-
-def test_a_grader_that_dies_is_an_error():
-    assert words.verified("4", "4.0") == "right"
-    words._worker.kill()
-    words._worker.wait()
-    assert words.verified("4", "4.00") == "error"
-    assert words.verified("4", "4.000") == "right"
+def test_the_question_again_is_no_answer_even_as_a_quotient():
+    asked = WordProblem("", "Calculate 26 / 10.", "2.6")
+    assert not grade(asked, " The answer is 26 / 10.").correct
+    assert grade(asked, " The answer is 13/5.").correct and grade(asked, "26 / 10 = 2.6").correct
+    assert grade(WordProblem("", "Calculate 1 / 2.", "0.5"), " The answer is 1/2.").correct
 
 
 # --- the guess control ----------------------------------------------------------------------------

@@ -5,7 +5,7 @@ category and not a token. The first word of an opening occurs nowhere else, whic
 a trace into steps unambiguous.
 """
 
-import itertools
+import re
 
 from locksmith.tasks import Step
 
@@ -69,26 +69,25 @@ def words(text: str | list[str]) -> list[str]:
 def spans(text: str | list[str]) -> list[Step]:
     """The steps of a text as `tasks.Step`s: an opening and what follows it, up to the next opening
     or the end of the author's trace. Words before the first opening belong to no step."""
-    ends = list(itertools.accumulate(len(word) + 1 for word in words(text)))
+    text = text if isinstance(text, str) else " ".join(text)
     opens = BEHAVIOUR | TAUGHT
-    opened, last = [], len(ends)
-    for i, word in enumerate(words(text)):
-        if word in END:
-            last = i
+    opened, last = [], 0
+    for word in re.finditer(r"\S+", text):
+        if word[0] in END:
             break
-        if word in opens:
-            opened.append((i, opens[word]))
-    places = [i for i, _ in opened[1:]] + [last]
-    return [Step(ends[i] - len(words(text)[i]) - 1, ends[stop - 1] - 1, kind)
-            for (i, kind), stop in zip(opened, places)]
+        if word[0] in opens:
+            opened.append((word.start(), last, opens[word[0]]))
+        last = word.end()
+    ends = [end for _, end, _ in opened[1:]] + [last]
+    return [Step(start, end, kind) for (start, _, kind), end in zip(opened, ends)]
 
 
 def stated(text: str) -> list[tuple[int, int]]:
     """Where conclusions state their answers: what follows their openings."""
     out = []
     for step in spans(text):
-        first = words(text[step.start:step.end])[0]
-        opening = len(" ".join(words(text[step.start:step.end])[:_LENGTH.get(first, 1)])) + 1
-        if step.kind == "conclude" and step.start + opening < step.end:
-            out.append((step.start + opening, step.end))
+        found = list(re.finditer(r"\S+", text[step.start:step.end]))
+        opening = _LENGTH.get(found[0][0], 1)
+        if step.kind == "conclude" and opening < len(found):
+            out.append((step.start + found[opening].start(), step.end))
     return out

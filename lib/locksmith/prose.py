@@ -9,6 +9,9 @@ sentences of fewer than three words. We keep equations, which often have no word
 import ast
 import operator
 import re
+import unicodedata
+from bisect import bisect_left
+from decimal import Decimal
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -36,7 +39,16 @@ _FIRST = re.compile(rf"-?{_PLAIN}")
 _FRACTION = re.compile(r"-?[0-9]+/[0-9]+")
 _DATE = re.compile(r"[0-9]{1,2}/[0-9]{1,2}/[0-9]{4}")
 _CUT = re.compile(r"[,)\s]*")
-_ONE_WRITING = str.maketrans("−–×÷x·⋅", "--*/***")
+_ONE_WRITING = str.maketrans("×÷x·⋅", "*/***")
+# Signs that stand for one of ASCII. An em dash is no minus.
+_SIGNS = str.maketrans({
+    **dict.fromkeys("‐‑‒–−⁃﹣－➖˗", "-"), **dict.fromkeys("＋﹢➕", "+"),
+    **dict.fromkeys("⁄∕／", "/"),
+    **dict.fromkeys("✕✖∗∙＊", "×"), **dict.fromkeys("％٪﹪", "%"), **dict.fromkeys("，٬", ","),
+    **dict.fromkeys("．٫", "."), "＝": "=", "＄": "$", "（": "(", "）": ")", "：": ":",
+    **dict.fromkeys("\u00a0\u2007\u2009\u202f\u200b\u200e\u200f\u2060\u3000\ufeff\t", " ")})
+VULGAR = {chr(i): Fraction(unicodedata.normalize("NFKC", chr(i)).replace("⁄", "/"))
+          for i in (*range(0xBC, 0xBF), *range(0x2150, 0x215F), 0x2189)}  # ½ and the like
 _END = re.compile(r"[.!?;](?=\s|$)|\n")
 _PROTECTED = re.compile(r"(?<![A-Za-z])[A-Z]\.|[A-Za-z0-9]!(?=\s*[-+*/=])")
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
@@ -50,6 +62,14 @@ class Equation(NamedTuple):
     holds: bool
 
 
+def one_writing(text: str) -> str:
+    """The text with decimal digits, minus signs and other signs in their ASCII writing; each
+    stays in its place."""
+    text = text.translate(_SIGNS)
+    return text if text.isascii() else "".join(
+        str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
+
+
 def equations(text: str) -> list[Equation]:
     """The equations in a text whose left side is a calculation, in order; what is no arithmetic is
     none.
@@ -57,7 +77,7 @@ def equations(text: str) -> list[Equation]:
     `a = b = c` is two equations, of which the second starts where the first ends. A run-on such as
     5 + 7 = 12 - 3 = 9 says 5 + 7 = 12 and 12 - 3 = 9, as people write it.
     """
-    found, text = [], text.replace("−", "-").replace("–", "-")
+    found, text = [], one_writing(text)
     for match in _EQUATIONS.finditer(text):
         sides, free = _sides(match), 0
         for i, ((start, end), (other, stop)) in enumerate(zip(sides, sides[1:])):
@@ -86,21 +106,31 @@ def _sides(match):
 def _equal(left, right):
     """Whether two sides are equal, or None where one has no value. A percentage is read as its
     number too: 20% * 50 = 10, 3 / 4 * 100 = 75%."""
-    values = [(_value(left, percent), _value(right, percent)) for percent in ("/100", "")]
+    values = [(value(left, percent), value(right, percent)) for percent in ("/100", "")]
     if _DATE.search(left + " " + right) or None in values[0]:
         return None
     return any(one == other for one, other in values)
 
 
-def _value(text, percent):
-    """The exact value of a calculation, or None where it has none."""
+def value(text: str, percent: str = "/100") -> Fraction | None:
+    """The exact value of a calculation with + - * / and brackets, or None where it has none.
+    percent: what stands for a percent sign."""
     plain = re.sub(r"[,$£€]", "", text).translate(_ONE_WRITING)
     plain = re.sub(r"(?<![0-9.])0+(?=[0-9])", "", plain)
     plain = re.sub(r"([0-9.]+)%", rf"(\1{percent})", plain)
     try:
-        return _evaluate(ast.parse(plain, mode="eval").body, plain)
-    except SyntaxError:  # brackets that do not match
+        return _evaluate(ast.parse(plain.strip(), mode="eval").body, plain.strip())
+    except (SyntaxError, RecursionError, MemoryError):  # brackets that do not match, or too many
         return None
+
+
+def written(value: Fraction) -> str:
+    """A value as a whole number or a finite decimal where it is one, else as a fraction."""
+    below = value.denominator
+    places = next((p for p in range(below.bit_length()) if 10**p % below == 0), None)
+    if places is None:
+        return str(value)
+    return format(Decimal(f"{value.numerator * 10**places // below}E-{places}"), "f")
 
 
 def _evaluate(node, source):
@@ -108,8 +138,8 @@ def _evaluate(node, source):
         return Fraction(source[node.col_offset:node.end_col_offset])
     if isinstance(node, ast.UnaryOp):
         inner = _evaluate(node.operand, source)
-        return None if inner is None else -inner
-    if not isinstance(node, ast.BinOp):
+        return -inner if inner is not None and isinstance(node.op, ast.USub) else inner
+    if not isinstance(node, ast.BinOp) or type(node.op) not in _OPERATORS:
         return None
     left, right = _evaluate(node.left, source), _evaluate(node.right, source)
     if left is None or right is None or (isinstance(node.op, ast.Div) and right == 0):
@@ -122,15 +152,19 @@ def steps(text: str) -> list[Step]:
     is not known."""
     safe = _PROTECTED.sub(lambda match: "_" * len(match[0]), text)
     written = equations(text)
-    cuts = {match.end() for match in _END.finditer(safe)}
+    ends = [match.end() for match in _END.finditer(safe)]
+    cuts = set(ends)
     for one, after in zip(written, written[1:]):
-        if not any(one.end <= cut <= after.start for cut in cuts):
+        i = bisect_left(ends, one.end)
+        if i == len(ends) or ends[i] > after.start:
             cuts.add(_CUT.match(text, one.end).end())
     edges, out = [0, *sorted(cuts - {0, len(text)}), len(text)], []
+    starts = [one.start for one in written]
     for start, end in zip(edges, edges[1:]):
         piece = text[start:end]
         start += len(piece) - len(piece.lstrip())
-        holds = any(start <= one.start and one.end <= end for one in written)
+        i = bisect_left(starts, start)
+        holds = i < len(written) and written[i].end <= end
         if holds or len(piece.split()) >= FEWEST_WORDS:
             out.append(Step(start, start + len(piece.strip()), None))
     return out

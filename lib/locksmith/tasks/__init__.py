@@ -86,6 +86,15 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
+def whole(task: str, generator: dict, name: str, least: int, most: int) -> int:
+    """A generator's option that is a whole number from `least` to `most`. BadInput for others."""
+    value = generator.get(name)
+    if type(value) is not int or not least <= value <= most:
+        raise BadInput(f"{name} of the generator of {task} is {value!r}; allowed is a whole number "
+                       f"from {least} to {most}.")
+    return value
+
+
 def name_of(task: ModuleType) -> str:
     """The name of a task's module."""
     return task.__name__.rpartition(".")[2]

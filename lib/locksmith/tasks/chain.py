@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from locksmith import grammar
-from locksmith.tasks import Grade
+from locksmith.tasks import Grade, whole
 from locksmith.tasks.countdown import apply, distinct, form, turned  # noqa: F401
-from locksmith.vocabulary import LARGEST, OPERATORS
+from locksmith.vocabulary import LARGEST, NUMBERS, OPERATORS
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,9 @@ def problems(split: str, n: int, seed: int, generator: dict,
              depth: int | None = None) -> list[Problem]:
     """n different problems of a split at generator["depth"] (or `depth`),
     a pure function of these."""
-    depth = depth or generator["depth"]
+    depth = depth or whole("chain", generator, "depth", 1, 9)
+    for name, least in (("largest_start", 1), ("largest_number", 2)):
+        whole("chain", generator, name, least, LARGEST)
     rng = random.Random(f"chain {split} {seed} {depth}")
     return distinct(lambda: sample(rng, split, generator, depth), n)
 
@@ -135,7 +137,7 @@ def _step(words):
     """(a, op, b, result) of a written step if it is valid arithmetic, else None."""
     if len(words) != 5 or words[3] != "=" or words[1] not in OPERATORS:
         return None
-    if not all(words[i].isdigit() for i in (0, 2, 4)):
+    if not all(words[i] in NUMBERS for i in (0, 2, 4)):
         return None
     a, b, result = (int(words[i]) for i in (0, 2, 4))
     return (a, words[1], b, result) if apply(a, words[1], b) == result else None
@@ -184,7 +186,8 @@ def grade(problem: Problem, words: str | list[str]) -> Grade:
 
 
 def _could_be(words):
-    return words[1] in OPERATORS and words[3] == "=" and words[0].isdigit() and words[2].isdigit()
+    return (words[1] in OPERATORS and words[3] == "=" and words[0] in NUMBERS
+            and words[2] in NUMBERS)
 
 
 def labels(words: list[str]) -> list[str]:

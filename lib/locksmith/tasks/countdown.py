@@ -20,7 +20,7 @@ from typing import Any
 
 from locksmith import grammar
 from locksmith.errors import BadInput
-from locksmith.tasks import Grade
+from locksmith.tasks import Grade, whole
 from locksmith.vocabulary import LARGEST, NUMBERS, OPERATORS
 
 PARTS = 2  # targets a problem
@@ -112,6 +112,11 @@ def sample(rng: random.Random, split: str, generator: dict) -> Problem:
 
 def problems(split: str, n: int, seed: int, generator: dict) -> list[Problem]:
     """n different problems of a split, a pure function of the arguments."""
+    whole("countdown", generator, "largest_number", 2, LARGEST)
+    bounds = generator.get("expressions")
+    if not isinstance(bounds, (list, tuple)) or list(map(type, bounds)) != [int, int]:
+        raise BadInput(f"expressions of the generator of countdown is {bounds!r}; allowed are two "
+                       "whole numbers, the fewest and the most.")
     rng = random.Random(f"countdown {split} {seed}")
     return distinct(lambda: sample(rng, split, generator), n)
 
@@ -133,7 +138,7 @@ def distinct(draw: Callable[[], Any], n: int) -> list:
 
 def answer_value(words: list[str], problem: Problem) -> int | None:
     """Value of an answer such as `3 * 7 + 9`, or None unless it is valid for the problem."""
-    if len(words) != 5 or not all(w.isdigit() for w in words[::2]):
+    if len(words) != 5 or not all(w in NUMBERS for w in words[::2]):
         return None
     a, b, c = map(int, words[::2])
     if sorted((a, b, c)) != sorted(problem.numbers) or not {words[1], words[3]} <= set(OPERATORS):
@@ -356,9 +361,10 @@ def turned(critique: str) -> str:
 def form(critique: str, rng: random.Random) -> str:
     """A critique with every number, operator and judgement drawn at random from its kind."""
     alike = [NUMBERS, OPERATORS, ("yes", "no"), ("right", "wrong")]
-    *words, end = critique.split()
-    drawn = [rng.choice(next((kind for kind in alike if word in kind), (word,))) for word in words]
-    return " ".join([*drawn, end])
+    words = critique.split()
+    drawn = [rng.choice(next((kind for kind in alike if word in kind), (word,)))
+             for word in words[:-1]]
+    return " ".join([*drawn, *words[-1:]])
 
 
 def fact_prompt(a: int, op: str, b: int) -> str:

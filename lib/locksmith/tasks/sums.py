@@ -11,6 +11,8 @@ be continued. Nothing rewards either way.
 import random
 
 from locksmith import words
+from locksmith.errors import BadInput
+from locksmith.tasks import whole
 
 GENERATOR = {"terms": 4, "digits": 1}
 OPENINGS = {}
@@ -20,11 +22,17 @@ _SHOWN = {words.canonical(f"Calculate {sum_}.") for sum_ in _EXAMPLES}
 
 
 def problems(split: str, n: int, seed: int, generator: dict) -> list[words.WordProblem]:
-    """n different sums of generator["terms"] numbers of up to generator["digits"] digits."""
+    """n different sums of generator["terms"] numbers of up to generator["digits"] digits. BadInput
+    for a generator that states anything else, or too little."""
+    if unknown := set(generator) - set(GENERATOR):
+        raise BadInput(f"the generator of sums names {', '.join(map(repr, sorted(unknown)))}; "
+                       f"allowed are {', '.join(GENERATOR)}.")
+    n_terms = whole("sums", generator, "terms", 2, 50)
+    largest = 10 ** whole("sums", generator, "digits", 1, 15) - 1
     rng = random.Random(f"sums {split} {seed}")
 
     def draw():
-        terms = [rng.randint(1, 10 ** generator["digits"] - 1) for _ in range(generator["terms"])]
+        terms = [rng.randint(1, largest) for _ in range(n_terms)]
         signs = [rng.choice("+-") for _ in terms[1:]]
         text = " ".join([str(terms[0]), *(f"{s} {t}" for s, t in zip(signs, terms[1:]))])
         return words.WordProblem("sums", f"Calculate {text}.", str(_running(text)[-1]), _work(text))
