@@ -117,7 +117,7 @@ def test_examples_of_the_prompt_are_right():
     (("test", 3, 0, {}), "none"),
     (("test", 3, 0, {"basic_arithmetic": {"terms": 3}}), "generator of basic_arithmetic .*terms"),
     (("test", 3, 0, {"basic_arithmetic": {"operators": ("%",)}}), "unsupported operator"),
-    (("test", 3, 0, {"basic_arithmetic": {"max_digits": 2.5}}), "generator of basic_arithmetic"),
+    (("test", 3, 0, {"basic_arithmetic": {"max_digits": "2"}}), "generator of basic_arithmetic"),
     (("test", 500, 0, {"basic_arithmetic": dict(SMALL["basic_arithmetic"], max_digits=1)}),
      "n is 500, but basic_arithmetic .* has only"),
 ])

@@ -7,9 +7,9 @@ without one, its last line with a number does. What must stand there is one valu
   range ("12-15"), a bound ("at least 5"), or a calculation ("9 * 2", "9^2", "half of 36") is none.
   Of an equation it is the last side that is no calculation: "9 * 2 = 18".
 - All usual ways to write a value are read: every minus sign and dash of Unicode, decimal digits of
-  any script, thousands separators, currencies, units, percentages (as their number and as
-  hundredths), fractions, mixed numbers, scientific notation, LaTeX, "five" to "ninety-nine" and
-  "5 thousand". The decimal sign is a point. Circled digits and Roman numerals are not read.
+  any script, thousands separators, currencies, units, percentages, fractions, mixed numbers,
+  scientific notation, LaTeX, "zero" to "ninety-nine" and "5 thousand". The decimal sign is a point.
+  Circled digits and Roman numerals are not read.
 - A rounded value is not the value, and a quotient such as 24/2 that is a whole number is a
   calculation.
 
@@ -38,9 +38,11 @@ class Number(NamedTuple):
     denied: bool
 
     def says(self, gold: Fraction | None) -> bool:
-        """Whether it is this value; a percentage may be meant as its number or in hundredths."""
-        return self.value is not None and gold in (
-            (self.value, self.value / 100) if self.percent else (self.value,))
+        """Whether it is this value; a percentage is its number, or, where the gold is no whole
+        number, as many hundredths."""
+        return self.value is not None and gold is not None and (
+            gold == self.value or self.percent and gold == self.value / 100
+            and gold.denominator > 1)
 
 
 # --- one writing ---------------------------------------------------------------------------------
@@ -58,10 +60,11 @@ _SMALLER = [  # (pattern, what stands there instead, at the right end of the sam
      lambda m: f"{m[1] or m[2]}/{m[3] or m[4]}"),
     (re.compile(r"\\([A-Za-z]{1,20})"), lambda m: _LATEX.get(m[1], m[0])),
     (re.compile(r"\\([$%# ])"), lambda m: m[1]),
+    (re.compile(r"\\[,;:!](?!\d)"), lambda m: ""),
     (re.compile(r"\\[()\[\]]|\\\\"), lambda m: ""),
     (re.compile(r"<<[^<>\n]{0,60}>>"), lambda m: ""),
     (re.compile(r"<sup>"), lambda m: "^"),
-    (re.compile(r"</?[a-z]{1,6}>"), lambda m: ""),
+    (re.compile(r"</?[a-z_|]{1,20}>"), lambda m: ""),
     (re.compile(r"(?<![\d)])\*{2,3}|\*{2,3}(?![\d(])|`+|__+|(?<![A-Za-z\d])_|_(?![A-Za-z\d{])"),
      lambda m: ""),
 ]
@@ -88,13 +91,14 @@ _BETWEEN = r"(?:[,'’_ ]|\{,\}|\\[,!]|,\\!)"  # thousands
 _WHOLE = (rf"(?:\d{{1,3}}(?P<gap>{_BETWEEN})\d{{3}}(?:(?P=gap)\d{{3}})*+(?!\d)"
           r"|\d{1,2}(?:,\d\d){1,9},\d{3}(?!\d)|\d++)")
 _HIGH = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
-_TEN = r" *\* *10(?:\^ *\{?(?P<ten>[-+]?\d{1,6})\}?|(?P<high>[⁺⁻]?[⁰¹²³⁴-⁹]{1,6}))"
+_TEN = r" *[*x] *10(?:\^ *\{?(?P<ten>[-+]?\d{1,6})\}?|(?P<high>[⁺⁻]?[⁰¹²³⁴-⁹]{1,6}))"
 _NUMBER = re.compile(
-    r"(?<![\w^.])(?<!\^\{)(?P<sign>[-+] {0,20}|(?:minus|negative|plus|positive) )?(?:[$£€¥₹] ?)?(?:"
+    r"(?<![\w^])(?<!(?<!\.)\.)(?<!\^\{)"
+    r"(?P<sign>[-+] {0,20}|(?:minus|negative|plus|positive) )?(?:[$£€¥₹] ?)?(?:"
     rf"(?P<half>(?:(?P<n>\d{{1,40}})(?: and)? {{0,20}})?(?P<vulgar>[{''.join(VULGAR)}]))"
     r"|(?P<mixed>(?P<m>\d{1,40})(?: and)? {1,20}(?P<mtop>\d{1,40}) ?/ ?(?P<mlow>\d{1,40}))"
     r"|(?P<ratio>(?P<top>\d{1,40}) ?/ ?(?P<below>-?\d{1,40}))"
-    rf"|(?P<decimal>(?P<whole>{_WHOLE})(?P<point>\.\d++)?|(?P<only>\.\d++))"
+    rf"|(?P<decimal>(?P<whole>{_WHOLE})(?P<point>\.\d++)?|(?P<only>(?<!\.)\.\d++))"
     rf"(?:e(?P<e>[-+]?\d{{1,6}})|{_TEN})?"
     rf"|(?P<word>(?P<tens>{'|'.join(_TENS)})[- ](?P<ones>{'|'.join(_UNITS[1:10])})\b"
     rf"|(?P<single>{'|'.join(_WORDS)})\b)"
@@ -103,32 +107,39 @@ _NUMBER = re.compile(
     r"|(?<![\w^])(?<!\^\{)\d[\d.,:/]*+", re.IGNORECASE)
 # What makes another value, or none, of a number: behind it,
 _BEHIND = re.compile(
-    r" ?\^| ?\*\*|[⁰¹²³⁴-⁹√(\\]|(?:st|nd|rd|th)\b|(?!(?-i:[gmlLshdCF°]))[^\W\d_](?![^\W\d_])"
+    r" ?\^| ?\*\*| ?[<>≤≥≠] ?[a-z\d]|!(?= ?[-+*/÷^\d])|[⁰¹²³⁴-⁹√(\\]"
+    r"|(?:st|nd|rd|th)\b|(?!(?-i:[gmlLshdCF°]))[^\W\d_](?![^\W\d_])"
     r"| ?\+(?! *(?:[-\d($£€¥₹]|\.\d))| squared| cubed|-?ish\b| ?[-+*÷] ?[xyzn]\b"
     r"| (?:and )?a (?:half|third|quarter|fifth)\b|(?: [a-z]{1,20}){0,2} (?:or|and)"
-    r" (?:more|less|fewer|over|under|above|below|up|greater|higher|lower"
+    r" (?:so|more|less|fewer|over|under|above|below|up|greater|higher|lower"
     r"|a half|a quarter|a third)\b"
     r"|(?: [a-z]{1,20}){0,2} at (?:least|most)\b"
     r"|[- ](?:half|halves|third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth"
     r"|thousandth)s?\b|,? (?:with |and )?(?:a )?(?:remainder|r ?\d)(?! (?:of )?0\b)", re.IGNORECASE)
 # and before it.
 _BEFORE = re.compile(
-    r"(?:√|\\[a-z]+ *[\[{(]*|\}\{|[±^≤≥≦≧⩽⩾|]|(?<!\d)(?<!\d )-\(|[-+] ?[-+]|(?<![-=])[<>]=?"
-    r"|\b(?:sqrt|log|ln|sin|cos|tan|exp|abs)\b *\(?"
-    r"|\b(?:(?:more|less|fewer|greater|larger|smaller|bigger|higher|lower) than|at least|at most"
-    r"|up to|almost|nearly|over|under|above|below|no more|twice|double|triple|thrice|half|third"
-    r"|quarter|square(?: root)?|cube(?: root)?|root|factorial|within|until)(?: of)?"
+    r"(?:√|\\[a-z]+ *[\[{(]*|\}\{|[a-z]\(|[±^≤≥≦≧⩽⩾|]|(?<!\d)(?<!\d )-\(|[-+] ?[-+]"
+    r"|(?<![-=])[<>]=?|\b(?:sqrt|log|ln|sin|cos|tan|exp|abs)|\bthan(?: or equal to)?|\bat least"
+    r"|\bat most|\bup to|\b(?:almost|nearly|over|under|above|below|beyond|within|from|until|till"
+    r"|near|close to|exceed\w*|surpass\w*|no more|twice|double|triple|thrice|half|third|quarter"
+    r"|root|square|cube|factorial)"
+    r"|(?<!total )(?<!sum )(?<!answer )(?<!value )(?<!amount )(?<!result )(?<!course )\bof"
     r"(?: (?:the|a|about|number))*) *[\"'({$]* *$", re.IGNORECASE)
 _DENIED = re.compile(
-    r"(?:\bnot|n['’]t|\bnever|\bhardly|\bneither|\bnor|\bcannot|\bno|\brather than|\binstead of|≠"
-    r"|\bother than|\banything but|\bexcept|\bwithout|\bunlike)(?!\w)(?: +\w{1,20}){0,3}[^\w,;]*$",
-    re.IGNORECASE)
-_RESUMED = re.compile(r"(?<!anything )\b(?:but|however)\b|[.!?;\n]|, ?(?:it|so|the)\b",
+    r"(?:(?:\bnot|n['’]t|\bnever|\bhardly|\bneither|\bnor|\bcannot|\bno|\bnobody|\bnone|\bnothing|≠"
+    r"|\brather than|\binstead of|\bother than|\banything but|\ball but|\bexcept|\bwithout|\bunlike"
+    r"|\bdifferent|\bunequal|\bdiffers|\bif|\bwhether|\bdepends)(?!\w)(?: +\w{1,20}){0,3}"
+    r"|\b(?:no way|no chance|impossible|unlikely|doubt\w*|den(?:y|ies)|reject\w*)"
+    r"(?: +\w{1,20}){0,6})[^\w,;]*$", re.IGNORECASE)
+_RESUMED = re.compile(r"(?<!anything )(?<!all )\b(?:but|however)\b|[.!?;\n]|, ?(?:it|so|the)\b",
                       re.IGNORECASE)
 _REFUSED = re.compile(
     r"(?: [a-z]{1,20}){0,2} ?(?:is|was|are|be|can|could|must|does)"
-    r"(?:n['’]t\b|not\b| (?:\w{1,20} )?(?:not|wrong|incorrect|false|impossible|never|too)\b)",
+    r"(?:n['’]t\b|not\b| (?:\w{1,20} )?(?:not|wrong|incorrect|false|impossible|never|too)\b)"
+    r"|,? ?\(?(?:(?:which|that|and that|but that) (?:is|was) )?(?:wrong|incorrect|false)\b",
     re.IGNORECASE)
+_ASKED = re.compile(r"(?:^|[.!?\n]) *(?:is|was|could|can|might|would|will)\b[^.!?\n]*$",
+                    re.IGNORECASE)
 _OPERAND = re.compile(r"[\d)\]}%°½]$")
 _COPULA = re.compile(r"\b(?:is|be|was|are|equals|to|of|get|gives|makes|answer|but|rather)$",
                      re.I)
@@ -147,8 +158,10 @@ def numbers(plain: str) -> list[Number]:
         value = _value(match, signed)
         behind = plain[match.end():match.end() + _NEAR]
         resumed = max((m.end() for m in _RESUMED.finditer(before)), default=0)
-        denied = bool(_DENIED.search(before[resumed:])) or bool(_REFUSED.match(behind))
-        if _BEHIND.match(behind) or _BEFORE.search(before):
+        denied = bool(_DENIED.search(before[resumed:]) or _REFUSED.match(behind) or
+                      behind[:1] == "?" and _ASKED.search(plain[max(0, start - _NEAR):start]))
+        if (_BEHIND.match(behind) or _BEFORE.search(before)
+                or match["word"] and behind.startswith(" of ")):
             value = None
         if found and found[-1].denied and re.search(r"^[^.!?\n]*\b(?:or|nor|and)\W*$", before):
             denied = True
@@ -205,12 +218,13 @@ _MAKES = re.compile(rf"{_AROUND}(?:(?:,? ?(?:which|that|and that|this) )?"
 _FILL = (r"(?:(?:maybe|even|perhaps|possibly|about|a|the|either|sometimes|is it|it is|it's"
          r"|i think|[a-z] ?=)[ ($]*)*")
 _OPERATOR = re.compile(
-    rf"{_SOME}(?:[-+*÷^/]|\*\*|\)\(|\b(?:x|times|plus|minus|over|mod|modulo|of|multiplied by"
-    r"|divided by|added to|subtracted from|(?:more|less|fewer|greater) than|to the power of)\b)"
-    r"[ ($\"'{\[#]*$", re.IGNORECASE)
+    rf"{_SOME}(?:[-+*÷^/]|\*\*|\)\(|\b(?:x|times|plus|minus|over|mod|modulo|of|with|at|by"
+    r"|multiplied by|divided by|added to|subtracted from|(?:more|less|fewer|greater) than"
+    r"|to the power of)\b)[ ($\"'{\[#]*$", re.IGNORECASE)
 _CHOICE = re.compile(
     rf"{_SOME}(?:[,&|~±…;]|\.\.+|[-–—]|[.?!] *(?:or|maybe|perhaps|possibly|alternatively)\b"
-    r"|,? ?\(?\b(?:and/or|or|and|to|through|until|versus|vs\.?|maybe|perhaps|possibly)\b)"
+    r"|[,;]? ?\(?\b(?:and/or|or|and|(?<!equal )to|through|until|versus|vs\.?|maybe|perhaps"
+    r"|possibly)\b)"
     rf"[ ($\"'*{{\[#]*{_FILL}[-–— ]*$", re.IGNORECASE)
 _COMPOUND = re.compile(r" ?(?:hours?|hrs?|h|minutes?|mins?|days?|weeks?|months?|years?|feet|ft|"
                        r"yards?|pounds?|dollars?|euros?|km|m|kg|meters?) ?$", re.IGNORECASE)
@@ -254,7 +268,7 @@ def _chosen(plain, found, i):
 
 # --- where an answer is stated -------------------------------------------------------------------
 
-_QUESTION = re.compile(r"\n[ *#]*(?:Q|Question|Problem)\b *\d* *[.:]")
+_QUESTION = re.compile(r"\n[ *#]*(?:Q|Question|Problem)\b *\d* *[.:]|[.!?] +Q:")
 _CUE = re.compile(
     r"\b(?:answer|ans|result)\b(?:[^\n.!?=:\d]{0,60}?)\b(?:is|was|are|were|be|equals|becomes)"
     r"(?:n['’]?t)?\b|\b(?:answer|ans)\b[*_ ]*[:=]|####", re.IGNORECASE)
@@ -265,7 +279,9 @@ _OPEN = re.compile(  # an answer that is only supposed, or doubted
     r"(?:(?!\bbut\b)[^.!?\n,;]){0,60}$", re.IGNORECASE)
 _BACK = re.compile(  # what takes an answer back, for good or only with another value behind it
     r"(?:^|[.!?;,\n—–…-])\s*(?:(?P<good>no\s*(?:[,.!;:—–]|$|(?=wait|sorry|it\b)))|wait\b|oops\b|sorry\b|correction\b"
-    r"|scratch that\b|i mean\b|or rather\b|rather,|actually\b|hold on\b)"
+    r"|scratch that\b|i mean\b|or rather\b|rather,|actually\b|hold on\b|just kidding\b|my mistake\b"
+    r"|my bad\b|apologies\b|on second thoughts?\b|strike that\b|typo\b|i meant\b|make that\b)"
+    r"|(?P<now>\b(?:it|that|this)(?:['’]s| is| was| should be| must be) )(?=[-+\d$£€¥₹])"
     r"|(?P<wrong>\b(?:that|this|it)(?:['’]s| is| was) (?:\w{1,12} )?(?:wrong|incorrect|a mistake"
     r"|not right|not correct)\b)", re.IGNORECASE)
 
@@ -306,7 +322,9 @@ def _next(found, start, end):
 def _last(plain, found):
     """The last number in digits that is not denied, of the last line with such numbers."""
     digits = [i for i, number in enumerate(found)
-              if not plain[number.start:number.end].strip(" +-$£€¥₹%")[:1].isalpha()]
+              if any(c.isnumeric() for c in plain[number.start:number.end])]
+    if not digits and len(plain.split()) < 3:  # "minus five"
+        digits = list(range(len(found)))
     if not digits:
         return None
     line = plain.rfind("\n", 0, found[digits[-1]].start)
@@ -319,9 +337,10 @@ def _last(plain, found):
 def _corrected(plain, found, said):
     """A statement, or what the text says behind it in its place."""
     for mark in reversed(list(_BACK.finditer(plain, said.number.end if said.number else said.end))):
-        i = _next(found, mark.end() - 1, mark.end() + _NEAR)
-        if i is not None:
-            return Statement(found[i].start, found[i].end, _chosen(plain, found, i))
+        i = _next(found, mark.end() - 1, mark.end() + (1 if mark["now"] else _NEAR))
+        number = None if i is None else _chosen(plain, found, i)
+        if number or i is not None and not mark["now"]:
+            return Statement(found[i].start, found[i].end, number)
         if mark["good"] or mark["wrong"]:
             return said._replace(number=None)
     return said
