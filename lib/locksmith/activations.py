@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from locksmith import cache
+from locksmith import architectures, cache
 from locksmith.device import check_memory
 
 BATCH_TOKENS = 8192
@@ -89,17 +89,19 @@ def _read(model, texts, positions, batch_tokens, width, take, last):
                  torch.device("cpu"))
     starts = [0, *itertools.accumulate(counts)]
     order = sorted((i for i in range(len(texts)) if counts[i]), key=lambda i: len(texts[i]))
+    alone = bool(architectures.altered(model))  # its own forward, of nothing but the text
     out, training = {}, model.training
     model.eval()
     try:
         while order:
             # The longest first: what follows fits the same number of tokens.
-            chosen = [order.pop() for _ in range(min(
-                len(order), max(1, batch_tokens // len(texts[order[-1]]))))]
+            rows = 1 if alone else max(1, batch_tokens // len(texts[order[-1]]))
+            chosen = [order.pop() for _ in range(min(len(order), rows))]
             longest = len(texts[chosen[0]])
             ids = torch.tensor([[*texts[i], *[0] * (longest - len(texts[i]))] for i in chosen],
                                device=model.device)
-            made = take(model(input_ids=ids, use_cache=False,
+            made = take(cache.own_logits(model, ids) if alone else
+                        model(input_ids=ids, use_cache=False,
                               **cache.logits_to_keep(model, last)).logits)
             row = torch.tensor([r for r, i in enumerate(chosen) for _ in positions[i]])
             column = torch.tensor([p for i in chosen for p in positions[i]])
@@ -113,7 +115,7 @@ def _read(model, texts, positions, batch_tokens, width, take, last):
 
 
 def _check(model, texts, positions):
-    context = model.config.get_text_config().max_position_embeddings
+    context = architectures.context(model)
     if len(positions) != len(texts):
         raise ValueError(f"positions has {len(positions)} lists for {len(texts)} texts; "
                          "allowed: one a text")
@@ -125,3 +127,5 @@ def _check(model, texts, positions):
                              f"context of {context}")
         if not all(0 <= p < len(ids) for p in at):
             raise ValueError(f"positions[{i}] is {list(at)}; allowed: from 0 to {len(ids) - 1}")
+    architectures.check_lengths(model, min(map(len, texts)), max(map(len, texts)))
+    architectures.check_finite(model)

@@ -1,10 +1,14 @@
-"""Two ways to run a decoder on a KV cache that is allocated once and written in place.
+"""Three ways to run a decoder over rows of texts that grow token by token.
 
-`runner` picks one: `Fused` for Llama-shaped models of up to 1024 dimensions, with fused q/k/v and
-gate/up matrices and without module calls; `Generic` for every other architecture, by its own
-`forward`. Both hold keys and values (R, heads, T, head_dim) a layer and take `new` tokens (R, q) at
-columns [t, t + q). `pads` (R,) columns at the left of a row are padding. `touch(layer, hidden)` is
-called after each block in `touched` and returns the residual stream to go on with.
+`runner` picks the quickest that gives what the model's own forward gives of each text alone:
+`Fused` for plain Llamas of up to 1024 dimensions, with fused q/k/v and gate/up matrices and without
+module calls; `Generic` for the other architectures of `architectures.EXACT`, by their own
+`forward`; both write keys and values (R, heads, T, head_dim) a layer in place, into a cache that is
+allocated once. `Whole` is for models that somebody altered: no cache, no padding, no batch.
+
+All take `new` tokens (R, q) at columns [t, t + q). `pads` (R,) columns at the left of a row are
+padding. `touch(layer, hidden)` is called after each block in `touched` and returns the residual
+stream to go on with (by `Fused` and `Generic`).
 """
 
 import inspect
@@ -13,9 +17,14 @@ from collections.abc import Callable, Collection
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.models.llama import modeling_llama as llama
+
+from locksmith import architectures
+from locksmith.errors import BadInput
 
 
 def blocks(model: PreTrainedModel) -> torch.nn.ModuleList:
@@ -29,12 +38,14 @@ def blocks(model: PreTrainedModel) -> torch.nn.ModuleList:
 
 def logits_to_keep(model: PreTrainedModel, last: int) -> dict[str, int]:
     """The argument that keeps the output head off all but the last positions, if there is one."""
-    named = inspect.signature(model.forward).parameters
+    named = inspect.signature(architectures.unwrapped(model).forward).parameters
     return {"logits_to_keep": last} if "logits_to_keep" in named else {}
 
 
-def runner(model: PreTrainedModel, *how: object) -> "Fused | Generic":
-    """The quicker of the two that fits; how: (n_rows, n_columns, padded, touched, touch)."""
+def runner(model: PreTrainedModel, *how: object) -> "Runner":
+    """The quickest of the three that fits; how: (n_rows, n_columns, padded, touched, touch)."""
+    if architectures.altered(model):
+        return Whole(model, *how)
     return (Fused if Fused.fits(model) else Generic)(model, *how)
 
 
@@ -50,6 +61,11 @@ class Runner:
         for pair in self.pairs():
             for x in pair:
                 x[dst, :, :t] = x[src, :, :t]
+
+
+PARTS = {LlamaForCausalLM, llama.LlamaModel, llama.LlamaDecoderLayer, llama.LlamaAttention,
+         llama.LlamaMLP, llama.LlamaRMSNorm, llama.LlamaRotaryEmbedding, type(ACT2FN["silu"]),
+         nn.Linear, nn.Embedding, nn.ModuleList}
 
 
 class Fused(Runner):
@@ -81,12 +97,22 @@ class Fused(Runner):
 
     @staticmethod
     def fits(model: PreTrainedModel) -> bool:
-        c = model.config
-        return (type(model) is LlamaForCausalLM and c.hidden_size <= 1024
-                and c.hidden_act == "silu" and not c.attention_bias and not c.mlp_bias
-                and c._attn_implementation == "sdpa"
+        """Whether a model that nobody altered is, part by part, what is computed here."""
+        if type(model) is not LlamaForCausalLM:
+            return False
+        c, parts = model.config, list(model.modules())
+
+        def all_of(kind, ok):
+            return all(ok(x) for x in parts if type(x) is kind)
+        return (c.hidden_size <= 1024 and c._attn_implementation == "sdpa"
+                and {type(x) for x in parts} <= PARTS
+                and len(model.model.layers) == c.num_hidden_layers
                 and model.model.rotary_emb.rope_type in ("default", "linear", "llama3")
-                and all(p.is_floating_point() for p in model.parameters()))
+                and all_of(nn.Linear, lambda x: x.bias is None)
+                and all_of(nn.Embedding, lambda x: x.max_norm is None)
+                and all_of(llama.LlamaRMSNorm, lambda x: x.variance_epsilon == c.rms_norm_eps)
+                and all_of(llama.LlamaAttention, lambda x: x.scaling == x.head_dim ** -0.5)
+                and all(x.is_floating_point() for x in model.parameters()))
 
     def pairs(self) -> list[tuple[Tensor, Tensor]]:
         return self.cache
@@ -151,6 +177,7 @@ class InPlace(CacheLayerMixin):
         rows, end = len(keys), self.t + keys.shape[2]
         self.keys[:rows, :, self.t:end] = keys
         self.values[:rows, :, self.t:end] = values
+        self.t = end
         return self.keys[:rows, :, :end], self.values[:rows, :, :end]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -194,6 +221,10 @@ class Generic(Runner):
         out = self.model(input_ids=new, attention_mask=mask, position_ids=at,
                          past_key_values=self.cache, use_cache=True, **self.keep)
         self.running = False
+        end = t + new.shape[1]
+        if not self.cache.layers or any(layer.t != end for layer in self.cache.layers):
+            raise BadInput(f"the {type(self.model).__name__} does not write each layer's keys and "
+                           "values to a cache of its own, once a token; allowed: decoders that do")
         return out.logits[:, -1]
 
     def pairs(self) -> list[tuple[Tensor, Tensor]]:
@@ -202,3 +233,62 @@ class Generic(Runner):
     def close(self) -> None:
         for hook in self.hooks:
             hook.remove()
+
+
+class Whole(Runner):
+    """A model that somebody altered, by its own forward over each row's whole text, alone, at every
+    token: no cache, no padding, nothing left out."""
+
+    def __init__(self, model: PreTrainedModel, n_rows: int, n_columns: int, padded: bool,
+                 touched: Collection[int], touch: Callable[[int, Tensor], Tensor]):
+        self.model = model
+        self.ids = torch.zeros(n_rows, n_columns, dtype=torch.int64, device=model.device)
+        self.logits = None
+
+    def __call__(self, new: Int[Tensor, "rows new"], t: int,
+                 pads: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocabulary"]:
+        """Logits of the last of the new tokens."""
+        end, before = t + new.shape[1], self.logits
+        self.ids[:len(new), t:end] = new
+        rows = []
+        for row, pad in enumerate(pads.tolist()):
+            # All of a row may still be padding; what is said of it is never looked at.
+            said = own_logits(self.model, self.ids[row:row + 1, min(pad, end - 1):end])[0]
+            if len(said) > 1 and t > pad and new.shape[1] == 1:
+                check_causal(self.model, before[row], said[-2])
+            rows.append(said[-1])
+        self.logits = torch.stack(rows)
+        return self.logits
+
+    def pairs(self) -> list[tuple[Tensor]]:
+        return [(self.ids[:, None],)]
+
+    def repeat(self, owner: Int[Tensor, " rows"], t: int) -> None:
+        super().repeat(owner, t)
+        self.logits = self.logits[owner]
+
+    def move(self, src: Int[Tensor, " rows"], dst: Int[Tensor, " rows"], t: int) -> None:
+        super().move(src, dst, t)
+        self.logits[dst] = self.logits[src]
+
+    def close(self) -> None:
+        self.logits = None
+
+
+def own_logits(model: PreTrainedModel,
+               ids: Int[Tensor, "rows time"]) -> Float[Tensor, "rows time vocabulary"]:
+    """What the model's own forward says, without a cache."""
+    named = inspect.signature(model.forward).parameters.values()
+    free = any(x.name == "use_cache" or x.kind is x.VAR_KEYWORD for x in named)
+    return model(input_ids=ids, **({"use_cache": False} if free else {})).logits
+
+
+def check_causal(model: PreTrainedModel, alone: Float[Tensor, "..."],
+                 followed: Float[Tensor, "..."]) -> None:
+    """BadInput unless the logits of a position are the same where tokens follow it, but for
+    rounding: what is drawn from them would not be what is scored."""
+    room = 1e-3 if alone.dtype == torch.float32 else 0.1
+    if (alone - followed).abs().max() > room * max(1.0, float(alone.abs().max())):
+        raise BadInput(
+            f"the {type(model).__name__}, with {architectures.altered(model)}, says something else "
+            "of a token once others follow it; allowed: models that look back only")

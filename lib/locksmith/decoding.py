@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from transformers import PreTrainedModel
 
+from locksmith import architectures, cache
 from locksmith.engine import Rollouts, sample, score
 
 
@@ -150,13 +151,14 @@ def _top(model, sequences, positions, k, batch_size):
     tops, vocabulary = [], model.config.get_text_config().vocab_size
     # A large vocabulary allows only few rows: at most 512 MiB for one float32 copy of the logits.
     most = max(2**27 // (vocabulary * max(map(len, sequences), default=1)), 1)
-    batch_size = min(batch_size, most)
+    # An altered model, which may not look back only, reads each text alone.
+    batch_size = 1 if architectures.altered(model) else min(batch_size, most)
     for at in range(0, len(sequences), batch_size):
         chunk = sequences[at : at + batch_size]
         ids = torch.zeros(len(chunk), max(map(len, chunk)), dtype=torch.long)
         for i, sequence in enumerate(chunk):
             ids[i, : len(sequence)] = torch.tensor(sequence)
-        logits = model(input_ids=ids.to(model.device), use_cache=False).logits
+        logits = cache.own_logits(model, ids.to(model.device))
         for i, places in enumerate(positions[at : at + batch_size]):
             top = logits[i, [p - 1 for p in places]].float().softmax(-1).topk(k, dim=-1)
             tops.append((top.values.cpu(), top.indices.cpu()))
@@ -378,7 +380,7 @@ class _Chains:
         seed = int(np.random.SeedSequence([self.seed, self.calls]).generate_state(1)[0])
         starts = [[*self.prompts[c], *self.ids[c][:cut]]
                   for c, cut in zip(chains, cuts, strict=True)]
-        context = self.model.config.get_text_config().max_position_embeddings
+        context = architectures.context(self.model)
         proposals = [None] * len(chains)
         for group in fitting_groups(list(map(len, starts)), cuts, horizon, context):
             mine = [starts[j] for j in group]

@@ -29,10 +29,12 @@ def uniforms(seed: int | Int64[Tensor, "..."], keys: int | Int64[Tensor, "..."],
 
 def draw(logits: Float[Tensor, "rows vocabulary"], u: Float64[Tensor, " rows"], temperature: float,
          top_p: float) -> tuple[Int64[Tensor, " rows"], Float[Tensor, " rows"]]:
-    """Tokens and their log-probabilities, by inverse CDF at u."""
+    """Tokens and their log-probabilities, by inverse CDF at u; at temperature 0 the likeliest
+    tokens and 0. What is not finite in a row's logits makes its log-probability NaN."""
     if temperature == 0:
         token = logits.argmax(-1)
-        return token, torch.zeros(len(token), device=logits.device)
+        best = logits.gather(-1, token[:, None])[:, 0].float()
+        return token, best - best
     # On a CPU as many rows at a time as stay in its cache: Gemma's V is 262,144.
     rows = max(2**20 // logits.shape[1], 1) if logits.device.type == "cpu" else max(len(logits), 1)
     parts = zip(logits.split(rows), u.split(rows), strict=True)

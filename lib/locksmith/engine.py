@@ -1,4 +1,4 @@
-"""Batched decoding of any causal decoder, with steering and with exact log-probabilities.
+"""Batched decoding of causal decoders, with steering and with exact log-probabilities.
 
 What makes it quick where `generate` is slow on small models:
 1. the KV cache is allocated once and written in place (no concatenation at every token);
@@ -6,17 +6,21 @@ What makes it quick where `generate` is slow on small models:
 3. finished rows leave the batch at once: the last live rows move into their places;
 4. the output head sees only the last position (Gemma's 262k-token head never sees a prompt);
 5. Llama-shaped models of up to 1024 dimensions run with fused q/k/v and gate/up matrices and
-   without module calls; every other architecture runs its own `forward` on the same cache;
+   without module calls; other architectures run their own `forward` on the same cache;
 6. guide models, which read along, take the same tokens at the same time, each with a cache of its
    own, so that a second opinion on every token costs one more forward pass and no re-reading.
 
 Prompts of unequal length are padded on the left; positions count from a row's first real token.
+All this is for models known to say with it what they say without (`architectures`). Where somebody
+altered one, by a hook, a wrapper or another forward, each row's whole text is read anew at every
+token, by the model's own forward: slow, and never something else.
 Random numbers and drawing are `drawing`'s, the forward passes `cache`'s, what is added to the
 residual stream `steering`'s. A rollout does not depend on its neighbours, on the batch size or on
 the order of the work (but for the rounding of the matrix kernels, which may differ between batch
 shapes by a last bit).
 """
 
+import warnings
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
@@ -24,8 +28,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from locksmith import cache, drawing
+from locksmith import architectures, cache, drawing
 from locksmith.device import check_memory
+from locksmith.errors import BadInput
 from locksmith.steering import Control, Moment, Steer, Steering
 
 __all__ = ["Control", "Moment", "Rollouts", "Steer", "sample", "score"]
@@ -221,8 +226,9 @@ def sample(model: PreTrainedModel, prompts: Sequence[Sequence[int]], n: int = 1,
     an empty set). temperature 0 is greedy.
     keys: one integer a prompt that names it in the random numbers (default: its index), so that a
     problem keeps its rollouts whatever else is in the list. control: see `Control`.
-    ValueError for prompts that do not fit the model's context, MemoryError if the cache does not
-    fit the memory.
+    ValueError for prompts that do not fit the model's context, for an architecture that is not
+    supported and for weights or logits that are not finite; MemoryError if the cache does not fit
+    the memory.
     """
     stop = {stop} if isinstance(stop, int) else set(stop)
     prompts, control = [list(map(int, x)) for x in prompts], control or Control()
@@ -248,6 +254,7 @@ def sample(model: PreTrainedModel, prompts: Sequence[Sequence[int]], n: int = 1,
             tokens, logprobs, lengths, stopped = _decode(
                 batch, max_new_tokens, stop, temperature, control.top_p, control.logits_processor)
             inside = torch.arange(max_new_tokens, device=tokens.device) < lengths[:, None]
+            _check_finite(logprobs.masked_fill(~inside, 0), prompt[part], model.dtype)
             parts.append([tokens, lengths, logprobs * inside, stopped, batch.steered(lengths),
                           batch.steering.at & inside,
                           *(batch.reads[i] * inside[..., None] for i in control.read)])
@@ -256,7 +263,7 @@ def sample(model: PreTrainedModel, prompts: Sequence[Sequence[int]], n: int = 1,
             x.train(mode)
     tokens, lengths, logprobs, stopped, steered, steered_at, *reads = map(torch.cat, zip(*parts))
     longest = int(lengths.max())
-    pad = model.config.get_text_config().pad_token_id
+    pad = getattr(model.config.get_text_config(), "pad_token_id", None)
     outside = torch.arange(longest, device=tokens.device) >= lengths[:, None]
     tokens = tokens[:, :longest].masked_fill(outside, min(stop, default=0) if pad is None else pad)
     return Rollouts(tokens, lengths, logprobs[:, :longest], stopped, prompt, number,
@@ -266,12 +273,14 @@ def sample(model: PreTrainedModel, prompts: Sequence[Sequence[int]], n: int = 1,
 
 def _check(model, prompts, n, max_new_tokens, stop, temperature, keys, batch, control):
     """One clear sentence for each kind of bad input."""
-    text = model.config.get_text_config()
     steer, read, top_p = control.steer, control.read, control.top_p
-    others = [guide.config.get_text_config() for guide, _ in control.guides]
-    context, depth = text.max_position_embeddings, text.num_hidden_layers
+    text, *others = map(architectures.text_config, (model, *(x for x, _ in control.guides)))
+    context, *contexts = map(architectures.context, (model, *(x for x, _ in control.guides)))
+    depth = text.num_hidden_layers
     for name, value, ok, allowed in (
-            ("prompts", prompts, len(prompts) and all(prompts), "a list of non-empty lists of ids"),
+            ("prompts", prompts, len(prompts) and all(
+                x and 0 <= min(x) and max(x) < text.vocab_size for x in prompts),
+             f"a list of non-empty lists of ids from 0 to {text.vocab_size - 1}"),
             ("n", n, n >= 1, "at least 1"),
             ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
             ("stop", stop, all(0 <= x < text.vocab_size for x in stop),
@@ -287,9 +296,9 @@ def _check(model, prompts, n, max_new_tokens, stop, temperature, keys, batch, co
              all(s.vector.shape[-1:] == (text.hidden_size,) and s.vector.dim() <= 1 + bool(s.gate)
                  for s in steer),
              f"vectors of shape ({text.hidden_size},), with a gate also (K, {text.hidden_size})"),
-            ("guides", [(o.vocab_size, o.max_position_embeddings) for o in others],
-             all(o.vocab_size == text.vocab_size and o.max_position_embeddings >= context
-                 for o in others),
+            ("guides", [(o.vocab_size, c) for o, c in zip(others, contexts)],
+             all(o.vocab_size == text.vocab_size and c >= context
+                 for o, c in zip(others, contexts)),
              f"a vocabulary of {text.vocab_size} and a context of at least {context} tokens"),
             ("guides", [layer for _, layer in control.guides],
              all(layer is None or 0 <= layer < o.num_hidden_layers
@@ -302,9 +311,11 @@ def _check(model, prompts, n, max_new_tokens, stop, temperature, keys, batch, co
         raise ValueError(
             f"prompt {longest} has {len(prompts[longest])} tokens and max_new_tokens is "
             f"{max_new_tokens}, together more than the model's context of {context}")
+    columns = len(prompts[longest]) + max_new_tokens
+    for x, touched in ((model, steer or read), *((g, at is not None) for g, at in control.guides)):
+        _check_model(x, min(map(len, prompts)), columns, touched)
     # The cache, and four float32 copies of a step's logits.
     batch = min(batch, len(prompts) * n)
-    columns = len(prompts[longest]) + max_new_tokens
     item, n_bytes = model.dtype.itemsize, 0
     for c in (text, *others):
         heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
@@ -313,6 +324,30 @@ def _check(model, prompts, n, max_new_tokens, stop, temperature, keys, batch, co
                             + 16 * text.vocab_size)
     n_bytes += len(read) * len(prompts) * n * max_new_tokens * text.hidden_size * item
     check_memory(n_bytes, f"sampling {batch} rows of up to {columns} tokens", model.device)
+
+
+def _check_model(model, shortest, longest, touched):
+    """BadInput if what the engine would draw is not known to be the model's own; touched: whether
+    its residual stream is steered or read."""
+    # Prompts may be read without their last token first.
+    architectures.check_lengths(model, max(shortest - 1, 1), longest)
+    architectures.check_finite(model)
+    why = architectures.altered(model)
+    if why and touched:
+        raise BadInput(f"the {type(model).__name__} has {why}, so its residual stream cannot be "
+                       "steered or read as it samples; allowed: models as transformers makes them")
+    if why:
+        warnings.warn(f"the {type(model).__name__} has {why}: every token reads its whole text "
+                      "anew, without a cache, which is slow", stacklevel=4)
+
+
+def _check_finite(logprobs, prompt, dtype):
+    """BadInput if the model (its weights are finite), or a logits processor, said NaN or inf."""
+    bad = (~logprobs.isfinite()).nonzero().tolist()
+    if bad:
+        row, step = bad[0]
+        raise BadInput(f"the logits of prompt {int(prompt[row])} are not finite after {step} new "
+                       f"tokens, though the model's weights are ({dtype})")
 
 
 # --- scoring --------------------------------------------------------------------------------------
@@ -330,7 +365,8 @@ def score(model: PreTrainedModel, prompts: Sequence[Sequence[int]],
     texts = _texts(model, prompts, continuations, temperature)
     # A large vocabulary allows only few rows: at most 512 MiB for one float32 copy of the logits.
     size = 4 * model.config.get_text_config().vocab_size * max(map(len, texts), default=1)
-    rows = min(batch_size, max(2**29 // size, 1))
+    alone = bool(architectures.altered(model))
+    rows = 1 if alone else min(batch_size, max(2**29 // size, 1))
     training = model.training
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     out = [None] * len(texts)
@@ -343,8 +379,13 @@ def score(model: PreTrainedModel, prompts: Sequence[Sequence[int]],
             ids = torch.tensor([texts[i] + [0] * (width - len(texts[i])) for i in chosen],
                                device=model.device)
             first = min(len(prompts[i]) for i in chosen) - 1
-            logits = model(input_ids=ids, use_cache=False,
-                           **cache.logits_to_keep(model, width - first)).logits
+            if alone:
+                logits = cache.own_logits(model, ids)
+                part = cache.own_logits(model, ids[:, :first + 1])
+                cache.check_causal(model, part[:, -1], logits[:, first - width])
+            else:
+                logits = model(input_ids=ids, use_cache=False,
+                               **cache.logits_to_keep(model, width - first)).logits
             logits = logits[:, first - width:-1].float() / temperature
             target = ids[:, first + 1:, None]
             at = logits.gather(-1, target)
@@ -353,6 +394,9 @@ def score(model: PreTrainedModel, prompts: Sequence[Sequence[int]],
             for row, i in enumerate(chosen):
                 span = slice(len(prompts[i]) - 1 - first, len(texts[i]) - 1 - first)
                 out[i] = logprobs[row, span].clone(), rank[row, span].clone()
+                if out[i][0].isnan().any():
+                    raise BadInput(f"the logits of prompt {i} and its continuation are not finite, "
+                                   f"though the model's weights are ({model.dtype})")
     finally:
         model.train(training)
     logprobs, rank = map(list, zip(*out)) if out else ([], [])
@@ -361,7 +405,7 @@ def score(model: PreTrainedModel, prompts: Sequence[Sequence[int]],
 
 def _texts(model, prompts, continuations, temperature):
     """Prompts with their continuations; one clear sentence for each kind of bad input."""
-    context = model.config.get_text_config().max_position_embeddings
+    context = architectures.context(model)
     if len(prompts) != len(continuations) or not all(map(len, prompts)):
         raise ValueError(f"prompts are {len(prompts)} and continuations {len(continuations)}; "
                          "allowed: as many of each, no prompt empty")
@@ -372,4 +416,7 @@ def _texts(model, prompts, continuations, temperature):
         if len(ids) > context:
             raise ValueError(f"prompt {i} and its continuation have {len(ids)} tokens, more than "
                              f"the model's context of {context}")
+    if texts:
+        architectures.check_lengths(model, min(map(len, prompts)), max(map(len, texts)))
+        architectures.check_finite(model)
     return texts
