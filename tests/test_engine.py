@@ -363,6 +363,7 @@ def test_hooks_are_gone_afterwards_and_training_mode_comes_back(model):
         (dict(steer=[Steer(3, torch.ones(D))]), "steer is"),
         (dict(steer=[Steer(0, torch.ones(D + 1))]), "steer is"),
         (dict(steer=[Steer(0, torch.ones(2, D))]), "steer is"),
+        (dict(steer=[Steer(0, torch.full((D,), torch.nan))]), "steer is .*finite"),
         (dict(guides=[(llama(), 3)]), "guides is"),
         (dict(guides=[LlamaForCausalLM(LlamaConfig(**SIZE | dict(vocab_size=V + 1)))]),
          "guides is"),

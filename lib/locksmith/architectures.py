@@ -41,6 +41,9 @@ EXACT = frozenset({"GPT2LMHeadModel", "CTRLLMHeadModel"} | {name + "ForCausalLM"
 PLAIN = ("torch.nn.modules.", "transformers.", "peft.tuners.lora.", "peft.tuners.tuners_utils",
          "peft.utils.other", "peft.peft_model")
 SOURCES = tuple(os.path.dirname(x.__file__) + os.sep for x in (torch, transformers, peft))
+# Hooks that hand out what passes by; the library's own are there while a model reads along with
+# itself, or is read.
+HARMLESS = "transformers.", "locksmith.cache", "locksmith.activations"
 PYTHON = sysconfig.get_path("stdlib") + os.sep
 
 
@@ -132,10 +135,9 @@ def altered(model: nn.Module) -> str:
     for name, module in model.named_modules():
         name = name or "the model"
         classes.setdefault(type(module), name)
-        # The library's own are there while a model reads along with itself, or is read.
-        hooks = [x for x in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-                 if getattr(x, "__module__", "") not in ("locksmith.cache", "locksmith.activations")]
-        if not all(map(_own, hooks)):
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            if isinstance(hook, FunctionType) and hook.__module__.startswith(HARMLESS):
+                continue
             return f"a hook on {name}"
         if module.__dict__.get("_compiled_call_impl") is not None:
             return f"{name} compiled"
@@ -157,7 +159,7 @@ def _altered_code(classes):
     """`altered` for the code of classes {class: name of a module that has it}."""
     for kind, name in classes.items():
         if not kind.__module__.startswith(PLAIN):
-            return f"{name} of class {kind.__name__}"
+            return f"{name} of class {kind.__module__}.{kind.__qualname__}"
     places = {base for kind in classes for base in kind.__mro__[:-1]}
     places |= {sys.modules[x.__module__] for x in places
                if x.__module__.startswith("transformers.models.")}

@@ -155,6 +155,10 @@ class Fused(Runner):
         return F.linear(F.rms_norm(h, (dims,), self.norm, self.eps), self.head)
 
 
+NOT_ITS_OWN = ("a layer of the model does not write each token's keys and values once to a cache "
+               "of its own; allowed: models in which each does")
+
+
 class InPlace(CacheLayerMixin):
     """One layer of a preallocated cache for transformers' own forward functions. It keeps every
     column, so sliding windows are left to the model's mask."""
@@ -162,7 +166,7 @@ class InPlace(CacheLayerMixin):
 
     def __init__(self, n_rows: int, n_columns: int):
         super().__init__()
-        self.n_rows, self.n_columns, self.t = n_rows, n_columns, 0
+        self.n_rows, self.n_columns, self.t, self.end = n_rows, n_columns, 0, 0
 
     def lazy_initialization(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = (
@@ -175,9 +179,11 @@ class InPlace(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
         rows, end = len(keys), self.t + keys.shape[2]
+        if self.end == end:
+            raise BadInput(NOT_ITS_OWN)
         self.keys[:rows, :, self.t:end] = keys
         self.values[:rows, :, self.t:end] = values
-        self.t = end
+        self.end = end
         return self.keys[:rows, :, :end], self.values[:rows, :, :end]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -221,10 +227,8 @@ class Generic(Runner):
         out = self.model(input_ids=new, attention_mask=mask, position_ids=at,
                          past_key_values=self.cache, use_cache=True, **self.keep)
         self.running = False
-        end = t + new.shape[1]
-        if not self.cache.layers or any(layer.t != end for layer in self.cache.layers):
-            raise BadInput(f"the {type(self.model).__name__} does not write each layer's keys and "
-                           "values to a cache of its own, once a token; allowed: decoders that do")
+        if {layer.end for layer in self.cache.layers} != {t + new.shape[1]}:
+            raise BadInput(NOT_ITS_OWN)
         return out.logits[:, -1]
 
     def pairs(self) -> list[tuple[Tensor, Tensor]]:

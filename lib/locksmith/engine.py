@@ -296,6 +296,8 @@ def _check(model, prompts, n, max_new_tokens, stop, temperature, keys, batch, co
              all(s.vector.shape[-1:] == (text.hidden_size,) and s.vector.dim() <= 1 + bool(s.gate)
                  for s in steer),
              f"vectors of shape ({text.hidden_size},), with a gate also (K, {text.hidden_size})"),
+            ("steer", [s.vector.tolist() for s in steer],
+             all(s.vector.isfinite().all() for s in steer), "vectors of finite numbers"),
             ("guides", [(o.vocab_size, c) for o, c in zip(others, contexts)],
              all(o.vocab_size == text.vocab_size and c >= context
                  for o, c in zip(others, contexts)),
