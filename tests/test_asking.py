@@ -7,7 +7,7 @@ import pytest
 import torch
 from locksmith import chats, loading, tasks, vocabulary
 from locksmith.errors import BadInput
-from locksmith.experiments import chat_tools, tuning
+from locksmith.experiments import chat_tools, tuning, word_traces
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -93,7 +93,23 @@ def test_a_prompt_has_nothing_behind_it(make, around):
     for text in ("Q: a", "Q: a\n", "é", "ends in <eos>", "<bos>begins"):
         own = plain.tokenizer(text, add_special_tokens=False).input_ids
         first = [SPECIAL.index(token) for token in around.split("$A")[0].split()]
-        assert model.begin(text) == first + own and model.encode(text) == own
+        assert model.begin(text) == first + own
+        assert model.encode(text) == plain.encode(text) == (
+            own[1:] if plain.tokenizer.convert_ids_to_tokens(own[0]) == "▁" else own)
+
+
+@pytest.mark.parametrize("make", [pieces, letters])
+def test_a_continuation_begins_as_it_is_written(make):
+    """SentencePiece puts a space before every text; the middle of one has none there."""
+    model = model_of(make(around="<bos> $A <eos>"))
+    for text in ("Q: a b", "12-15\nIt is"):
+        for cut in range(1, len(text)):
+            joined = model.begin(text[:cut]) + model.encode(text[cut:])
+            assert joined == model.begin(text) and model.decode(joined) == text
+    first = word_traces.first_tokens(model, "uncertainty")
+    assert model.encode("That is right. Maybe")[14] in first
+    chat = model_of(make(chat=TURNS), chat=True)
+    assert chat.converse(SAID[1:]) == chat.tokenizer(chats.text(chat.tokenizer, SAID[1:])).input_ids
 
 
 def test_a_tokenizer_that_marks_every_text_does_not_mark_what_is_continued():

@@ -289,3 +289,30 @@ def test_answers_longer_than_the_context_are_refused_before_any_is_drawn(folder,
     monkeypatch.delattr(engine, "sample")
     with pytest.raises(errors.BadInput, match=f"max_new_tokens is {room + 1}; .* at most {room},"):
         rollouts.estimate(model, SUMS, problems, 10, room + 1)
+
+
+@pytest.mark.parametrize("file, content", [
+    (file, content) for file in ("config.json", "tokenizer.json", "tokenizer_config.json")
+    for content in (b"", b"[]", b"{\"\xe9\": 1}", b"{\"model_type\": \"llama\",")])
+def test_a_damaged_file_of_a_model_is_told_in_a_sentence(damaged, file, content):
+    copied, _ = damaged
+    (copied / file).write_bytes(content)
+    with pytest.raises(errors.BadInput, match="model .* could not be loaded: .") as told:
+        loading.load(str(copied))
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"num_hidden_layers": 1, "layer_types": None, "max_window_layers": 1},
+     "has weights that its configuration has no place for, model.layers.1"),
+    ({"num_hidden_layers": "two"}, "could not be loaded: .*num_hidden_layers"),
+    ({"hidden_size": 64}, "could not be loaded|lacks weights"),
+    ({"model_type": "nonsense"}, "could not be loaded: .*nonsense"),
+    ({"eos_token_id": {"a": 1}}, "could not be loaded: .*eos_token_id")])
+def test_a_configuration_of_another_model_is_refused(damaged, change, said):
+    copied, _ = damaged
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(errors.BadInput, match=said) as told:
+        loading.load(str(copied))
+    assert "\n" not in str(told.value)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from locksmith import loading, model, words
 from locksmith.errors import BadInput
 from locksmith.experiments import word_tuning as wt
@@ -127,3 +128,14 @@ def test_the_single_problem_is_the_middle_one_of_those_that_are_solved(test, mon
     chosen, found, answers, spent = wt.single(TOY, asked, 10, 2, 8)
     assert chosen == 2 and found.tolist() == rates and spent == 60
     assert answers == [" 1 it is", " 0 it is"]  # different, with a number, at most two
+
+
+def test_a_reward_that_is_no_number_names_the_answer_and_leaves_the_adapter(monkeypatch):
+    monkeypatch.setitem(wt.REWARDS, "format", lambda grade, rng: float("nan"))
+    lm = loading.load("toy", exact=True)
+    trained = replace(lm, net=model.adapter(lm.net, 8, 0))
+    before = {name: x.clone() for name, x in trained.net.state_dict().items()}
+    with pytest.raises(BadInput, match="reward <lambda> is nan at step 0 for answer 0 to problem 0 "
+                                       "of its batch, Answer.correct=False, works=.*, text='.+'"):
+        wt.reinforced(trained, 0, [SUM] * 2, RECIPE, "format")
+    assert all(torch.equal(x, before[name]) for name, x in trained.net.state_dict().items())

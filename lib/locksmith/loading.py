@@ -19,7 +19,7 @@ import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -71,12 +71,12 @@ class Model:
         return self.net.config.get_text_config().num_hidden_layers
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with nothing put before or behind."""
-        ids, marks = (self.tokenizer(x, add_special_tokens=False).input_ids for x in (text, ""))
-        # Some tokenizers mark every text even so, as an empty one shows.
-        behind = next(n for n in range(len(marks), -1, -1)
-                      if ids[len(ids) - n:] == marks[len(marks) - n:])
-        return ids[len(marks) - behind:len(ids) - behind]
+        """Token ids of a text that stands behind another, with nothing put before or behind."""
+        if _puts_space(self.tokenizer):
+            line, both = (_own(self.tokenizer, x) for x in ("\n", f"\n{text}"))
+            if both[:len(line)] == line:
+                return both[len(line):]
+        return _own(self.tokenizer, text)
 
     @property
     def end(self) -> str:
@@ -91,7 +91,7 @@ class Model:
     def begin(self, text: str) -> list[int]:
         """Token ids of a plain text that is to be continued, with what the tokenizer puts first and
         nothing of what it puts behind."""
-        ids, own = self.tokenizer(text).input_ids, self.encode(text)
+        ids, own = self.tokenizer(text).input_ids, _own(self.tokenizer, text)
         ends = [end for end in range(len(own), len(ids) + 1) if ids[end - len(own):end] == own]
         if own and ends:
             return ids[:ends[-1]]
@@ -136,7 +136,22 @@ class Model:
     def converse(self, messages: Sequence[dict], tools: list[dict] | None = None) -> list[int]:
         """Token ids of a conversation ([{"role", "content"}]) in the chat template, with the
         model's turn opened; tools: JSON schemas for the template."""
-        return self.encode(chats.text(self.tokenizer, messages, tools))
+        return _own(self.tokenizer, chats.text(self.tokenizer, messages, tools))
+
+
+def _own(tokenizer, text):
+    """Token ids of a text alone, without what marks a beginning or an end."""
+    ids, marks = (tokenizer(x, add_special_tokens=False).input_ids for x in (text, ""))
+    # Some tokenizers mark every text even so, as an empty one shows.
+    behind = next(n for n in range(len(marks), -1, -1)
+                  if ids[len(ids) - n:] == marks[len(marks) - n:])
+    return ids[len(marks) - behind:len(ids) - behind]
+
+
+@cache
+def _puts_space(tokenizer):
+    """Whether a tokenizer puts a space before every text, as many of SentencePiece's kind do."""
+    return _own(tokenizer, "\na") != _own(tokenizer, "\n") + _own(tokenizer, "a")
 
 
 class Pair(NamedTuple):

@@ -38,7 +38,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -201,19 +200,26 @@ def _cached(name, packaged):
 def whole(name: str, place: str | Path, **pinned: str) -> tuple[PreTrainedModel,
                                                                 PreTrainedTokenizerBase]:
     """(model, tokenizer) of a folder or a hub model, from safetensors alone; name: for messages.
-    WeightsError where it cannot be loaded or lacks weights of its architecture, which transformers
-    would make up."""
+    WeightsError where it cannot be loaded, lacks weights of its architecture, which transformers
+    would make up, or has more blocks than its configuration, which would be left out."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **pinned)
         model, told = AutoModelForCausalLM.from_pretrained(
             place, use_safetensors=True, dtype="auto", output_loading_info=True, **pinned)
-    except (OSError, ValueError, SafetensorError) as error:
-        said = str(error).partition("\n")[0]
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever transformers raises on files that are not as they should
+        said = " ".join(str(error).split())[:300]
         raise WeightsError(f"model {name} could not be loaded: {said}") from error
     lacking = sorted(told["missing_keys"]) + sorted(map(str, told["mismatched_keys"]))
     if lacking:
         raise WeightsError(f"model {name} lacks weights that its architecture has, {lacking[0]} "
                            f"among {len(lacking)}; allowed are whole weights.")
+    kinds = {re.sub(r"\d+", "#", known) for known in model.state_dict()}
+    beyond = sorted(x for x in told["unexpected_keys"] if re.sub(r"\d+", "#", x) in kinds)
+    if beyond:
+        raise WeightsError(f"model {name} has weights that its configuration has no place for, "
+                           f"{beyond[0]} among {len(beyond)}; allowed are as many blocks of both.")
     return model, tokenizer
 
 

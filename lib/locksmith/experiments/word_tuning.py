@@ -198,9 +198,10 @@ def supervised(trained: Model, seed: int, written: Sequence[tuple[str, str]], st
 
 
 class Answer(NamedTuple):
-    """What `rl.learn` is told of a rollout."""
+    """What `rl.learn` is told of a rollout; correct and works are measured."""
     correct: bool
     works: bool
+    text: str = ""
 
 
 def _works(grade, rng):
@@ -214,7 +215,7 @@ REWARDS = {"correct": rewards.correct, "format": _works}
 # Questions behind SHOTS examples, as `rollouts.answer` takes a task.
 TASK = SimpleNamespace(
     __name__="words", prompt=lambda problem: words.prompt(problem, SHOTS),
-    grade=lambda problem, text: Answer(words.grade(problem, text).correct, works_out(text)))
+    grade=lambda problem, text: Answer(words.grade(problem, text).correct, works_out(text), text))
 
 
 def reinforced(trained: Model, seed: int, problems: Sequence[words.WordProblem], recipe: dict,
@@ -228,4 +229,4 @@ def reinforced(trained: Model, seed: int, problems: Sequence[words.WordProblem],
     return {"curve": rl.learn(
         trained.net.train(), problems, recipe | {"micro_tokens": MICRO_TOKENS}, seed,
         tuning.rollout_fn(ask, TASK, recipe), REWARDS[reward], update,
-        label=f"RL, {reward} reward", measured=Answer._fields)}
+        label=f"RL, {reward} reward", measured=Answer._fields[:2])}
