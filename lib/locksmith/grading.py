@@ -62,7 +62,7 @@ _SMALLER = [  # (pattern, what stands there instead, at the right end of the sam
     (re.compile(r"\\([$%# ])"), lambda m: m[1]),
     (re.compile(r"\\[,;:!](?!\d)"), lambda m: ""),
     (re.compile(r"\\[()\[\]]|\\\\"), lambda m: ""),
-    (re.compile(r"<<[^<>\n]{0,60}>>"), lambda m: ""),
+    (re.compile(r"<<[^<>\n]{0,60}>>|~~[^~\n]{0,60}~~"), lambda m: ""),
     (re.compile(r"<sup>"), lambda m: "^"),
     (re.compile(r"</?[a-z_|]{1,20}>"), lambda m: ""),
     (re.compile(r"(?<![\d)])\*{2,3}|\*{2,3}(?![\d(])|`+|__+|(?<![A-Za-z\d])_|_(?![A-Za-z\d{])"),
@@ -93,7 +93,7 @@ _WHOLE = (rf"(?:\d{{1,3}}(?P<gap>{_BETWEEN})\d{{3}}(?:(?P=gap)\d{{3}})*+(?!\d)"
 _HIGH = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
 _TEN = r" *[*x] *10(?:\^ *\{?(?P<ten>[-+]?\d{1,6})\}?|(?P<high>[⁺⁻]?[⁰¹²³⁴-⁹]{1,6}))"
 _NUMBER = re.compile(
-    r"(?<![\w^])(?<!(?<!\.)\.)(?<!\^\{)"
+    r"(?:(?<![\w^])|(?<=\bis))(?<!(?<!\.)\.)(?<!\^\{)"
     r"(?P<sign>[-+] {0,20}|(?:minus|negative|plus|positive) )?(?:[$£€¥₹] ?)?(?:"
     rf"(?P<half>(?:(?P<n>\d{{1,40}})(?: and)? {{0,20}})?(?P<vulgar>[{''.join(VULGAR)}]))"
     r"|(?P<mixed>(?P<m>\d{1,40})(?: and)? {1,20}(?P<mtop>\d{1,40}) ?/ ?(?P<mlow>\d{1,40}))"
@@ -222,9 +222,10 @@ _OPERATOR = re.compile(
     r"|multiplied by|divided by|added to|subtracted from|(?:more|less|fewer|greater) than"
     r"|to the power of)\b)[ ($\"'{\[#]*$", re.IGNORECASE)
 _CHOICE = re.compile(
-    rf"{_SOME}(?:[,&|~±…;]|\.\.+|[-–—]|[.?!] *(?:or|maybe|perhaps|possibly|alternatively)\b"
+    rf"(?:{_AROUND}(?:(?!(?:is|are|was|were|has|have|had)\b)[a-z]++{_AROUND}){{0,3}},"
+    rf"|{_SOME}(?:[&|~±…;]|\.\.+|[-–—]|[.?!] *(?:or|maybe|perhaps|possibly|alternatively)\b"
     r"|[,;]? ?\(?\b(?:and/or|or|and|(?<!equal )to|through|until|versus|vs\.?|maybe|perhaps"
-    r"|possibly)\b)"
+    r"|possibly)\b))"
     rf"[ ($\"'*{{\[#]*{_FILL}[-–— ]*$", re.IGNORECASE)
 _COMPOUND = re.compile(r" ?(?:hours?|hrs?|h|minutes?|mins?|days?|weeks?|months?|years?|feet|ft|"
                        r"yards?|pounds?|dollars?|euros?|km|m|kg|meters?) ?$", re.IGNORECASE)
