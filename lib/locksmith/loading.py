@@ -25,7 +25,6 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.modules.module as torch_module
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -334,20 +333,6 @@ def fingerprint(net: PreTrainedModel) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
-
-
-def fingerprint_tells(net: PreTrainedModel) -> bool:
-    """Whether `fingerprint` holds all that a model computes: no hook, no code but the libraries'
-    own, whose versions are known."""
-    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
-        return False
-    return not any(
-        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-        or not {x.__module__.split(".")[0] for x in (type(module), type(module).forward)} <= _KNOWN
-        for module in net.modules())
-
-
-_KNOWN = {"torch", "transformers", "peft"}
 
 
 def _plain(value):

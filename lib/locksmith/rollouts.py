@@ -23,10 +23,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
+from locksmith import architectures, drawing, engine, steering, tasks
 from locksmith import cache as kv
-from locksmith import drawing, engine, steering, tasks
 from locksmith.errors import BadInput
-from locksmith.loading import Model, fingerprint, fingerprint_tells
+from locksmith.loading import Model, fingerprint
 from locksmith.packaged import cache_dir
 
 KEPT_FROM = 50e6
@@ -93,7 +93,7 @@ def sampled(model: Model, prompts: list[list[int]], n: int, keep: bool,
         raise BadInput(f"n is {n!r} for {len(prompts)} problems; allowed is a whole number from 1 "
                        "on for at least one problem.")
     how = {"stop": model.stop, **how}
-    if not keep or not set(how) <= _PLAIN or not fingerprint_tells(model.net):
+    if not keep or not set(how) <= _PLAIN or architectures.altered(model.net):
         return engine.sample(model.net, prompts, n, **how)
     return _kept(model, prompts, int(n), how)
 
@@ -137,7 +137,8 @@ _FIELDS = ("tokens", "lengths", "logprobs", "stopped")
 @cache
 def _versions():
     """What samples: the libraries, and a hash of our own code for it."""
-    code = b"".join(Path(x.__file__).read_bytes() for x in (engine, kv, drawing, steering))
+    code = b"".join(Path(x.__file__).read_bytes()
+                    for x in (engine, kv, architectures, drawing, steering))
     return [*map(importlib.metadata.version, ("torch", "transformers", "peft")),
             hashlib.sha256(code).hexdigest()]
 
