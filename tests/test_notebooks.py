@@ -214,15 +214,16 @@ from locksmith import parallel
 pool = parallel.workers("lab")
 pool.submit(os.getpid).result()
 says(*pool._processes)
-parallel.run(pool, wait, {0: {"object_list": [], "timeout": 600}})
 """
+WAITS = IN_A_POOL + 'parallel.run(pool, wait, {0: {"object_list": [], "timeout": 600}})'
+COMPUTES = IN_A_POOL + "pool.submit(sum, range(10**12))\nsum(range(10**12))"  # no thread may run
 
 
 @pytest.mark.parametrize("cell, whom, number, code, sentence", [
-    (IN_A_POOL, 0, signal.SIGKILL, -signal.SIGKILL, ""),
+    (COMPUTES, 0, signal.SIGKILL, -signal.SIGKILL, ""),
     (SLEEPS, 0, signal.SIGTERM, 128 + signal.SIGTERM, "error: ended by SIGTERM"),
     (SLEEPS, 0, signal.SIGINT, 130, "error: ended by SIGINT"),
-    (IN_A_POOL, -1, signal.SIGKILL, 1, "error: chapters/verdict.ipynb failed in cell 3: "
+    (WAITS, -1, signal.SIGKILL, 1, "error: chapters/verdict.ipynb failed in cell 3: "
      "BrokenProcessPool: a process that ran wait was killed, as the system does when memory runs "
      "out"),
 ], ids=["killed", "terminated", "interrupted", "worker killed"])

@@ -4,6 +4,7 @@ or one after the other right here."""
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
@@ -14,6 +15,9 @@ import torch
 from tqdm import tqdm
 
 from locksmith import device
+
+if sys.platform == "linux":
+    import fcntl
 
 
 class Serial(Executor):
@@ -47,16 +51,18 @@ def workers(profile: str, where: str = "auto") -> Executor:
 
 
 def _start():
+    """Readies a worker. It waits for jobs on a pipe that its siblings hold open too, so it would
+    not notice that the process that makes the jobs was killed; another pipe, its parent's alone,
+    closes then."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, lambda *_: os._exit(1))  # without the traceback of an idle worker
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent():
-    """A worker waits for jobs on a pipe that its siblings hold open too: it would not notice that
-    the process that makes the jobs was killed."""
-    connection.wait([parent_process().sentinel])
-    os._exit(1)
+    parent = parent_process().sentinel
+    if sys.platform == "linux":  # a signal ends it even where a long call lets no thread run
+        fcntl.fcntl(parent, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(parent, fcntl.F_SETFL, fcntl.fcntl(parent, fcntl.F_GETFL) | os.O_ASYNC)
+    if connection.wait([parent], 0):  # gone while torch was imported
+        os._exit(1)
+    threading.Thread(target=lambda: connection.wait([parent]) and os._exit(1), daemon=True).start()
 
 
 def run(pool: Executor, function: Callable, jobs: dict) -> dict:

@@ -27,6 +27,10 @@ from locksmith.book import colab
 
 LONGEST_CELL = 20
 LONGEST_PARAMETERS = 25  # a literal a line, and not on the page
+# A kernel looks once a second whether its parent is there, but not while a long call lets no thread
+# run: prctl's PR_SET_PDEATHSIG has Linux kill it then too.
+ENDS_WITH_PARENT = ["--IPKernelApp.exec_lines=__import__('ctypes').CDLL(None).prctl(1, 9)"
+                    ] if sys.platform == "linux" else []
 
 
 class ChapterFailed(RuntimeError):
@@ -69,7 +73,7 @@ def _executed(notebook, values):
         executed = papermill.execute_notebook(
             notebook, None, values, kernel_name="python3", progress_bar=False,
             stderr_file=sys.stderr,  # as it comes: estimates, progress, warnings
-            on_cell_start=start, on_cell_executed=end,
+            on_cell_start=start, on_cell_executed=end, extra_arguments=ENDS_WITH_PARENT,
         )
     except papermill.PapermillExecutionError as error:
         what = " ".join(f"{error.ename}: {error.evalue}".split()).removesuffix(":")
