@@ -17,6 +17,7 @@ STAMP := $(VENV)/.installed
 book: $(STAMP)  ## the rendered book, from versioned data, checkpoints and results
 	python -m locksmith.params check
 	dvc pull -q --allow-missing
+	python -m locksmith.book.integrity
 	dvc repro --allow-missing
 	python -m locksmith.book.site build
 

@@ -103,6 +103,9 @@ ANY = {"cut": cut, "empty": empty, "gone": gone}
 TEXT = {**ANY, "latin-1": latin_1, "utf-16": utf_16, "null bytes": null_bytes}
 
 
+UNCUT = {name: damage for name, damage in TEXT.items() if name != "cut"}  # half is a whole one too
+
+
 # ---- records: results/<profile>/*.json
 
 
@@ -131,7 +134,7 @@ RECORD = {
     **TEXT,
     "a list": text("[]\n"), "a number": text("3\n"), "null": text("null\n"),
     "nested too deep": text("[" * 100_000),
-    "a key twice": swap(r'^( *"chapter":)', r'"chapter": "07",\n\1'),
+    "a key twice": swap('"chapter":', '"chapter": "07", "chapter":'),
     "share of 99": fact(value=99),
     "share of 99 with its interval": fact(value=99, low=98, high=100),
     "share below 0": fact(value=-0.25, low=-0.5, high=0.5), "NaN": fact(value=NAN),
@@ -289,7 +292,7 @@ ARMS = {
 
 
 POST = {
-    **{name: damage for name, damage in TEXT.items() if name != "null bytes"},
+    **TEXT,
     "a brace left open": swap(r"\}\}", "", 1), "a name that is none": swap(r"page\(", "pgae("),
     "a claim that is none": text('# A\n\n{{ word("nobody") }}\n'),
     "a chapter that is none": text('# A\n\n{{ page("77", "x") }}\n'),
@@ -299,7 +302,7 @@ POST = {
     "an argument that is none": text("# A\n\n{{ word() }}\n"),
     "a fact of another form": text('# A\n\n{{ ours("02", "base", "pass_at_k[k=") }}\n'),
 }
-REFERENCES = {**{name: damage for name, damage in TEXT.items() if name != "null bytes"},
+REFERENCES = {**TEXT,
               "a brace left open": swap(r"\},?\n\}", "\n", 1), "JSON": text("{}\n"),
               "an entry twice": lambda path: path.write_text(2 * path.read_text(encoding="utf-8"),
                                                              encoding="utf-8")}
@@ -307,8 +310,10 @@ CONTENTS = {**TEXT, "a list": text("[]\n"), "no chapters": text("format: jb-book
             "a chapter that is none": swap(r"file: chapters/02\w+", "file: chapters/02_nothing"),
             "chapters as text": text("format: jb-book\nroot: index\nchapters: all\n"),
             "a chapter without a file": swap(r"file: chapters/02", "url: chapters/02")}
-SETTINGS = {**TEXT, "a list": text("[]\n"), "a number": text("3\n"),
+SETTINGS = {**UNCUT, "a list": text("[]\n"), "a number": text("3\n"),
             "no repository": swap(r"^repository:\n(  .*\n)+", "")}
+
+
 
 
 # ---- executed notebooks and figures
@@ -379,7 +384,7 @@ DATA = {**TEXT, "a bit": bit, "a list a line": text("[]\n"), "a number a line": 
 
 BY_KIND = {"record": RECORD, "training record": TRAINING, "facts": FACTS, "claims": CLAIMS,
            "arms": ARMS, "post": POST, "references": REFERENCES, "contents": CONTENTS,
-           "settings": SETTINGS, "first page": TEXT, "notebook": NOTEBOOK, "figure": FIGURE,
+           "settings": SETTINGS, "first page": UNCUT, "notebook": NOTEBOOK, "figure": FIGURE,
            "manifest": MANIFEST, "weights": WEIGHTS, "data": DATA}
 INJECTIONS = [(kind, name, damage) for kind, damages in BY_KIND.items()
               for name, damage in damages.items()]

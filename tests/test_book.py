@@ -8,13 +8,13 @@ import nbformat
 import pytest
 import yaml
 from locksmith import results
-from locksmith.book import claims, plots, site
+from locksmith.book import claims, integrity, plots, site
 from nbclient import NotebookClient
 from test_claims import record, recorded, rows_where_all_holds
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("_config.yml", "_toc.yml", "index.md", "post.md", "references.bib", "claims.yml",
-           "arms.yml")
+           "arms.yml", "params.yaml")
 ALT = "Bars for the base model and the thinking model"
 MATHS = "Unbiased: $1 - \\binom{n-c}{k} / \\binom{n}{k}$.\n\n$$\n\\hat{p} = \\frac{c}{n}\n$$"
 
@@ -39,8 +39,18 @@ def placeholder(title, figure):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
+    return repository(tmp_path_factory.mktemp("repo"))
+
+
+def keep(notebook, name, root, *made_with):
+    """Keeps an executed chapter of the profile lab, as its run does."""
+    path = f"build/notebooks/lab/{name}.ipynb"
+    integrity.stamp(notebook, path, {file: root / file for file in made_with})
+    nbformat.write(notebook, root / path)
+
+
+def repository(root):
     """A repository with facts, and executed chapters for the profile lab."""
-    root = tmp_path_factory.mktemp("repo")
     for name in SOURCES:
         shutil.copy(ROOT / name, root / name)
     shutil.copytree(ROOT / "_static", root / "_static")
@@ -55,18 +65,19 @@ def root(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         results.facts()
-    for name in ("02_pass_at_k", "02_tokens"):
+    for name, height in (("02_pass_at_k", 0.7), ("02_tokens", 0.9)):
         fig, axes = plots.figure()
-        axes.bar(["base", "thinking"], [0.2, 0.7])
+        axes.bar(["base", "thinking"], [0.2, height])
         figure = plots.save(fig, root / "results" / "lab" / "figures" / f"{name}.png", ALT)
-    executed = root / "build" / "notebooks" / "lab"
-    executed.mkdir(parents=True)
+    (root / "build" / "notebooks" / "lab").mkdir(parents=True)
     listed = yaml.safe_load((ROOT / "_toc.yml").read_text())["chapters"]
     for name in (Path(entry["file"]).name for entry in listed if entry["file"] != "post"):
-        nbformat.write(placeholder(f"Placeholder {name[:2]}", figure), executed / f"{name}.ipynb")
+        own = [file.relative_to(root).as_posix() for file in sorted(root.glob("results/lab/**/*"))
+               if file.name.startswith(name[:2]) and file.is_file()]
+        keep(placeholder(f"Placeholder {name[:2]}", figure), name, root, *own)
     verdict = nbformat.read(ROOT / "chapters" / "verdict.ipynb", 4)
     NotebookClient(verdict, resources={"metadata": {"path": root}}).execute()
-    nbformat.write(verdict, executed / "verdict.ipynb")
+    keep(verdict, "verdict", root, "results/facts.csv", "claims.yml")
     return root
 
 

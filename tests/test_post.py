@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from locksmith import results
-from locksmith.book import claims, plots, post, site
+from locksmith.book import claims, plots, post, sentences, site
 from locksmith.book.sentences import FOUR, PostError, Writer
 from markdown_it import MarkdownIt
 from PIL import Image
@@ -96,11 +96,11 @@ def test_every_verdict_has_a_sentence_and_any_of_them_keeps_the_length(root, mon
 
     def length(claim=None, word=None):
         words.update(dict.fromkeys(listed, "not tested yet") | ({claim: word} if claim else {}))
-        return post.words(writer(root).render())
+        return sentences.words(writer(root).render())
     none = length()
     changes = [[length(claim, word) - none for word in claims.VERDICTS] for claim in listed]
     shortest, longest = (none + sum(map(end, changes)) for end in (min, max))
-    assert post.WORDS[0] <= shortest and longest <= post.WORDS[1], (shortest, longest)
+    assert sentences.WORDS[0] <= shortest and longest <= sentences.WORDS[1], (shortest, longest)
 
 
 def test_a_verdict_that_changes_changes_its_sentence(root, tmp_path):
@@ -260,30 +260,31 @@ def test_card_has_the_size_of_a_share_and_the_numbers_of_the_facts(folder):
 def test_links_into_the_book_are_pages_of_its_contents(folder):
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
     pages = {toc["root"], *(entry["file"] for entry in toc["chapters"])}
-    site = post.address(ROOT / "_config.yml")
-    assert site == "https://crediting-the-locksmith.github.io/book/"
+    home = site.address(ROOT / "_config.yml")
+    assert home == "https://crediting-the-locksmith.github.io/book/"
     links = re.findall(r'href="([^"]+)"', (folder / "post.html").read_text())
-    ours = [link.removeprefix(site) for link in links if link.startswith(site)]
+    ours = [link.removeprefix(home) for link in links if link.startswith(home)]
     assert {link.removesuffix(".html") for link in ours} <= pages and len(ours) >= 5
-    others = [link for link in links if not link.startswith(site)]
+    others = [link for link in links if not link.startswith(home)]
     assert others and all(link.startswith("https://arxiv.org/abs/") for link in others)
 
 
 def test_address_may_be_given_and_must_be_known(tmp_path):
     config = tmp_path / "_config.yml"
     config.write_text("repository: {url: https://example.org/x}\nhtml: {baseurl: https://a.b/c/}")
-    assert post.address(config) == "https://a.b/c/"
+    assert site.address(config) == "https://a.b/c/"
     config.write_text("repository: {url: https://example.org/x}")
-    with pytest.raises(PostError, match="html.baseurl"):
-        post.address(config)
+    with pytest.raises(site.BookError, match="html.baseurl"):
+        site.address(config)
 
 
 def test_rerunning_gives_the_same_bytes_and_a_failure_leaves_them(folder, root, monkeypatch):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     post.build("lab", root)
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr(post, "WORDS", (1, 5))
-    with pytest.raises(PostError, match=f"has {post.words(before['post.md'].decode())} words"):
+    monkeypatch.setattr(sentences, "WORDS", (1, 5))
+    length = sentences.words(before["post.md"].decode())
+    with pytest.raises(PostError, match=f"makes {length} words"):
         post.build("lab", root)
     monkeypatch.undo()
     monkeypatch.setattr(post, "card", lambda *_: 1 / 0)
@@ -295,7 +296,7 @@ def test_rerunning_gives_the_same_bytes_and_a_failure_leaves_them(folder, root, 
 
 def test_words_are_those_a_reader_sees():
     text = "# A title\n\n![alt (x) text](a.png)\n\nSee [the *book*](https://a.b/c-d), 9.5 % [1, 2]."
-    assert post.words(text) == 8
+    assert sentences.words(text) == 8
 
 
 def test_the_repositorys_own_post_builds(tmp_path):

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from locksmith import errors, plain_yaml, quantities
 
 ID = r"[a-z0-9]+(-[a-z0-9]+)*"
-FIELDS = {"label", "role", "look", "says"}
 COLOURS = ("blue", "orange", "green", "red", "purple", "brown", "pink", "silver", "yellow", "cyan",
            "grey")  # seaborn's colour-blind palette in its order, and a darker grey
 LINES = {"solid": "-", "dashed": "--", "dotted": ":", "dashdot": "-."}
@@ -63,7 +62,27 @@ def load(path: str | Path = "arms.yml") -> dict[str, Arm]:
 @cache  # as every fact looks its arm up
 def _parsed(text, path):
     book = plain_yaml.parse(text, path)
-    return {name: _arm(name, entry, book["roles"], path) for name, entry in book["arms"].items()}
+    if not (isinstance(book, dict) and set(book) == {"roles", "arms"}
+            and all(isinstance(entries, dict) and entries for entries in book.values())):
+        raise errors.BadInput(f"{path} must hold roles and arms, both mappings of names, and "
+                              "nothing beside them.")
+    for name, entry in book["roles"].items():
+        _check_texts(entry, ("marker", "says"),
+                     f"{path}, line {plain_yaml.line(text, 'roles', name)}: role {name!r}")
+    return {name: _arm(name, entry, book["roles"],
+                       f"{path}, line {plain_yaml.line(text, 'arms', name)}: arm {name!r}")
+            for name, entry in book["arms"].items()}
+
+
+def _check_texts(entry, needed, where):
+    """An entry is a mapping with `needed`, and label perhaps, each of them a text."""
+    if not isinstance(entry, dict) or not set(needed) <= set(entry) <= {*needed, "label"}:
+        has = ", ".join(entry) if isinstance(entry, dict) else f"{entry!r:.60}"
+        raise errors.BadInput(f"{where} has {has}; needed are {', '.join(needed[:-1])} and "
+                              f"{needed[-1]}; an arm may have a label.")
+    for key, value in entry.items():
+        if not isinstance(value, str) or not value.strip():
+            raise errors.BadInput(f"{where}: {key} is {value!r:.60}; allowed is a text.")
 
 
 def get(name: str, path: str | Path = "arms.yml") -> Arm:
@@ -78,13 +97,10 @@ def find(name: str, known: dict[str, Arm]) -> Arm:
     return known[name]
 
 
-def _arm(name, entry, roles, path):
-    where = f"{path}: arm {name!r}"
+def _arm(name, entry, roles, where):
     if not re.fullmatch(ID, name):
         raise errors.BadInput(f"{where}: an id is made of lower-case letters, digits and hyphens.")
-    if not {"role", "look", "says"} <= set(entry) <= FIELDS:
-        raise errors.BadInput(f"{where} has {', '.join(sorted(entry))}; needed are role, look and "
-                              "says, and label is allowed.")
+    _check_texts(entry, ("role", "look", "says"), where)
     if entry["role"] not in roles:
         raise errors.BadInput(quantities.unknown(f"{where}: role", entry["role"], roles))
     colour, _, line = entry["look"].partition(" ")

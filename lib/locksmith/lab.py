@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from locksmith import corpus, device, errors, model, params
+from locksmith import corpus, device, errors, model, params, plain_yaml
 
 FOLDERS = {"base": "base", "thinking": "rl", "twin": "twin", "distilled": "distilled/own",
            "taught": "distilled/taught"}
@@ -51,7 +51,8 @@ def problems(profile: str, family: str, n: int, split: str = "test") -> list:
     path = Path("data") / own["profile"] / f"{family}_{split}.jsonl"
     if not path.exists():
         raise errors.BadInput(f"{path} does not exist; `dvc pull` brings it.")
-    kept = [json.loads(line)["key"] for line in path.read_text().splitlines()]
+    kept = [_key(line, f"{path}, line {i}")
+            for i, line in enumerate(plain_yaml.text(path).splitlines(), 1)]
     if n > len(kept):
         raise errors.BadInput(f"n_problems is {n}; allowed is at most {len(kept)}, all of {path}.")
     found = corpus.FAMILIES[family].problems(split, n, 0, own["families"][family])
@@ -59,6 +60,18 @@ def problems(profile: str, family: str, n: int, split: str = "test") -> list:
         raise errors.BadInput(f"{path} holds other problems than the parameters make; python -m "
                               f"locksmith.corpus --profile {own['profile']} rewrites it.")
     return found
+
+
+def _key(line, where):
+    """The key of a problem, from its line in data/."""
+    try:
+        key = json.loads(line)["key"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        key = None
+    if not isinstance(key, str):
+        raise errors.BadInput(f"{where} is not a problem with its key; `dvc checkout --force data` "
+                              "brings back the versioned ones.")
+    return key
 
 
 def load(profile: str, family: str, which: str, seed: int, exact: bool = False) -> PreTrainedModel:
@@ -69,7 +82,25 @@ def load(profile: str, family: str, which: str, seed: int, exact: bool = False) 
     if which == "untrained":
         return model.build(config(profile)["model"], seed).to(place, dtype).eval()
     path = folder(profile, family, which, seed)
+    _check_origin(path, profile, family, which, seed)
     if which in ADAPTERS:
         base = load(profile, family, "base", seed, exact=True)
         return model.adapted(base, path).to(place, dtype).eval()
     return model.load(path, dtype, place)
+
+
+def _check_origin(path, profile, family, which, seed):
+    """What the manifest says of where the model comes from, where it does, is what was asked for:
+    a whole checkpoint in another one's place has sound files."""
+    stated = model.manifest(path)
+    right = {"family": family, "seed": seed}
+    if which in ("thinking", *ADAPTERS):
+        base = folder(profile, family, "base", seed)
+        right["base"] = model.checksum(base) if "base" in stated else None
+    elif "base" in stated:
+        right["base"] = "none"
+    for key, value in right.items():
+        if stated.get(key, value) != value:
+            raise model.ModelError(f"checkpoint {path} is another model: its manifest says {key} "
+                                   f"{stated[key]!r}, not {value!r}; `dvc checkout --force` brings "
+                                   "back the versioned ones")

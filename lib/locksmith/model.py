@@ -7,6 +7,7 @@ plus manifest.json with the SHA-256 of its files, which `load` verifies.
 import copy
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from locksmith import device, errors, vocabulary
+from locksmith import device, errors, plain_yaml, vocabulary
 
 
 class ModelError(errors.BadInput):
@@ -142,19 +143,40 @@ def _write(folder, parts, facts):
 
 def checksum(folder: str | Path) -> str:
     """SHA-256 of a checkpoint's weights (or its adapter's), as its manifest states it."""
-    files = _manifest(Path(folder))["files"]
+    files = manifest(folder)["files"]
     return files.get("model.safetensors") or files["adapter_model.safetensors"]
 
 
-def _manifest(folder):
+def manifest(folder: str | Path) -> dict:
+    """A checkpoint's manifest: `files`, the SHA-256 of each by name, and what it comes from.
+
+    Raises ModelError where it cannot be read, or misses a file of the folder.
+    """
+    folder = Path(folder)
     path = folder / "manifest.json"
     if not path.is_file():
         raise ModelError(f"checkpoint {folder} is missing or incomplete: it has no manifest.json; "
                          f"`dvc pull` brings it, `dvc repro` makes it")
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError:
-        raise ModelError(f"checkpoint file {path} is corrupted: it is not whole JSON") from None
+        content = json.loads(plain_yaml.text(path))
+        files = content["files"]
+        stated = {name: sha256 for name, sha256 in files.items()
+                  if re.fullmatch("[0-9a-f]{64}", sha256) and Path(name).name == name}
+    except json.JSONDecodeError as error:
+        raise ModelError(f"checkpoint file {path} is corrupted: it is not whole JSON, line "
+                         f"{error.lineno}") from None
+    except (LookupError, TypeError, AttributeError, RecursionError):
+        files, stated = None, {}
+    if not stated or stated != files:
+        raise ModelError(f"checkpoint file {path} is corrupted: it does not list the SHA-256 of "
+                         "the files beside it")
+    there = {file.name for file in folder.iterdir() if not file.name.startswith(".")}
+    if there - {path.name} - set(files):
+        raise ModelError(f"checkpoint {folder} is corrupted: its manifest does not list "
+                         f"{min(there - {path.name} - set(files))}")
+    if not any(name.endswith("model.safetensors") for name in files):
+        raise ModelError(f"checkpoint {folder} is corrupted: it has no model.safetensors")
+    return content
 
 
 def load(folder: str | Path, dtype: torch.dtype = torch.float32,
@@ -175,7 +197,7 @@ def adapted(base: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
 
 
 def _verify(folder):
-    for name, wanted in _manifest(folder)["files"].items():
+    for name, wanted in manifest(folder)["files"].items():
         path = folder / name
         found = _sha256(path) if path.is_file() else "no such file"
         if found != wanted:

@@ -43,7 +43,7 @@ def read(path: str | Path) -> Any:
 
 
 def text(path: str | Path) -> str:
-    """A file's text. Raises BadInput where it cannot be read or is not UTF-8."""
+    """A file's text. Raises BadInput where it cannot be read, is not UTF-8 or has a null byte."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
@@ -51,10 +51,14 @@ def text(path: str | Path) -> str:
             f"{path} cannot be read ({error.strerror}); run from the book's root."
         ) from None
     try:
-        return content.decode("utf-8")
+        found = content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise BadInput(f"{path} is not UTF-8 at line {line}.") from None
+    if "\0" in found:
+        line = found.count("\n", 0, found.index("\0")) + 1
+        raise BadInput(f"{path} is no text: it has a null byte at line {line}.")
+    return found
 
 
 def parse(source: str, name: str | Path) -> Any:

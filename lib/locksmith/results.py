@@ -434,6 +434,9 @@ def check(fact: dict, known: dict[str, arms.Arm] | None = None) -> None:
     try:
         given = quantities.check(fact["quantity"],
                                  {key: x for key, x in fact.items() if key not in FACT})
+        if wrong := [key for key in given if given[key] != fact[key]]:
+            raise errors.BadInput(f"condition {wrong[0]} is {fact[wrong[0]]!r}; allowed is "
+                                  f"{given[wrong[0]]!r} and the like.")
         quantities.complete(fact["quantity"], given)
         quantities.within(fact["quantity"], *(fact[key] for key in ("value", "low", "high")))
         for arm in (fact["model"], *(given[key] for key in ARMS if key in given)):

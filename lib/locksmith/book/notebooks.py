@@ -23,7 +23,7 @@ import psutil
 from nbclient.exceptions import DeadKernelError
 
 from locksmith import errors, params, plain_yaml, staging
-from locksmith.book import colab
+from locksmith.book import colab, integrity
 
 LONGEST_CELL = 20
 LONGEST_PARAMETERS = 25  # a literal a line, and not on the page
@@ -51,7 +51,9 @@ def run(notebook: str | Path, profile: str) -> Path:
     own = [f"{folder}/{chapter}.json", f"{folder}/figures/{chapter}_*"]
     staging.settle()
     with staging.whole(f"{profile}/{notebook.stem}", own):
-        nbformat.write(_executed(notebook, values), staging.path(output))
+        executed = _executed(notebook, values)
+        integrity.stamp(executed, output.as_posix(), integrity.made_with(notebook, profile))
+        nbformat.write(executed, staging.path(output))
     return output
 
 

@@ -7,18 +7,16 @@ clock: the same facts and figures give the same bytes.
 """
 
 import html
-import re
 import shutil
 import textwrap
 from pathlib import Path
 
 from markdown_it import MarkdownIt
 
-from locksmith import errors, params, plain_yaml, quantities
-from locksmith.book import plots
+from locksmith import errors, params, quantities
+from locksmith.book import integrity, plots, site
 from locksmith.book.sentences import FAMILIES, FOUR, PostError, Writer, description
 
-WORDS = (900, 1300)
 PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -45,11 +43,12 @@ def build(profile: str, root: str | Path = ".") -> Path:
     Raises PostError for a sentence that does not hold, an unknown name, a length not in WORDS.
     """
     root = Path(root)
-    site = address(root / "_config.yml")
-    writer = Writer(profile, root, lambda page: f"{site}{page}.html", lambda path: path.name)
-    text = writer.render()
-    if not WORDS[0] <= words(text) <= WORDS[1]:
-        raise PostError(f"The post has {words(text)} words; allowed are {WORDS[0]} to {WORDS[1]}.")
+    home = site.address(root / "_config.yml")
+    integrity.check(profile, root)
+    for path in sorted(root.glob(f"build/notebooks/{profile}/*.ipynb")):
+        integrity.executed(path.relative_to(root).as_posix(), root)
+    writer = Writer(profile, root, lambda page: f"{home}{page}.html", lambda path: path.name)
+    text = writer.render(whole=True)
     title = text.splitlines()[0].removeprefix("# ")
     folder = root / "build" / "post"
     temporary = folder.with_name(".post.tmp")
@@ -68,23 +67,6 @@ def build(profile: str, root: str | Path = ".") -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
-
-
-def words(markdown: str) -> int:
-    """How many words a reader sees; neither link targets nor alt texts count."""
-    text = re.sub(r"!\[[^]]*\]\([^)]*\)", "", markdown)
-    return len(re.findall(r"\w\S*", re.sub(r"\]\([^)]*\)", "]", text)))
-
-
-def address(config: str | Path) -> str:
-    """Where GitHub Pages serves the book, with a slash at its end; html.baseurl comes first."""
-    settings = plain_yaml.read(config)
-    known = settings.get("html", {}).get("baseurl")
-    found = re.fullmatch(r"https://github\.com/([^/]+)/([^/]+)", settings["repository"]["url"])
-    if not known and not found:
-        raise PostError(f"{config}: the book's address does not follow from repository.url; put "
-                        "it into html.baseurl.")
-    return (known or f"https://{found[1]}.github.io/{found[2]}").rstrip("/") + "/"
 
 
 # ------------------------------------------------------------------------------------------------

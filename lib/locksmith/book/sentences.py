@@ -6,6 +6,7 @@ for every verdict, and `holds` guards the others.
 """
 
 import re
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from locksmith.book import claims, site
 
 FAMILIES = {"countdown": "Countdown", "chain": "Chain"}
 NUMBERS = ("none", "one", "two", "three", "four", "five", "six")
+WORDS = (900, 1300)  # of the post
 FOUR = ("hybrid-steering", "base-already-samples", "one-problem", "vectors-before-rl")
 DEVICES = ("by_verdict", "everywhere", "figure", "holds", "ours", "page", "published", "tally",
            "word")
@@ -38,22 +40,31 @@ class Writer:
         self.rows = claims.facts(self.root / "results" / "facts.csv")
         book, self.verdicts, _ = claims.judge(profile, root)
         self.claims = {claim["id"]: claim for claim in book["claims"]}
-        toc = plain_yaml.read(self.root / "_toc.yml")
+        toc = site.contents(self.root)
         files = [toc["root"], *(entry["file"] for entry in toc["chapters"])]
         self.pages = {Path(file).name.split("_")[0]: file for file in files}
 
-    def render(self) -> str:
-        """The post as Markdown."""
+    def render(self, whole: bool = False) -> str:
+        """The post as Markdown; whole: PostError unless it has a number of words in WORDS."""
         environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True,
                                          lstrip_blocks=True, keep_trailing_newline=True)
         devices = {name: getattr(self, name) for name in DEVICES}
         try:
-            template = environment.from_string((self.root / "post.md").read_text(encoding="utf-8"))
-            return template.render(four=FOUR, **self.names, **devices)
+            template = environment.from_string(plain_yaml.text(self.root / "post.md"))
+            text = template.render(four=FOUR, **self.names, **devices)
         except jinja2.TemplateSyntaxError as error:
             raise PostError(f"post.md, line {error.lineno}: {error.message}") from error
         except jinja2.UndefinedError as error:
-            raise PostError(f"post.md reads a name that no fact has: {error}.") from error
+            raise PostError(f"post.md, line {_line(error)}, reads a name that no fact has: "
+                            f"{error}.") from error
+        except errors.BadInput:
+            raise
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            raise PostError(f"post.md, line {_line(error)}: {error}.") from error
+        if whole and not WORDS[0] <= words(text) <= WORDS[1]:
+            raise PostError(f"post.md makes {words(text)} words; allowed are {WORDS[0]} to "
+                            f"{WORDS[1]}.")
+        return text
 
     # ---- verdicts
 
@@ -153,7 +164,7 @@ class Writer:
             return f"[{text}]({self.link(self.pages[chapter])})"
         if chapter not in {claim["chapter"] for claim in self.claims.values()}:
             known = ", ".join(self.pages)
-            raise PostError(f"post.md links to page {chapter!r}; there are {known}.")
+            raise PostError(f"post.md links to page {chapter!r}; _toc.yml has {known}.")
         return text
 
     def figure(self, captions: dict[str, str]) -> str:
@@ -167,10 +178,27 @@ class Writer:
         return f"![{alt}]({self.image(path)})\n\n*{captions[path.name]}*"
 
 
+def _line(error):
+    """The line of the template at which an error came up, to which Jinja2 maps its code's lines."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return max((i, frame.lineno) for i, frame in enumerate(frames)
+               if frame.filename == "<template>")[1]
+
+
+def words(markdown: str) -> int:
+    """How many words a reader sees; neither link targets nor alt texts count."""
+    text = re.sub(r"!\[[^]]*\]\([^)]*\)", "", markdown)
+    return len(re.findall(r"\w\S*", re.sub(r"\]\([^)]*\)", "]", text)))
+
+
 def description(path: str | Path) -> str:
     """The alt text that plots.save wrote into a PNG; PostError if there is none."""
-    with Image.open(path) as image:
-        alt = image.info.get("Description", "").strip()
+    try:
+        with Image.open(path) as image:
+            image.load()
+            alt = image.info.get("Description", "").strip()
+    except (OSError, SyntaxError) as error:  # as Pillow says it
+        raise PostError(f"{path} is no whole PNG: {error}.") from None
     if not alt:
         raise PostError(f"{path} has no alt text; plots.save writes one.")
     return alt

@@ -15,6 +15,7 @@ extension that writes maths as MathML, so that no page needs a script from elsew
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,9 +24,11 @@ from typing import Any
 
 import yaml
 from latex2mathml.converter import convert
+from pybtex.database import parse_string
+from pybtex.exceptions import PybtexError
 
-from locksmith import errors, params, plain_yaml, staging
-from locksmith.book import claims
+from locksmith import errors, params, plain_yaml, quantities, staging
+from locksmith.book import claims, integrity
 
 PAGES = ("_config.yml", "_toc.yml", "references.bib", "claims.yml")
 
@@ -42,23 +45,29 @@ def assemble(profile: str, root: str | Path = ".", out: str | Path = "build/asm"
     """Lay out the book's sources for `profile` in the folder `out` (emptied first); returns it."""
     root, out = Path(root), Path(out)
     staging.settle(root)
-    toc = plain_yaml.read(root / "_toc.yml")
+    toc, settings = contents(root), plain_yaml.read(root / "_config.yml")
     chapters = [entry["file"] for entry in toc["chapters"] if entry["file"] != "post"]
-    executed = root / "build" / "notebooks" / profile
-    missing = [c for c in chapters if not (executed / f"{Path(c).name}.ipynb").exists()]
+    folder = f"build/notebooks/{profile}"
+    missing = [c for c in chapters if not (root / folder / f"{Path(c).name}.ipynb").exists()]
     if missing:
-        raise BookError(f"{', '.join(missing)} not executed for profile {profile!r} "
-                        f"(no notebook in {executed}); run `dvc repro` first.")
+        raise BookError(f"{', '.join(missing)} of _toc.yml not executed for profile {profile!r} "
+                        f"(no notebook in {root / folder}); run `dvc repro` first.")
+    integrity.check(profile, root)
+    notebooks = [integrity.executed(f"{folder}/{Path(c).name}.ipynb", root) for c in chapters]
+    address(root / "_config.yml")
+    book, judged, shown = claims.judge(profile, root)
+    _check_references(root, book)
+    article = post(profile, root)
+    if not plain_yaml.text(root / f"{toc['root']}.md").strip():
+        raise BookError(f"{root / toc['root']}.md is empty; `git checkout` brings it back.")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     for name in (*PAGES, f"{toc['root']}.md"):
         shutil.copy(root / name, out / name)
     shutil.copytree(root / "_static", out / "_static")
-    book, judged, shown = claims.judge(profile, root)
-    for chapter in chapters:
+    for chapter, notebook in zip(chapters, notebooks, strict=True):
         target = out / f"{chapter}.ipynb"
         target.parent.mkdir(parents=True, exist_ok=True)
-        notebook = json.loads((executed / target.name).read_text(encoding="utf-8"))
         number = target.name.split("_")[0]
         boxes = [claims.box(claim, judged, shown, number) for claim in book["claims"]
                  if number in (claim["chapter"], *claim.get("chapters", {}).values())]
@@ -66,23 +75,66 @@ def assemble(profile: str, root: str | Path = ".", out: str | Path = "build/asm"
             f"## {claim['title']}\n\n{claims.section(claim, judged, shown)}"
             for claim in book["claims"]])
         target.write_text(json.dumps(notebook, indent=1), encoding="utf-8")
-    (out / "post.md").write_text(post(profile, root), encoding="utf-8")
+    (out / "post.md").write_text(article, encoding="utf-8")
     for file in [root / "results" / "facts.csv", *root.glob("results/*/figures/*.png")]:
         if file.exists():
             target = out / file.relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, target)
-    config = plain_yaml.read(out / "_config.yml")
-    config.setdefault("parse", {})["myst_substitutions"] = substitutions(profile, root)
-    (out / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    settings.setdefault("parse", {})["myst_substitutions"] = substitutions(profile, root)
+    (out / "_config.yml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return out
+
+
+def contents(root: Path) -> dict:
+    """_toc.yml: its first page and its chapters, a list of mappings with `file`."""
+    path = root / "_toc.yml"
+    toc = plain_yaml.read(path)
+    try:
+        files = [toc["root"], *(entry["file"] for entry in toc["chapters"])]
+    except (TypeError, LookupError):
+        files = [None]
+    if not all(isinstance(file, str) for file in files):
+        raise BookError(f"{path} is no table of contents; needed are root, a page, and chapters, "
+                        "each with its file.")
+    return toc
+
+
+def address(config: str | Path) -> str:
+    """Where GitHub Pages serves the book, with a slash at its end; html.baseurl comes first."""
+    settings = plain_yaml.read(config)
+    try:
+        known = settings.get("html", {}).get("baseurl")
+        found = re.fullmatch(r"https://github\.com/([^/]+)/([^/]+)", settings["repository"]["url"])
+    except (TypeError, LookupError, AttributeError):
+        known = found = None
+    if not known and not found:
+        raise BookError(f"{config}: the book's address does not follow from repository.url; put "
+                        "it into html.baseurl.")
+    return (known or f"https://{found[1]}.github.io/{found[2]}").rstrip("/") + "/"
+
+
+def _check_references(root, book):
+    """references.bib can be read, and every source of a published figure is in it."""
+    path = root / "references.bib"
+    try:
+        known = parse_string(plain_yaml.text(path), "bibtex").entries
+    except PybtexError as error:
+        raise BookError(f"{path}: {error}.") from None
+    for i, claim in enumerate(book["claims"]):
+        for j, figure in enumerate(claim["published"]):
+            if figure["source"] not in known:
+                text = plain_yaml.text(root / "claims.yml")
+                line = plain_yaml.line(text, "claims", i, "published", j, "source")
+                raise BookError(f"{root / 'claims.yml'}, line {line}: " + quantities.unknown(
+                    f"{path.name}: source", figure["source"], known))
 
 
 def post(profile: str, root: Path) -> str:
     """The post as a page, its links and figures relative to the assembled folder."""
     from locksmith.book.sentences import Writer
     return Writer(profile, root, lambda page: f"{page}.ipynb" if "/" in page else f"{page}.md",
-                  lambda path: path.relative_to(root).as_posix()).render()
+                  lambda path: path.relative_to(root).as_posix()).render(whole=True)
 
 
 def with_alt_texts(notebook: dict) -> dict:
