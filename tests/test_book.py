@@ -45,7 +45,8 @@ def root(tmp_path_factory):
 def keep(notebook, name, root, *made_with):
     """Keeps an executed chapter of the profile lab, as its run does."""
     path = f"build/notebooks/lab/{name}.ipynb"
-    integrity.stamp(notebook, path, {file: root / file for file in made_with})
+    integrity.stamp(notebook, path, {file: results.sha256(root / file)
+                                     for file in made_with})
     nbformat.write(notebook, root / path)
 
 

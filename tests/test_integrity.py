@@ -1,5 +1,6 @@
 """Damage to each file that a book is made of ends in one sentence that names it."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from dvc.repo import Repo
 from injections import BY_KIND, FILES
 from locksmith import corpus, errors, lab, model, params, plain_yaml, results
-from locksmith.book import integrity, site
+from locksmith.book import integrity, notebooks, site
 from repository import ROOT, git
 from test_book import keep, repository
 from test_claims import record
@@ -147,6 +148,56 @@ def test_a_sound_checkpoint_in_anothers_place_is_named(book, damaged, monkeypatc
         lab.load("lab", "countdown", "base", 0)
     with pytest.raises(errors.BadInput, match="seed0/model.safetensors is not the model that"):
         integrity.check("lab", book)
+
+
+# ---- what a run leaves
+
+
+CHAPTER = """
+from locksmith import results, staging
+for name in ("02.json", "figures/02_curve.png"):
+    results.save(staging.path(f"results/smoke/{name}"), "of this run")
+print("solved 3 of 4")
+"""
+PIPELINE = """
+stages:
+  chapter-02:
+    cmd: python -m locksmith.book.notebooks run chapters/02_toy.ipynb --profile ${profile}
+    deps: [chapters/02_toy.ipynb, lib/locksmith/stats.py, results/lab/00.json]
+    outs:
+      - build/notebooks/${profile}/02_toy.ipynb
+"""
+
+
+def test_a_run_marks_its_page_with_what_it_was_made_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(params.SCHEMA["chapters"], "ch02", {"n": "int 1.."})
+    Path("params.yaml").write_text(
+        "profile: smoke\nsmoke: {seeds: [0], chapters: {ch02: {n: 3}}}\n")
+    Path("dvc.yaml").write_text(PIPELINE)
+    results.save("results/lab/00.json", record("lab", "00", [], None))
+    results.save("results/lab/figures/00_a.png", "of the lab")
+    results.save("results/smoke/figures/02_old.png", "of an earlier run")
+    parameters = nbformat.v4.new_code_cell("profile = 'lab'\nn = 3",
+                                           metadata={"tags": ["parameters"]})
+    chapter = nbformat.v4.new_notebook(
+        cells=[parameters, nbformat.v4.new_code_cell(CHAPTER)], metadata={"kernelspec": {
+            "name": "python3", "display_name": "Python 3", "language": "python"}})
+    Path("chapters").mkdir()
+    nbformat.write(chapter, "chapters/02_toy.ipynb")
+    path = notebooks.run("chapters/02_toy.ipynb", "smoke")
+    first = path.read_bytes()
+    page = integrity.executed(path.as_posix(), Path())
+    assert page["cells"][-1]["outputs"][0]["text"] == ["solved 3 of 4\n"]
+    made_with = page["metadata"]["locksmith"]["made_with"]
+    assert set(made_with) == {"results/smoke/02.json", "results/smoke/figures/02_curve.png",
+                              "results/lab/00.json", "results/lab/figures/00_a.png"}
+    for name, sha256 in made_with.items():
+        assert hashlib.sha256(Path(name).read_bytes()).hexdigest() == sha256
+    assert notebooks.run("chapters/02_toy.ipynb", "smoke").read_bytes() == first
+    path.write_text(path.read_text().replace('"solved 3', '"solved 4'))
+    with pytest.raises(errors.BadInput, match="02_toy.ipynb is not as its run left it"):
+        integrity.executed(path.as_posix(), Path())
 
 
 # ---- the store

@@ -29,14 +29,12 @@ class IntegrityError(errors.BadInput):
 # ---- executed notebooks
 
 
-def stamp(notebook: nbformat.NotebookNode, name: str, made_with: dict[str, Path]) -> None:
+def stamp(notebook: nbformat.NotebookNode, name: str, made_with: dict[str, str]) -> None:
     """Write into a notebook what `executed` checks.
 
-    name: its path in the book; made_with: the files whose change makes it another page, by the
-    path in the book under which `executed` finds them.
+    name: its path in the book; made_with: {path in the book: SHA-256} of `inputs` and `outputs`.
     """
-    notebook["metadata"][STAMP] = {"path": name, "made_with": {
-        path: results.sha256(file) for path, file in sorted(made_with.items())}}
+    notebook["metadata"][STAMP] = {"path": name, "made_with": dict(sorted(made_with.items()))}
     as_in_its_file = json.loads(nbformat.writes(notebook))
     notebook["metadata"][STAMP]["sha256"] = _own(as_in_its_file)
 
@@ -77,27 +75,33 @@ def _own(notebook):
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
-def made_with(notebook: Path, profile: str) -> dict[str, Path]:
-    """What a chapter that has just run is made with: the record and the figures that the run wrote,
-    and the results, and the claims, that its stage depends on, each with its figures."""
+def inputs(notebook: Path, profile: str) -> dict[str, str]:
+    """SHA-256 of the results, and the claims, that a chapter's stage depends on, and of the figures
+    of those records: what is there before it runs."""
     found = {}
     for file in ("dvc.yaml", "open/dvc.yaml"):
-        stages = plain_yaml.read(file)["stages"].values() if Path(file).exists() else ()
-        for stage in stages:
-            command = stage["cmd"].replace("${profile}", profile).split()
-            if command[3:] == ["run", notebook.as_posix(), "--profile", profile]:
-                deps = (dep.replace("${profile}", profile) for dep in stage["deps"])
-                found |= {dep: Path(dep) for dep in deps if Path(dep).is_file()
-                          and dep.startswith(("results/", "claims.yml"))}
-    chapter, folder = notebook.stem.split("_")[0], f"results/{profile}"
-    aside = staging.path(f"{folder}/figures").parent
+        try:
+            stages = plain_yaml.read(file)["stages"].values() if Path(file).exists() else ()
+            for stage in stages:
+                command = stage["cmd"].replace("${profile}", profile).split()
+                if command[3:] == ["run", notebook.as_posix(), "--profile", profile]:
+                    found |= {dep.replace("${profile}", profile): None for dep in stage["deps"]}
+        except (LookupError, TypeError, AttributeError):
+            raise IntegrityError(f"{file} is not as DVC reads it; `git checkout {file}` brings "
+                                 "that back.") from None
+    paths = [Path(dep) for dep in found if dep.startswith("results/") or dep == "claims.yml"]
+    paths += [figure for path in paths if path.suffix == ".json"
+              for figure in path.parent.glob(f"figures/{path.stem}_*.png")]
+    return {path.as_posix(): results.sha256(path) for path in paths if path.is_file()}
+
+
+def outputs(notebook: Path, profile: str) -> dict[str, str]:
+    """SHA-256 of the record and the figures that a run of a chapter has written."""
+    chapter, folder = notebook.stem.split("_")[0], Path("results", profile)
+    aside = staging.path(folder / "figures").parent
     own = [aside / f"{chapter}.json", *aside.glob(f"figures/{chapter}_*.png")]
-    found |= {f"{folder}/{file.relative_to(aside).as_posix()}": file
-              for file in own if file.is_file()}
-    for record in [path for path in found if re.fullmatch(r"results/\w+/\d+\.json", path)]:
-        figures = Path(record).parent.glob(f"figures/{Path(record).stem}_*.png")
-        found |= {path.as_posix(): path for path in figures if record.rpartition("/")[0] != folder}
-    return found
+    return {(folder / file.relative_to(aside)).as_posix(): results.sha256(file)
+            for file in own if file.is_file()}
 
 
 # ---- what DVC keeps

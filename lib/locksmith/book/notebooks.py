@@ -51,8 +51,10 @@ def run(notebook: str | Path, profile: str) -> Path:
     own = [f"{folder}/{chapter}.json", f"{folder}/figures/{chapter}_*"]
     staging.settle()
     with staging.whole(f"{profile}/{notebook.stem}", own):
+        made_with = integrity.inputs(notebook, profile)
         executed = _executed(notebook, values)
-        integrity.stamp(executed, output.as_posix(), integrity.made_with(notebook, profile))
+        made_with |= integrity.outputs(notebook, profile)
+        integrity.stamp(executed, output.as_posix(), made_with)
         nbformat.write(executed, staging.path(output))
     return output
 
