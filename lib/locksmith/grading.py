@@ -141,8 +141,7 @@ _REFUSED = re.compile(
 _ASKED = re.compile(r"(?:^|[.!?\n]) *(?:is|was|could|can|might|would|will)\b[^.!?\n]*$",
                     re.IGNORECASE)
 _OPERAND = re.compile(r"[\d)\]}%°½]$")
-_COPULA = re.compile(r"\b(?:is|be|was|are|equals|to|of|get|gives|makes|answer|but|rather)$",
-                     re.I)
+_COPULA = re.compile(r"\b(?:is|be|was|are|equals|to|of|get|gives|makes|answer|but|rather)$", re.I)
 _NEAR = 80  # characters: what belongs to a number stands as near as this
 
 
@@ -204,6 +203,7 @@ def _value(match, signed):
         value *= _SCALES[given["scale"][1:].lower()]
     negative = signed and signed[0].lower() in "-mn"
     return -value if negative and value is not None else value
+
 
 # --- how two numbers hang together ---------------------------------------------------------------
 
@@ -271,7 +271,7 @@ def _chosen(plain, found, i):
 
 _QUESTION = re.compile(r"\n[ *#]*(?:Q|Question|Problem)\b *\d* *[.:]|[.!?] +Q:")
 _CUE = re.compile(
-    r"\b(?:answer|ans|result)\b(?:[^\n.!?=:\d]{0,60}?)\b(?:is|was|are|were|be|equals|becomes)"
+    r"\b(?:answer|ans|result)\b(?:[^\n.!?=:]{0,60}?)\b(?:is|was|are|were|be|equals|becomes)"
     r"(?:n['’]?t)?\b|\b(?:answer|ans)\b[*_ ]*[:=]|####", re.IGNORECASE)
 _SKIPPED = re.compile(r"[ :*\n]*")
 _OPEN = re.compile(  # an answer that is only supposed, or doubted
@@ -279,9 +279,10 @@ _OPEN = re.compile(  # an answer that is only supposed, or doubted
     r"|false|untrue|wrong|unlikely|impossible)\b|n['’]t\b)"
     r"(?:(?!\bbut\b)[^.!?\n,;]){0,60}$", re.IGNORECASE)
 _BACK = re.compile(  # what takes an answer back, for good or only with another value behind it
-    r"(?:^|[.!?;,\n—–…-])\s*(?:(?P<good>no\s*(?:[,.!;:—–]|$|(?=wait|sorry|it\b)))|wait\b|oops\b|sorry\b|correction\b"
-    r"|scratch that\b|i mean\b|or rather\b|rather,|actually\b|hold on\b|just kidding\b|my mistake\b"
-    r"|my bad\b|apologies\b|on second thoughts?\b|strike that\b|typo\b|i meant\b|make that\b)"
+    r"(?:^|[.!?;,\n—–…-])\s*(?:(?P<good>no\s*(?:[,.!;:—–]|$|(?=wait|sorry|it\b)))"
+    r"|wait\b|oops\b|sorry\b|correction\b|scratch that\b|i mean\b|or rather\b|rather,|actually\b"
+    r"|hold on\b|just kidding\b|my mistake\b|my bad\b|apologies\b|on second thoughts?\b"
+    r"|strike that\b|typo\b|i meant\b|make that\b)"
     r"|(?P<now>\b(?:it|that|this)(?:['’]s| is| was| should be| must be) )(?=[-+\d$£€¥₹])"
     r"|(?P<wrong>\b(?:that|this|it)(?:['’]s| is| was) (?:\w{1,12} )?(?:wrong|incorrect|a mistake"
     r"|not right|not correct)\b)", re.IGNORECASE)
