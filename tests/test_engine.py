@@ -355,6 +355,7 @@ def test_hooks_are_gone_afterwards_and_training_mode_comes_back(model):
 @pytest.mark.parametrize("change, sentence", [
     (dict(prompts=[[1] * 60]), "prompt 0 has 60 tokens .* context of 64"),
     (dict(prompts=[]), "prompts is"), (dict(prompts=[[]]), "prompts is"),
+    (dict(prompts=[[1], [V]]), "prompts is .* ids from 0 to 39"), (dict(prompts=[[-1]]), "prompts"),
     (dict(n=0), "n is 0"), (dict(max_new_tokens=0), "max_new_tokens is 0"),
     (dict(stop=V), "stop is"), (dict(temperature=-1), "temperature is -1"),
     (dict(keys=[1]), "keys is"), (dict(batch_size=0), "batch_size is 0"),
@@ -378,6 +379,8 @@ def test_bad_input_is_one_sentence(lab, change, sentence):
 def test_score_refuses_what_does_not_fit(lab):
     with pytest.raises(ValueError, match="prompt 0 and its continuation have 70 tokens"):
         score(lab, [[1] * 30], [[3] * 40])
+    with pytest.raises(ValueError, match="token ids from 1 to 40; allowed: from 0 to 39"):
+        score(lab, [[1]], [[V]])
     with pytest.raises(ValueError, match="as many of each"):
         score(lab, PROMPTS, [[3]])
 

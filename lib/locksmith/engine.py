@@ -407,7 +407,7 @@ def score(model: PreTrainedModel, prompts: Sequence[Sequence[int]],
 
 def _texts(model, prompts, continuations, temperature):
     """Prompts with their continuations; one clear sentence for each kind of bad input."""
-    context = architectures.context(model)
+    context, vocabulary = architectures.context(model), model.config.get_text_config().vocab_size
     if len(prompts) != len(continuations) or not all(map(len, prompts)):
         raise ValueError(f"prompts are {len(prompts)} and continuations {len(continuations)}; "
                          "allowed: as many of each, no prompt empty")
@@ -418,6 +418,9 @@ def _texts(model, prompts, continuations, temperature):
         if len(ids) > context:
             raise ValueError(f"prompt {i} and its continuation have {len(ids)} tokens, more than "
                              f"the model's context of {context}")
+        if not 0 <= min(ids) <= max(ids) < vocabulary:
+            raise ValueError(f"prompt {i} and its continuation have token ids from {min(ids)} to "
+                             f"{max(ids)}; allowed: from 0 to {vocabulary - 1}")
     if texts:
         architectures.check_lengths(model, min(map(len, prompts)), max(map(len, texts)))
         architectures.check_finite(model)
