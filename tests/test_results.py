@@ -106,6 +106,13 @@ def test_bad_facts_are_refused_and_the_old_file_stays(book, change, sentence):
     assert [p.name for p in (book / "results/smoke").iterdir()] == ["02.json"]
 
 
+def test_a_mean_lies_in_its_interval_and_a_cosine_need_not(book):
+    outside = {"value": 0.99, "low": 0.96, "high": 0.98}
+    results.write("smoke", "02", [{**FACT, **outside, "quantity": "cosine"}])
+    with pytest.raises(errors.BadInput, match="value is 0.99, outside its interval"):
+        results.write("smoke", "02", [{**FACT, **outside, "quantity": "pass_at_k", "k": 1}])
+
+
 def test_missing_keys_duplicates_and_nan_in_extra_are_refused(book):
     with pytest.raises(errors.BadInput, match="lacks seeds"):
         results.write("smoke", "02", [{k: v for k, v in FACT.items() if k != "seeds"}])
