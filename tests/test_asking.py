@@ -246,6 +246,8 @@ def test_a_conversation_is_put_as_the_template_takes_it(chat, messages, text):
     ("{{ raise_exception('never') }}", "system, user: never"),
     ("Hello", "system, user: it leaves out what they say"),
     ("{{ messages[0].content + 1 }}", "system, user: "),
+    ("{{ 1 // 0 }}", "system, user: "),
+    ("{{ '%(name)s'|format(role='user') }}", "system, user: "),
     ("{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}",
      "system, user: it leaves out"),
 ])

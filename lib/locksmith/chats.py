@@ -23,7 +23,7 @@ def text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict],
         turns = _turns(messages, moved)
         try:
             found = _opened(tokenizer, turns, tools)
-        except (TemplateError, TypeError, ValueError) as error:
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
             said = str(error).partition("\n")[0]
             continue
         if all(_shows(found, turn) for turn in turns):

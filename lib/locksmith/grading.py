@@ -8,12 +8,14 @@ without one, its last line with a number does. What must stand there is one valu
   Of an equation it is the last side that is no calculation: "9 * 2 = 18".
 - All usual ways to write a value are read: every minus sign and dash of Unicode, decimal digits of
   any script, thousands separators, currencies, units, percentages, fractions, mixed numbers,
-  scientific notation, LaTeX, "zero" to "ninety-nine" and "5 thousand". The decimal sign is a point.
+  scientific notation, LaTeX, "one hundred and five", "5 thousand". The decimal sign is a point.
   Circled digits and Roman numerals are not read.
 - A rounded value is not the value, and a quotient such as 24/2 that is a whole number is a
   calculation.
 
-A new question ("Q:" at the start of a line) ends the answer; a base model often goes on to one.
+A new question ("Q:" at the start of a line), the other speaker's turn and an end token end the
+answer; a base model often goes on to one. Of a text that thinks first (</think>) it is what comes
+behind.
 
 All places are places in the text itself: signs are brought to one writing in place.
 """
@@ -44,11 +46,16 @@ class Number(NamedTuple):
             gold == self.value or self.percent and gold == self.value / 100
             and gold.denominator > 1)
 
+    def same(self, other: "Number") -> bool:
+        """Whether both are one value, perhaps in two writings: 0.25 and 25%."""
+        return (self.value == other.value or self.says(other.value) or other.says(self.value))
+
 
 # --- one writing ---------------------------------------------------------------------------------
 
 _LATEX = {"times": "*", "cdot": "*", "div": "÷", "pm": "±", "mp": "±", "approx": "=", "neq": "≠",
           "ne": "≠", "leq": "<", "le": "<", "lt": "<", "geq": ">", "ge": ">", "gt": ">",
+          "pmod": "mod", "bmod": "mod",
           **dict.fromkeys(("text", "textbf", "textit", "textrm", "mathrm", "mathbf", "mathit",
                            "boldsymbol", "mbox", "fbox", "left", "right", "quad", "qquad",
                            "displaystyle", "bf", "rm", "big", "Big", "degree", "circ"), ""),
@@ -100,14 +107,16 @@ _NUMBER = re.compile(
     r"|(?P<ratio>(?P<top>\d{1,40}) ?/ ?(?P<below>-?\d{1,40}))"
     rf"|(?P<decimal>(?P<whole>{_WHOLE})(?P<point>\.\d++)?|(?P<only>(?<!\.)\.\d++))"
     rf"(?:e(?P<e>[-+]?\d{{1,6}})|{_TEN})?"
-    rf"|(?P<word>(?P<tens>{'|'.join(_TENS)})[- ](?P<ones>{'|'.join(_UNITS[1:10])})\b"
-    rf"|(?P<single>{'|'.join(_WORDS)})\b)"
+    rf"|(?P<word>(?:(?P<hundreds>{'|'.join(_UNITS[1:])})[- ]hundred(?: and)? )?"
+    rf"(?:(?P<tens>{'|'.join(_TENS)})[- ](?P<ones>{'|'.join(_UNITS[1:10])})\b"
+    rf"|(?P<single>{'|'.join(_WORDS)})\b))"
     r")(?![.,:/]?\d)"
     rf"(?P<scale>[- ](?:{'|'.join(_SCALES)})\b)?(?P<percent> ?%| per ?cent\b)?"
     r"|(?<![\w^])(?<!\^\{)\d[\d.,:/]*+", re.IGNORECASE)
 # What makes another value, or none, of a number: behind it,
 _BEHIND = re.compile(
-    r" ?\^| ?\*\*| ?[<>≤≥≠] ?[a-z\d]|!(?= ?[-+*/÷^\d])|[⁰¹²³⁴-⁹√(\\]"
+    r" ?\^| ?\*\*| ?[<>≤≥≠] ?[a-z\d]|!(?= ?[-+*/÷^\d}$])| ?_ ?\{?\d|, ?\\infty| digits\b"
+    r"|[⁰¹²³⁴-⁹√(\\]"
     r"|(?:st|nd|rd|th)\b|(?!(?-i:[gmlLshdCF°]))[^\W\d_](?![^\W\d_])"
     r"| ?\+(?! *(?:[-\d($£€¥₹]|\.\d))| squared| cubed|-?ish\b| ?[-+*÷] ?[xyzn]\b"
     r"| (?:and )?a (?:half|third|quarter|fifth)\b|(?: [a-z]{1,20}){0,2} (?:or|and)"
@@ -122,7 +131,7 @@ _BEFORE = re.compile(
     r"|(?<![-=])[<>]=?|\b(?:sqrt|log|ln|sin|cos|tan|exp|abs)|\bthan(?: or equal to)?|\bat least"
     r"|\bat most|\bup to|\b(?:almost|nearly|over|under|above|below|beyond|within|from|until|till"
     r"|near|close to|exceed\w*|surpass\w*|no more|twice|double|triple|thrice|half|third|quarter"
-    r"|root|square|cube|factorial)"
+    r"|root|square|cube|factorial|divisible by|step|line|page)"
     r"|(?<!total )(?<!sum )(?<!answer )(?<!value )(?<!amount )(?<!result )(?<!course )\bof"
     r"(?: (?:the|a|about|number))*) *[\"'({$]* *$", re.IGNORECASE)
 _DENIED = re.compile(
@@ -197,8 +206,9 @@ def _value(match, signed):
         if max(len(digits), abs(power)) <= MOST_DIGITS:
             value = Fraction(digits) * Fraction(10) ** power
     elif given["word"]:
-        words = (given["tens"], given["ones"]) if given["tens"] else (given["single"],)
-        value = Fraction(sum(_WORDS[word.lower()] for word in words))
+        value = Fraction(sum(n * _WORDS[word.lower()] for n, word in (
+            (100, given["hundreds"]), (1, given["tens"]), (1, given["ones"]),
+            (1, given["single"])) if word))
     if given["scale"] and value is not None:
         value *= _SCALES[given["scale"][1:].lower()]
     negative = signed and signed[0].lower() in "-mn"
@@ -227,6 +237,7 @@ _CHOICE = re.compile(
     r"|[,;]? ?\(?\b(?:and/or|or|and|(?<!equal )to|through|until|versus|vs\.?|maybe|perhaps"
     r"|possibly)\b))"
     rf"[ ($\"'*{{\[#]*{_FILL}[-–— ]*$", re.IGNORECASE)
+_RESTATED = re.compile(rf"{_AROUND},? ?\(?or[ ($\"'*{{]*$", re.IGNORECASE)
 _COMPOUND = re.compile(r" ?(?:hours?|hrs?|h|minutes?|mins?|days?|weeks?|months?|years?|feet|ft|"
                        r"yards?|pounds?|dollars?|euros?|km|m|kg|meters?) ?$", re.IGNORECASE)
 _END = re.compile(r"[.!?](?=\s|$)|(?<!:)\n")
@@ -238,7 +249,9 @@ def _link(before, number, between):
     if before.denied or number.denied or len(between) > _NEAR:
         return None
     if re.fullmatch(" *[,;]? *", between):
-        return "again" if before.value == number.value and between.strip() else "choice"
+        return "again" if before.same(number) and between.strip() else "choice"
+    if before.same(number) and _RESTATED.match(between):
+        return "again"
     if _EQUAL.match(between):
         return "="
     if _OPERATOR.match(between) and not _END.search(between):
@@ -269,7 +282,12 @@ def _chosen(plain, found, i):
 
 # --- where an answer is stated -------------------------------------------------------------------
 
-_QUESTION = re.compile(r"\n[ *#]*(?:Q|Question|Problem)\b *\d* *[.:]|[.!?] +Q:")
+_QUESTION = re.compile(
+    r"\n[ *#]*(?:(?:Q|Question|Problem|Exercise)\b *\d* *[.:*]"
+    r"|(?:Question|Problem|Exercise) \d+ *\n|(?:Human|User|Instructions?) *\**:"
+    r"|(?:user|human) *\n)|[.!?] +(?:Q|Question|Human|User):"
+    r"|<\|(?:endoftext|im_end|eot_id|end|user)\|>|<end_of_turn>|</s>")
+_THOUGHT = re.compile(r"</(?:think|thinking|thought|thoughts|reasoning)>(?=.*\w)", re.DOTALL)
 _CUE = re.compile(
     r"\b(?:answer|ans|result)\b(?:[^\n.!?=:]{0,60}?)\b(?:is|was|are|were|be|equals|becomes)"
     r"(?:n['’]?t)?\b|\b(?:answer|ans)\b[*_ ]*[:=]|####", re.IGNORECASE)
@@ -277,7 +295,7 @@ _SKIPPED = re.compile(r"[ :*\n]*")
 _OPEN = re.compile(  # an answer that is only supposed, or doubted
     r"(?:\b(?:if|suppose|supposing|assume|assuming|unless|whether|not|never|doubt|deny"
     r"|false|untrue|wrong|unlikely|impossible)\b|n['’]t\b)"
-    r"(?:(?!\bbut\b)[^.!?\n,;]){0,60}$", re.IGNORECASE)
+    r"(?:(?!\bbut\b)[^.!?\n,;:]){0,60}$", re.IGNORECASE)
 _BACK = re.compile(  # what takes an answer back, for good or only with another value behind it
     r"(?:^|[.!?;,\n—–…-])\s*(?:(?P<good>no\s*(?:[,.!;:—–]|$|(?=wait|sorry|it\b)))"
     r"|wait\b|oops\b|sorry\b|correction\b|scratch that\b|i mean\b|or rather\b|rather,|actually\b"
@@ -298,8 +316,9 @@ class Statement(NamedTuple):
 
 def statement(text: str) -> Statement | None:
     """What a text states as its answer; None where it has none."""
-    question = _QUESTION.search(text)
-    plain = _plain(text[:question.start()] if question else text)
+    begin = max((thought.end() for thought in _THOUGHT.finditer(text)), default=0)
+    question = _QUESTION.search(text, begin)
+    plain = " " * begin + _plain(text[begin:question.start() if question else None])
     found = numbers(plain)
     for cue in reversed(list(_CUE.finditer(plain))):
         start = _SKIPPED.match(plain, cue.end()).end()
@@ -325,8 +344,9 @@ def _last(plain, found):
     """The last number in digits that is not denied, of the last line with such numbers."""
     digits = [i for i, number in enumerate(found)
               if any(c.isnumeric() for c in plain[number.start:number.end])]
-    if not digits and len(plain.split()) < 3:  # "minus five"
-        digits = list(range(len(found)))
+    if not digits and len(found) == 1 and (
+            len(f"{plain[:found[0].start]} {plain[found[0].end:]}".split()) < 2):  # "minus five"
+        digits = [0]
     if not digits:
         return None
     line = plain.rfind("\n", 0, found[digits[-1]].start)
