@@ -20,8 +20,8 @@ def finite(value: float, what: str) -> None:
 
 
 def run(main: Callable[[], object]) -> NoReturn:
-    """Runs a command line's `main`; BadInput ends it with its sentence and exit code 2, a worker
-    process that was killed with one and exit code 1."""
+    """Runs a command line's `main`; BadInput ends it with its sentence and exit code 2, what the
+    system refuses (space, memory, a folder, a process) with one and exit code 1."""
     try:
         sys.exit(main())
     except BrokenProcessPool:
@@ -31,3 +31,16 @@ def run(main: Callable[[], object]) -> NoReturn:
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except MemoryError as error:
+        print(f"error: memory ran out: {str(error) or 'less is free than it needs'}",
+              file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        print(f"error: {refused(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def refused(error: OSError) -> str:
+    """What the system refused, for people: "results/facts.csv: No space left on device"."""
+    named = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    return ": ".join([" to ".join(named) or "a file", error.strerror or str(error)])
