@@ -1,5 +1,6 @@
 """Chapters as git has them; their runner: strict parameters, same bytes, nothing half-written."""
 
+import resource
 import signal
 import subprocess
 import sys
@@ -253,6 +254,19 @@ def test_no_process_outlives_a_run_and_what_was_there_stays(
     aside = {name for name in files() if name.startswith("build/staging")}
     assert {name: text for name, text in files().items() if name not in aside} == OLD
     assert not aside or not sentence  # a killed run's half goes when the next one starts
+
+
+def test_a_shell_with_too_little_memory_is_refused_before_a_kernel_starts(toy):
+    toy("print(1)", values={}, cell='profile = "lab"').rename("chapters/verdict.ipynb")
+    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("ch02", "verdict"))
+    done = subprocess.run(
+        [sys.executable, "-m", "locksmith.book.notebooks", "run", "chapters/verdict.ipynb",
+         "--profile", "smoke"], capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30)))
+    assert (done.returncode, done.stderr) == (
+        2, "error: This shell allows a process 1.0 GiB of memory (ulimit -v); allowed for a "
+        "chapter is 3 GiB or more.\n")
+    assert not Path("build").exists() and not Path("results").exists()
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=[c.stem for c in CHAPTERS])

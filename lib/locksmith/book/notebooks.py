@@ -12,6 +12,7 @@ import ast
 import contextlib
 import glob
 import logging
+import resource
 import signal
 import sys
 from collections.abc import Iterable
@@ -25,6 +26,7 @@ from nbclient.exceptions import DeadKernelError
 from locksmith import errors, params, plain_yaml, staging
 from locksmith.book import colab, integrity
 
+ADDRESSES = 3 * 2**30  # bytes that a kernel maps with torch and the smallest models
 LONGEST_CELL = 20
 LONGEST_PARAMETERS = 25  # a literal a line, and not on the page
 # A kernel looks once a second whether its parent is there, but not while a long call lets no thread
@@ -46,6 +48,7 @@ def run(notebook: str | Path, profile: str) -> Path:
     """
     notebook = Path(notebook)
     values = parameters(notebook, profile)
+    _check_room()
     output = Path("build/notebooks") / profile / notebook.name
     chapter, folder = glob.escape(number(notebook)), f"results/{glob.escape(profile)}"
     own = [f"{folder}/{chapter}.json", f"{folder}/figures/{chapter}_*"]
@@ -57,6 +60,15 @@ def run(notebook: str | Path, profile: str) -> Path:
         integrity.stamp(executed, output.as_posix(), made_with)
         nbformat.write(executed, staging.path(output))
     return output
+
+
+def _check_room():
+    """A kernel that runs out of addresses hangs, or says anything but that."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if resource.RLIM_INFINITY != limit < ADDRESSES:
+        raise errors.BadInput(f"This shell allows a process {limit / 2**30:.1f} GiB of memory "
+                              f"(ulimit -v); allowed for a chapter is {ADDRESSES / 2**30:.0f} GiB "
+                              "or more.")
 
 
 def _executed(notebook, values):
