@@ -10,6 +10,7 @@ from contextlib import chdir
 from pathlib import Path
 
 import pytest
+import torture
 from dvc.repo import Repo
 from locksmith.book import claims
 from repository import copy, environment, git
@@ -207,6 +208,19 @@ def test_a_killed_stage_is_taken_up_again_and_rerunning_gives_the_same_bytes(boo
     book.run("dvc", "repro", "-f", "-s", "pretrain@chain", "distill@chain", "chapter-02")
     assert (book.folder / "dvc.lock").read_bytes() == lock
     assert git(book.folder, "status", "--porcelain") == ""
+
+
+def test_it_survives_a_handful_of_faults(book):
+    """tests/torture.py injects hundreds; these are quick ones of each kind."""
+    whole = torture.picture(book.folder)
+    names = {"kill / group / SIGKILL / python -m locksmith.results facts / 0",
+             "corrupt / results/smoke/02.json / cut / python -m locksmith.book.site build / 0",
+             "corrupt / results/facts.csv / digit / python -m locksmith.book.site build / 1",
+             "starve / files of 4 KB / short of it / python -m locksmith.results facts / 0"}
+    faults = [fault for fault in torture.drawn(list(torture.INJECT), 10_000, 0)
+              if fault.name in names]
+    rows = [torture.torture(fault, 0, book.folder, whole) for fault in faults]
+    assert len(rows) == 4 and {row["outcome"] for row in rows} == {"survived"}, rows
 
 
 # --- bad input, as the command line meets it --------------------------------------------------
