@@ -209,6 +209,13 @@ def _flip(path):
     path.write_bytes(content)
 
 
+@pytest.mark.parametrize("file", integrity.STATED)
+def test_a_file_that_states_what_there_is_must_be_there(file, book, damaged):
+    damaged(file, Path.unlink)
+    with pytest.raises(errors.BadInput, match=f"{file} is missing; `git checkout {file}`"):
+        integrity.check("lab", book, whole=True)
+
+
 @pytest.mark.parametrize("how", ["a file", "a list of files", "another list", "an empty list",
                                  "the cache", "dvc.lock"])
 def test_what_a_damaged_store_or_cache_hands_out_is_refused(how, book, tmp_path, monkeypatch):

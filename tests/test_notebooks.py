@@ -256,6 +256,16 @@ def test_no_process_outlives_a_run_and_what_was_there_stays(
     assert not aside or not sentence  # a killed run's half goes when the next one starts
 
 
+def test_a_kernel_that_dies_at_its_start_is_a_sentence(toy, monkeypatch):
+    startup = Path("ipython/profile_default/startup")
+    startup.mkdir(parents=True)
+    (startup / "00.py").write_text("import os; os._exit(1)")
+    monkeypatch.setenv("IPYTHONDIR", str(Path("ipython").resolve()))
+    with pytest.raises(notebooks.ChapterFailed, match="failed before its first cell: Kernel died"):
+        notebooks.run(toy("print(1)"), "smoke")
+    assert not OUTPUT.exists()
+
+
 def test_a_shell_with_too_little_memory_is_refused_before_a_kernel_starts(toy):
     toy("print(1)", values={}, cell='profile = "lab"').rename("chapters/verdict.ipynb")
     Path("params.yaml").write_text(Path("params.yaml").read_text().replace("ch02", "verdict"))

@@ -20,6 +20,7 @@ import nbformat
 from locksmith import arms, errors, params, plain_yaml, results, staging
 
 STAMP = "locksmith"  # in a notebook's metadata
+STATED = ("dvc.lock", "data.dvc")  # what says which checkpoints and data there are
 
 
 class IntegrityError(errors.BadInput):
@@ -117,6 +118,10 @@ def check(profile: str, root: Path = Path(), whole: bool = False) -> None:
     own = params.load(profile, root / "params.yaml")["checkpoints"]
     _check_data(own, root)  # these two name the file, DVC's hash only its folder
     _check_checkpoints(profile, root)
+    lacking = next((file for file in STATED if not (root / file).exists()), None)
+    if whole and lacking:
+        raise IntegrityError(f"{root / lacking} is missing; `git checkout {lacking}` brings that "
+                             "back.")
     for file, path, md5 in _outs(root, own):
         if not (root / path).exists():
             if whole:
@@ -131,7 +136,7 @@ def _outs(root, profile) -> Iterator[tuple[str, str, str]]:
     """(file that states it, path, md5) of a profile's checkpoints and of the data, but those that
     the store does not get."""
     kept = ("data", f"checkpoints/{profile}/")
-    for file in ("dvc.lock", "data.dvc"):
+    for file in STATED:
         if not (root / file).exists():
             continue
         content = plain_yaml.read(root / file)

@@ -97,6 +97,10 @@ def _executed(notebook, values):
     except DeadKernelError:
         raise ChapterFailed(f"{notebook} failed in cell {at}: its kernel died (killed, by the "
                             "system too if memory ran out, or ended by the code)") from None
+    except RuntimeError as error:
+        if at is not None:
+            raise
+        raise ChapterFailed(f"{notebook} failed before its first cell: {error}") from None
     for i, cell in enumerate(executed.cells):
         if cell.metadata.papermill["exception"]:  # papermill lets sys.exit(0) pass
             raise ChapterFailed(f"{notebook} ended early: cell {i} exits")
