@@ -544,6 +544,11 @@ def test_published_sources_are_in_the_bibliography():
                 if p["kind"] == "core"], "at least one core part that is asked of chain"),
     (lambda b: b["claims"][1]["parts"][0].update(rule="hybrid.gap_recoverd.low > 0"),
      "'gap_recoverd' is unknown; did you mean gap_recovered"),
+    (lambda b: b["claims"][1].update(families=["chain", "chain"]), "families must differ, they"),
+    (lambda b: b["claims"][1]["parts"][0].update(families=["chain", "chain"]), "families must dif"),
+    (lambda b: b["needs"].update(labb=b["needs"]["default"]), "'labb' is unknown; did you mean"),
+    (lambda b: b["claims"][1]["parts"][0].update(rule=f"hybrid.gap_recovered.low > {'9' * 400}"),
+     "is neither a number nor"),
     (lambda b: b.pop("needs"), "must hold needs and claims"),
     (lambda b: b.update(extra=1), "must hold needs and claims"),
 ])

@@ -150,6 +150,17 @@ def test_a_write_that_dies_leaves_the_old_file(book, monkeypatch):
     assert [p.name for p in (book / "results/smoke").iterdir()] == ["02.json"]
 
 
+def test_a_record_that_is_gone_is_named_before_its_facts_are_dropped(book):
+    results.write("smoke", "03", [FACT])
+    gone = results.write("smoke", "02", [FACT])
+    results.facts()
+    results.check_table()
+    gone.unlink()
+    with pytest.raises(errors.BadInput, match="line 2, comes from results/smoke/02.json, which is "
+                                              "not there; `git checkout` brings it back"):
+        results.check_table()
+
+
 def test_facts_table(book):
     results.write(
         "smoke", "02", [FACT, {**FACT, "quantity": "backtracks", "low": None, "high": None}]

@@ -287,10 +287,13 @@ def check_table(root: Path = ROOT) -> None:
     stated, right = plain_yaml.text(path).splitlines(), table(rows(root)).splitlines()
     for number, (one, other) in enumerate(itertools.zip_longest(stated, right), 1):
         if one != other:
-            source = (one if other is None else other).rpartition(",")[2]
-            about = f"what {source} says" if Path(root.parent / source).is_file() else (
-                f"in {source}, which is not there" if source.startswith("results/") else
-                "the columns of a table of facts")
+            stands, should = ((line or "").rpartition(",")[2] for line in (one, other))
+            if stands.startswith("results/") and not (root.parent / stands).is_file():
+                raise errors.BadInput(f"{path}, line {number}, comes from {stands}, which is not "
+                                      "there; `git checkout` brings it back, `make facts` drops "
+                                      "its lines.")
+            about = (f"what {should or stands} says" if number > 1 else
+                     "the columns of a table of facts")
             raise errors.BadInput(f"{path}, line {number}, is not {about}; `make facts` writes the "
                                   "table anew, `git checkout` brings back what was there.")
 
@@ -352,8 +355,10 @@ def load(path: Path, profile: str, chapter: str, known: dict[str, arms.Arm]) -> 
     Raises BadInput that names the file, the line of a fact, and what helps.
     """
     if not path.exists():
-        raise errors.BadInput(f"{path} does not exist; `dvc repro` makes it.")
-    text, again = plain_yaml.text(path), "delete it and run `dvc repro`"
+        raise errors.BadInput(f"{path} does not exist; `git checkout` brings back a versioned one, "
+                              "`dvc repro` makes it.")
+    text, again = plain_yaml.text(path), ("`git checkout` brings back a versioned one; else delete "
+                                          "it and run `dvc repro`")
     try:
         record = json.loads(text, object_pairs_hook=_once)
     except RecursionError:

@@ -57,7 +57,7 @@ CLAIM = {"id": str, "title": str, "chapter": str, "claim": str, "published": lis
 FIGURE = dict.fromkeys(("figure", "source", "version", "where", "status"), str)
 PART = {**dict.fromkeys(("id", "kind", "says", "rule", "cause", "rival"), str), "families": list}
 
-NUMBER = r"\d+(?:\.\d+)?"
+NUMBER = r"\d{1,99}(?:\.\d+)?"
 FACT = re.compile(
     rf"(?:(?P<factor>{NUMBER}) \* )?(?:(?P<chapter>\w+):)?(?P<model>[a-z0-9][a-z0-9-]*)"
     rf"\.(?P<quantity>[a-z]\w*(?:\[[^\]]*\])?)\.(?P<end>low|high)(?: (?P<plus>[+-] {NUMBER}))?"
@@ -93,6 +93,9 @@ def _checked(text, path, arms_text):
     if set(book["needs"].get("default") or {}) != {"seeds", "problems"}:
         raise ClaimsError(f"{path}: needs.default must name seeds and problems.")
     for profile, needs in book["needs"].items():
+        if profile not in ("default", *params.PROFILES):
+            raise ClaimsError(quantities.unknown(f"{path}: needs: profile", profile,
+                                                 params.PROFILES))
         params.check_value(f"{path}: needs.{profile}", needs,
                            {"seeds": "int 1..", "problems": "int 1.."})
     for i, claim in enumerate(book["claims"]):
@@ -170,6 +173,8 @@ def _check_families(families, known, where):
     for family in families:
         if not isinstance(family, str) or family not in known:
             raise ClaimsError(quantities.unknown(f"{where}: family", str(family), known))
+    if len(set(families)) < len(families):
+        raise ClaimsError(f"{where}: families must differ, they are {', '.join(families)}.")
 
 
 def _check_names(term, where, known):
