@@ -300,6 +300,14 @@ POST = {
     "a division by zero": text("# A\n\n{{ 1 / 0 }}\n"), "a filter that is none": text(
         "# A\n\n{{ 1 | nothing }}\n"),
     "an argument that is none": text("# A\n\n{{ word() }}\n"),
+    "a macro that calls itself": text(
+        "# A\n\n{% macro f() %}{{ f() }}{% endmacro %}\n{{ f() }}\n"),
+    "a number too long to print": text("# A\n\n{{ 10**5000 }}\n"),
+    "more than memory holds": text('# A\n\n{{ ("a" * 10**15) | length }}\n'),
+    "a mapping changed as it is read": swap(
+        "^# ", "{% for k in this %}{% set _ = this.update({k ~ 'x': 1}) %}{% endfor %}\n# "),
+    "figures of a chapter that is none": swap(
+        "^# ", '{{ ours("99", "base", "pass_at_k[k=1]") }}\n# '),
     "a fact of another form": text('# A\n\n{{ ours("02", "base", "pass_at_k[k=") }}\n'),
 }
 REFERENCES = {**TEXT,
@@ -311,6 +319,7 @@ CONTENTS = {**TEXT, "a list": text("[]\n"), "no chapters": text("format: jb-book
             "chapters as text": text("format: jb-book\nroot: index\nchapters: all\n"),
             "a chapter without a file": swap(r"file: chapters/02", "url: chapters/02")}
 SETTINGS = {**UNCUT, "a list": text("[]\n"), "a number": text("3\n"),
+            "parse as a list": swap(r"\A", "parse: [1]\n"),
             "no repository": swap(r"^repository:\n(  .*\n)+", "")}
 
 

@@ -59,8 +59,10 @@ class Writer:
                             f"{error}.") from error
         except errors.BadInput:
             raise
-        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            raise PostError(f"post.md, line {_line(error)}: {error}.") from error
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError,
+                MemoryError) as error:  # what the template's own expressions may raise
+            said = str(error) or type(error).__name__
+            raise PostError(f"post.md, line {_line(error)}: {said}.") from error
         if whole and not WORDS[0] <= words(text) <= WORDS[1]:
             raise PostError(f"post.md makes {words(text)} words; allowed are {WORDS[0]} to "
                             f"{WORDS[1]}.")
@@ -116,6 +118,10 @@ class Writer:
 
     def families(self, chapter: str) -> dict[str, dict]:
         """The families that a chapter has facts for, {name: {model: {quantity: fact}}}."""
+        known = claims.CHAPTERS | {row["chapter"] for row in self.rows}
+        if chapter not in known:
+            raise PostError(f"post.md reads chapter {chapter!r}; there are "
+                            f"{', '.join(sorted(known))}.")
         found = self.names["this"].get(params.chapter_key(chapter), {})
         return dict(sorted(found.items(), key=lambda item: [*FAMILIES, *found].index(item[0])))
 
@@ -179,10 +185,10 @@ class Writer:
 
 
 def _line(error):
-    """The line of the template at which an error came up, to which Jinja2 maps its code's lines."""
+    """The line of the template at which an error came up, to which Jinja2 maps its code's lines;
+    the first, if it came up before there was code."""
     frames = traceback.extract_tb(error.__traceback__)
-    return max((i, frame.lineno) for i, frame in enumerate(frames)
-               if frame.filename == "<template>")[1]
+    return next((frame.lineno for frame in reversed(frames) if frame.filename == "<template>"), 1)
 
 
 def words(markdown: str) -> int:

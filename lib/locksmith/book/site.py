@@ -108,6 +108,8 @@ def address(config: str | Path) -> str:
         found = re.fullmatch(r"https://github\.com/([^/]+)/([^/]+)", settings["repository"]["url"])
     except (TypeError, LookupError, AttributeError):
         known = found = None
+    if not isinstance(settings, dict) or not isinstance(settings.get("parse", {}), dict):
+        raise BookError(f"{config}: the file and its `parse` have to be mappings.")
     if not known and not found:
         raise BookError(f"{config}: the book's address does not follow from repository.url; put "
                         "it into html.baseurl.")
