@@ -121,6 +121,16 @@ def test_padding_is_told_by_length_and_never_by_its_id(pairs, filler):
     assert losses == finetune.fit(net(), pairs, 1, wanted, 0.0, 0, pad_token_id=9)[0]
 
 
+@pytest.mark.parametrize("pairs, steps, targets, said", [
+    ([([1], [2])], 0, 1, "steps is 0"), ([([1], [2])], 1, 0, "target_tokens is 0"),
+    ([([1], [2])], 1, -3, "target_tokens is -3"),  # was an endless loop
+    ([([1], [2, finetune.IGNORED])], 1, 2, "pairs hold the token id -100"),
+    ([([-1], [2])], 1, 1, "pairs hold the token id -1")])
+def test_what_cannot_be_packed_is_told_in_a_sentence(pairs, steps, targets, said):
+    with pytest.raises(BadInput, match=said):
+        finetune.pack(pairs, steps, targets, 0)
+
+
 def test_targets_that_are_not_there_are_refused_and_not_waited_for():
     for pairs in ([], [([1, 7], [])]):
         with pytest.raises(BadInput, match="pairs hold no target"):

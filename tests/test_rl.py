@@ -253,7 +253,8 @@ def test_training_is_repeatable_to_the_bit(tmp_path):
 
 @pytest.mark.parametrize("value", [
     math.nan, math.inf, -math.inf, None, "1", "nan", 1e30, 1j, [1.0], np.float32("nan"),
-    np.array([0.5, 1]), torch.tensor(math.nan), torch.ones(2)])
+    np.array([0.5, 1]), torch.tensor(math.nan), torch.ones(2),
+    torch.tensor(1j), 10**400])
 @pytest.mark.parametrize("at", [0, 2])
 def test_a_reward_that_is_no_finite_number_is_named_and_changes_nothing(value, at):
     """The step before it is taken, that of the reward is not: against a run that ended there."""

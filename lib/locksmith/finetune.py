@@ -38,7 +38,13 @@ def pack(pairs: Sequence[tuple[list[int], list[int]]], steps: int, target_tokens
     """Steps of exactly `target_tokens` targets from (input, target) pairs of token ids, in a random
     order that starts again when all were seen; a step's last target may be cut, and a micro-batch
     holds at most `micro_tokens` ids, padding included, or one pair. Pairs without a target are left
-    out; BadInput where no other is there."""
+    out; BadInput where no other is there, for no steps or no targets a step, and for ids below 0,
+    of which IGNORED would not be learned."""
+    if min(steps, target_tokens) < 1:
+        raise BadInput(f"steps is {steps} and target_tokens is {target_tokens}; allowed: from 1.")
+    lowest = min((i for pair in pairs for part in pair for i in part), default=0)
+    if lowest < 0:
+        raise BadInput(f"pairs hold the token id {lowest}; allowed are ids from 0 on.")
     pairs = [pair for pair in pairs if len(pair[1])]
     if not pairs:
         raise BadInput("pairs hold no target; allowed is at least one pair with a target.")

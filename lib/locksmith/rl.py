@@ -64,9 +64,9 @@ def rewarded(reward: Callable[[object, random.Random], float], grades: Sequence,
     found = []
     for i, grade in enumerate(grades):
         value = reward(grade, rng)
-        number = (value.numel() == 1 if isinstance(value, Tensor) else
-                  isinstance(value, (numbers.Real, np.bool_)))
-        if not number or not abs(float(value)) <= LARGEST:
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
+        if not isinstance(value, (numbers.Real, np.bool_)) or not abs(value) <= LARGEST:
             name = getattr(reward, "__name__", repr(reward))
             raise errors.BadInput(
                 f"reward {name} is {value!r} at step {step} for answer {i % samples} to problem "
