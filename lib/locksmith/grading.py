@@ -56,9 +56,11 @@ class Number(NamedTuple):
 _LATEX = {"times": "*", "cdot": "*", "div": "÷", "pm": "±", "mp": "±", "approx": "=", "neq": "≠",
           "ne": "≠", "leq": "<", "le": "<", "lt": "<", "geq": ">", "ge": ">", "gt": ">",
           "pmod": "mod", "bmod": "mod",
+          **dict.fromkeys(("Rightarrow", "rightarrow", "implies", "to"), "="),
           **dict.fromkeys(("text", "textbf", "textit", "textrm", "mathrm", "mathbf", "mathit",
-                           "boldsymbol", "mbox", "fbox", "left", "right", "quad", "qquad",
-                           "displaystyle", "bf", "rm", "big", "Big", "degree", "circ"), ""),
+                           "boldsymbol", "underline", "mbox", "fbox", "left", "right", "quad",
+                           "qquad", "displaystyle", "bf", "rm", "big", "Big", "degree",
+                           "circ"), ""),
           "boxed": "####"}
 _TIMES = str.maketrans("×·⋅", "***")
 _SMALLER = [  # (pattern, what stands there instead, at the right end of the same place)
@@ -68,7 +70,7 @@ _SMALLER = [  # (pattern, what stands there instead, at the right end of the sam
     (re.compile(r"\\([A-Za-z]{1,20})"), lambda m: _LATEX.get(m[1], m[0])),
     (re.compile(r"\\([$%# ])"), lambda m: m[1]),
     (re.compile(r"\\[,;:!](?!\d)"), lambda m: ""),
-    (re.compile(r"\\[()\[\]]|\\\\"), lambda m: ""),
+    (re.compile(r"\\[()\[\]]|\\\\|&(?= *=)|\\(?:begin|end)\{\w{1,20}\*?\}"), lambda m: ""),
     (re.compile(r"<<[^<>\n]{0,60}>>|~~[^~\n]{0,60}~~"), lambda m: ""),
     (re.compile(r"<sup>"), lambda m: "^"),
     (re.compile(r"</?[a-z_|]{1,20}>"), lambda m: ""),
@@ -116,7 +118,7 @@ _NUMBER = re.compile(
 # What makes another value, or none, of a number: behind it,
 _BEHIND = re.compile(
     r" ?\^| ?\*\*| ?[<>≤≥≠] ?[a-z\d]|!(?= ?[-+*/÷^\d}$])| ?_ ?\{?\d|, ?\\infty| digits\b"
-    r"|[⁰¹²³⁴-⁹√(\\]"
+    r"|[⁺⁻⁰¹²³⁴-⁹√(\\]| \((?:mod|base)\b"
     r"|(?:st|nd|rd|th)\b|(?!(?-i:[gmlLshdCF°]))[^\W\d_](?![^\W\d_])"
     r"| ?\+(?! *(?:[-\d($£€¥₹]|\.\d))| squared| cubed|-?ish\b| ?[-+*÷] ?[xyzn]\b"
     r"| (?:and )?a (?:half|third|quarter|fifth)\b|(?: [a-z]{1,20}){0,2} (?:or|and)"
@@ -129,7 +131,8 @@ _BEHIND = re.compile(
 _BEFORE = re.compile(
     r"(?:√|\\[a-z]+ *[\[{(]*|\}\{|[a-z]\(|[±^≤≥≦≧⩽⩾|]|(?<!\d)(?<!\d )-\(|[-+] ?[-+]"
     r"|(?<![-=])[<>]=?|\b(?:sqrt|log|ln|sin|cos|tan|exp|abs)|\bthan(?: or equal to)?|\bat least"
-    r"|\bat most|\bup to|\b(?:almost|nearly|over|under|above|below|beyond|within|from|until|till"
+    r"|\bat most|(?<!add )(?<!adds )(?<!sum )\bup to"
+    r"|\b(?:almost|nearly|over|under|above|below|beyond|within|from|until|till"
     r"|near|close to|exceed\w*|surpass\w*|no more|twice|double|triple|thrice|half|third|quarter"
     r"|root|square|cube|factorial|divisible by|step|line|page)"
     r"|(?<!total )(?<!sum )(?<!answer )(?<!value )(?<!amount )(?<!result )(?<!course )\bof"
@@ -137,7 +140,8 @@ _BEFORE = re.compile(
 _DENIED = re.compile(
     r"(?:(?:\bnot|n['’]t|\bnever|\bhardly|\bneither|\bnor|\bcannot|\bno|\bnobody|\bnone|\bnothing|≠"
     r"|\brather than|\binstead of|\bother than|\banything but|\ball but|\bexcept|\bwithout|\bunlike"
-    r"|\bdifferent|\bunequal|\bdiffers|\bif|\bwhether|\bdepends)(?!\w)(?: +\w{1,20}){0,3}"
+    r"|\bused to|\bnicht|\bpas|\bkeine?|\bdifferent|\bunequal|\bdiffers"
+    r"|\bif|\bwhether|\bdepends)(?!\w)(?: +\w{1,20}){0,3}"
     r"|\b(?:no way|no chance|impossible|unlikely|doubt\w*|den(?:y|ies)|reject\w*)"
     r"(?: +\w{1,20}){0,6})[^\w,;]*$", re.IGNORECASE)
 _RESUMED = re.compile(r"(?<!anything )(?<!all )\b(?:but|however)\b|[.!?;\n]|, ?(?:it|so|the)\b",
@@ -228,14 +232,16 @@ _MAKES = re.compile(rf"{_AROUND}(?:(?:,? ?(?:which|that|and that|this) )?"
 _FILL = (r"(?:(?:maybe|even|perhaps|possibly|about|a|the|either|sometimes|is it|it is|it's"
          r"|i think|[a-z] ?=)[ ($]*)*")
 _OPERATOR = re.compile(
-    rf"{_SOME}(?:[-+*÷^/]|\*\*|\)\(|\b(?:x|times|plus|minus|over|mod|modulo|of|with|at|by"
+    rf"{_SOME}(?:[-+*÷^/]|\*\*|\)\(|\b(?:x|times|plus|minus|over|mod|modulo|with|at|by"
+    r"|(?<!result )(?<!total )(?<!sum )(?<!value )(?<!answer )(?<!product )(?<!difference )of"
     r"|multiplied by|divided by|added to|subtracted from|(?:more|less|fewer|greater) than"
     r"|to the power of)\b)[ ($\"'{\[#]*$", re.IGNORECASE)
 _CHOICE = re.compile(
     rf"(?:{_AROUND}(?:(?!(?:is|are|was|were|has|have|had)\b)[a-z]++{_AROUND}){{0,3}},"
     rf"|{_SOME}(?:[&|~±…;]|\.\.+|[-–—]|[.?!] *(?:or|maybe|perhaps|possibly|alternatively)\b"
-    r"|[,;]? ?\(?\b(?:and/or|or|and|(?<!equal )to|through|until|versus|vs\.?|maybe|perhaps"
-    r"|possibly)\b))"
+    r"|[,;]? ?\(?\b(?:and/or|or|and"
+    r"|(?<!equal )(?<!add up )(?<!adds up )(?<!sum up )(?<!out )(?<!comes )(?<!amounts )to"
+    r"|through|until|versus|vs\.?|maybe|perhaps|possibly)\b))"
     rf"[ ($\"'*{{\[#]*{_FILL}[-–— ]*$", re.IGNORECASE)
 _RESTATED = re.compile(rf"{_AROUND},? ?\(?or[ ($\"'*{{]*$", re.IGNORECASE)
 _COMPOUND = re.compile(r" ?(?:hours?|hrs?|h|minutes?|mins?|days?|weeks?|months?|years?|feet|ft|"
@@ -294,16 +300,18 @@ _CUE = re.compile(
 _SKIPPED = re.compile(r"[ :*\n]*")
 _OPEN = re.compile(  # an answer that is only supposed, or doubted
     r"(?:\b(?:if|suppose|supposing|assume|assuming|unless|whether|not|never|doubt|deny"
-    r"|false|untrue|wrong|unlikely|impossible)\b|n['’]t\b)"
+    r"|false|untrue|wrong|incorrect|unlikely|impossible|nobody|no one|some (?:people|students)"
+    r"|(?:might|could|may) (?:think|say|guess|believe))\b|n['’]t\b)"
     r"(?:(?!\bbut\b)[^.!?\n,;:]){0,60}$", re.IGNORECASE)
 _BACK = re.compile(  # what takes an answer back, for good or only with another value behind it
     r"(?:^|[.!?;,\n—–…-])\s*(?:(?P<good>no\s*(?:[,.!;:—–]|$|(?=wait|sorry|it\b)))"
     r"|wait\b|oops\b|sorry\b|correction\b|scratch that\b|i mean\b|or rather\b|rather,|actually\b"
     r"|hold on\b|just kidding\b|my mistake\b|my bad\b|apologies\b|on second thoughts?\b"
-    r"|strike that\b|typo\b|i meant\b|make that\b)"
-    r"|(?P<now>\b(?:it|that|this)(?:['’]s| is| was| should be| must be) )(?=[-+\d$£€¥₹])"
+    r"|strike that\b|edit\b|typo\b|i meant\b|make that\b)"
+    r"|(?P<now>\b(?:(?:it|that|this)(?:['’]s| is| was| should be| must be)"
+    r"|the (?:right|correct|true|actual) (?:one|value|number) is|but is now) )(?=[-+\d$£€¥₹])"
     r"|(?P<wrong>\b(?:that|this|it)(?:['’]s| is| was) (?:\w{1,12} )?(?:wrong|incorrect|a mistake"
-    r"|not right|not correct)\b)", re.IGNORECASE)
+    r"|not right|not correct)\b|\bi doubt (?:it|that)\b)", re.IGNORECASE)
 
 
 class Statement(NamedTuple):
