@@ -129,7 +129,7 @@ _BEHIND = re.compile(
     r"|thousandth)s?\b|,? (?:with |and )?(?:a )?(?:remainder|r ?\d)(?! (?:of )?0\b)", re.IGNORECASE)
 # and before it.
 _BEFORE = re.compile(
-    r"(?:√|\\[a-z]+ *[\[{(]*|\}\{|[a-z]\(|[±^≤≥≦≧⩽⩾|]|(?<!\d)(?<!\d )-\(|[-+] ?[-+]"
+    r"(?:√|\bnon-|\\[a-z]+ *[\[{(]*|\}\{|[a-z]\(|[±^≤≥≦≧⩽⩾|]|(?<!\d)(?<!\d )-\(|[-+] ?[-+]"
     r"|(?<![-=])[<>]=?|\b(?:sqrt|log|ln|sin|cos|tan|exp|abs)|\bthan(?: or equal to)?|\bat least"
     r"|\bat most|(?<!add )(?<!adds )(?<!sum )\bup to"
     r"|\b(?:almost|nearly|over|under|above|below|beyond|within|from|until|till"
