@@ -21,6 +21,10 @@ from locksmith import arms, errors, params, plain_yaml, results, staging
 
 STAMP = "locksmith"  # in a notebook's metadata
 STATED = ("dvc.lock", "data.dvc")  # what says which checkpoints and data there are
+# A cache that took a damaged list of a folder's files hands it out as if it were sound, and DVC's
+# index, which .dvc/tmp names, remembers an empty one.
+RENEW = ("`git checkout .dvcstore && rm -r .dvc/cache .dvc/tmp && dvc pull --force "
+         "--allow-missing` brings what git has")
 
 
 class IntegrityError(errors.BadInput):
@@ -126,10 +130,12 @@ def check(profile: str, root: Path = Path(), whole: bool = False) -> None:
         if not (root / path).exists():
             if whole:
                 raise IntegrityError(f"{root / path} is missing: the store has no sound copy of "
-                                     f"what {file} states; `dvc repro` makes it again.")
+                                     f"what {file} states; {RENEW}, else `dvc repro` makes it "
+                                     "again.")
         elif _md5(root / path) != md5:
             raise IntegrityError(f"{root / path} is not what {file} states; `dvc checkout --force "
-                                 f"{path}` brings that back, `dvc commit` keeps this one.")
+                                 f"{path}` brings that back, `dvc commit` keeps this one; where "
+                                 f"DVC's cache is damaged too, {RENEW}.")
 
 
 def _outs(root, profile) -> Iterator[tuple[str, str, str]]:
