@@ -157,6 +157,7 @@ CHAPTER = """
 from locksmith import results, staging
 for name in ("02.json", "figures/02_curve.png"):
     results.save(staging.path(f"results/smoke/{name}"), "of this run")
+results.save(staging.path("results/lab/figures/00_a.png"), "drawn again by this run")
 print("solved 3 of 4")
 """
 PIPELINE = """

@@ -142,3 +142,13 @@ def test_a_second_run_of_a_name_waits_for_the_first(capsys):
     other.join()
     assert order == ["Another run of lab/02_x is under way; this one waits for it.\n"]
     assert there() == AFTER | {"results/lab/02.json": "second"}
+
+
+def test_what_the_disk_does_not_take_leaves_no_half(monkeypatch):
+    def full(path, content):
+        path.open("wb").write(content[:1])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left on device: 'results/lab/02.json'"):
+        staging.put("results/lab/02.json", b"new")
+    assert there() == OLD

@@ -547,7 +547,8 @@ def judged(fault: Fault, met: Met, book: Path, base: Path, whole: dict) -> tuple
             return "lost", f"right after the kill: {', '.join(gone[:3])}"
         why += [f"still running: {p}" for p in met.left]
     elif met.code == 0:
-        other = [p for p in other if not p.startswith(CACHES)]
+        # A file that the command does not read stays as it was damaged.
+        other = [p for p in other if not p.startswith(CACHES) and p not in met.damaged]
         if other:
             return "wrong", f"accepted; differing: {', '.join(other[:3])}"
         return "survived", "the same bytes"

@@ -318,20 +318,8 @@ def files(root: Path = ROOT) -> list[Path]:
 
 
 def save(path: str | Path, text: str) -> None:
-    """Writes a text file whole or not at all: a temporary file beside it, then a rename.
-
-    Raises OSError, which names the file, where the system does not let it.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes a text file in UTF-8, whole or not at all, as `staging.put`."""
+    staging.put(path, text.encode("utf-8"))
 
 
 def sha256(path: str | Path) -> str:

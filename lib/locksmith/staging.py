@@ -32,6 +32,30 @@ def path(place: str | Path) -> Path:
     return aside
 
 
+def put(place: str | Path, content: bytes) -> None:
+    """Writes a file whole or not at all: a temporary file beside it, then a rename.
+
+    Raises OSError, which names the file, where the system does not let it.
+    """
+    place = Path(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    half = place.with_name(f".{place.name}.tmp")
+    try:
+        half.write_bytes(content)
+        half.replace(place)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(place)) from None
+    finally:
+        half.unlink(missing_ok=True)
+
+
+def written(folder: str | Path) -> list[Path]:
+    """The places in a folder of what the run has written, in order; none outside of a run."""
+    aside = Path(os.environ[ASIDE]) if ASIDE in os.environ else None
+    files = sorted((aside / folder).rglob("*")) if aside else []
+    return [file.relative_to(aside) for file in files if file.is_file()]
+
+
 def newest(place: str | Path) -> Path:
     """Where to read what stands at `place`: aside, if the run has written it."""
     aside = Path(os.environ.get(ASIDE, ""), place)
@@ -66,7 +90,7 @@ def whole(name: str, own: Iterable[str]) -> Iterator[None]:
                 file.unlink()
             for file, (written, content) in before.items():
                 if _written(file) != written:
-                    _put(file, content)
+                    put(file, content)
             raise
         finally:
             del os.environ[ASIDE]
@@ -121,7 +145,7 @@ def _finish(folder, root=Path()):
             except OSError as error:
                 if error.errno != errno.EXDEV:
                     raise
-                _put(place, file.read_bytes())  # build/ is on another disk
+                put(place, file.read_bytes())  # build/ is on another disk
     if (folder / "old.json").exists():
         for place in json.loads((folder / "old.json").read_text(encoding="utf-8")):
             (root / place).unlink(missing_ok=True)
@@ -131,13 +155,6 @@ def _finish(folder, root=Path()):
 def _written(file):
     """When a file was last written, in nanoseconds; None if it is not there."""
     return file.stat().st_mtime_ns if file.exists() else None
-
-
-def _put(place, content):
-    """Writes a file whole: beside its place, then over it."""
-    half = place.with_name(f".{place.name}.tmp")
-    half.write_bytes(content)
-    half.replace(place)
 
 
 def _files(patterns):

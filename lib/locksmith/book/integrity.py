@@ -100,13 +100,10 @@ def inputs(notebook: Path, profile: str) -> dict[str, str]:
     return {path.as_posix(): results.sha256(path) for path in paths if path.is_file()}
 
 
-def outputs(notebook: Path, profile: str) -> dict[str, str]:
-    """SHA-256 of the record and the figures that a run of a chapter has written."""
-    chapter, folder = notebook.stem.split("_")[0], Path("results", profile)
-    aside = staging.path(folder / "figures").parent
-    own = [aside / f"{chapter}.json", *aside.glob(f"figures/{chapter}_*.png")]
-    return {(folder / file.relative_to(aside)).as_posix(): results.sha256(file)
-            for file in own if file.is_file()}
+def outputs() -> dict[str, str]:
+    """SHA-256 of the records and figures that the run has written, of another profile's too."""
+    return {place.as_posix(): results.sha256(staging.newest(place))
+            for place in staging.written("results")}
 
 
 # ---- what DVC keeps

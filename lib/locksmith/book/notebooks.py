@@ -56,7 +56,7 @@ def run(notebook: str | Path, profile: str) -> Path:
     with staging.whole(f"{profile}/{notebook.stem}", own):
         made_with = integrity.inputs(notebook, profile)
         executed = _executed(notebook, values)
-        made_with |= integrity.outputs(notebook, profile)
+        made_with |= integrity.outputs()
         integrity.stamp(executed, output.as_posix(), made_with)
         nbformat.write(executed, staging.path(output))
     return output

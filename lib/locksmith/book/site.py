@@ -60,7 +60,7 @@ def assemble(profile: str, root: str | Path = ".", out: str | Path = "build/asm"
     article = post(profile, root)
     if not plain_yaml.text(root / f"{toc['root']}.md").strip():
         raise BookError(f"{root / toc['root']}.md is empty; `git checkout` brings it back.")
-    shutil.rmtree(out, ignore_errors=True)
+    _remove(out)
     out.mkdir(parents=True)
     for name in (*PAGES, f"{toc['root']}.md"):
         shutil.copy(root / name, out / name)
@@ -84,6 +84,11 @@ def assemble(profile: str, root: str | Path = ".", out: str | Path = "build/asm"
     settings.setdefault("parse", {})["myst_substitutions"] = substitutions(profile, root)
     (out / "_config.yml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return out
+
+
+def _remove(folder):
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def contents(root: Path) -> dict:
@@ -207,7 +212,7 @@ def build(profile: str, root: str | Path = ".") -> Path:
     root = Path(root)
     asm = assemble(profile, root, root / "build" / "asm")
     site = root / "build" / "site"
-    shutil.rmtree(site, ignore_errors=True)
+    _remove(site)
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build",
                str(asm), "--path-output", str(site), "-W", "-n", "--keep-going", "-q"]
     done = subprocess.run(command, capture_output=True, text=True, check=False,
@@ -218,7 +223,7 @@ def build(profile: str, root: str | Path = ".") -> Path:
         said = warnings or [done.stdout, done.stderr]
         raise BookError("Jupyter Book failed:\n" + "\n".join(said))
     book = root / "build" / "book"
-    shutil.rmtree(book, ignore_errors=True)
+    _remove(book)
     shutil.move(html, book)
     (book / ".nojekyll").touch()  # GitHub Pages would drop _static otherwise
     return book / "index.html"
