@@ -81,8 +81,8 @@ def _own(notebook):
 
 
 def inputs(notebook: Path, profile: str) -> dict[str, str]:
-    """SHA-256 of the results, and the claims, that a chapter's stage depends on, and of the figures
-    of those records: what is there before it runs."""
+    """SHA-256 of the records, and the claims, that a chapter's stage depends on, and of the figures
+    of those records: what is there before it runs. (`check` looks after the data.)"""
     found = {}
     for file in ("dvc.yaml", "open/dvc.yaml"):
         try:
@@ -94,8 +94,9 @@ def inputs(notebook: Path, profile: str) -> dict[str, str]:
         except (LookupError, TypeError, AttributeError):
             raise IntegrityError(f"{file} is not as DVC reads it; `git checkout {file}` brings "
                                  "that back.") from None
-    paths = [Path(dep) for dep in found if dep.startswith("results/") or dep == "claims.yml"]
-    paths += [figure for path in paths if path.suffix == ".json"
+    records = [Path(dep) for dep in found if re.fullmatch(r"results/.*\.json", dep)]
+    paths = [Path("claims.yml")] * ("claims.yml" in found) + records
+    paths += [figure for path in records
               for figure in path.parent.glob(f"figures/{path.stem}_*.png")]
     return {path.as_posix(): results.sha256(path) for path in paths if path.is_file()}
 
