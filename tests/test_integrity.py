@@ -201,6 +201,16 @@ def test_a_run_marks_its_page_with_what_it_was_made_with(tmp_path, monkeypatch):
         integrity.executed(path.as_posix(), Path())
 
 
+def test_what_says_what_the_data_are_is_needed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results.save("data/smoke/chain_test.jsonl", "{}")
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    shutil.copy(ROOT / "arms.yml", "arms.yml")
+    results.facts()
+    with pytest.raises(errors.BadInput, match="results/smoke/data.sha256 does not exist"):
+        integrity.check("smoke")
+
+
 # ---- the store
 
 

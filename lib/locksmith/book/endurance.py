@@ -5,6 +5,7 @@
     {"kind": "kill", "group": "a chapter's kernel", "what": ..., "how": ..., "command": ...,
      "outcome": "survived", "why": ..., "code": 1, "said": ..., "seconds": 12.3}
 
+and "first", what came of it before a mend, where it was injected again after one.
 The page's counts are counted here from the rows; none is kept beside them.
 """
 
@@ -21,7 +22,8 @@ KINDS = {"kill": "kills", "corrupt": "corruption", "starve": "starvation"}
 OUTCOMES = ("survived", "lost", "wrong", "untidy")
 _TEXTS = {name: {"type": "string"} for name in ("group", "what", "how", "command", "why")}
 _ROW = {"type": "object", "required": ["kind", "outcome", *_TEXTS],
-        "properties": {"kind": {"enum": [*KINDS]}, "outcome": {"enum": [*OUTCOMES]}, **_TEXTS}}
+        "properties": {"kind": {"enum": [*KINDS]}, "outcome": {"enum": [*OUTCOMES]}, **_TEXTS,
+                       "first": {"type": "string"}}}
 _SCHEMA = {"type": "object", "required": ["faults"],
            "properties": {"faults": {"type": "array", "minItems": 1, "items": _ROW}}}
 
@@ -39,14 +41,20 @@ def load(root: str | Path = ".") -> list[dict]:
 
 
 def substitutions(root: str | Path = ".") -> dict:
-    """What the page may write between double braces: `torture` (counts by outcome and in all),
-    `torture_table` and `torture_missed` (Markdown)."""
+    """What the page may write between double braces: `torture` (counts by outcome, in all, and of
+    faults injected again), `torture_table`, `torture_missed` and `torture_mended` (Markdown)."""
     rows = load(root)
-    counts = {"injected": len(rows), **_counts(rows)}
-    missed = [f"- *{row['outcome']}*: {row['what']}, {row['how']}, `{row['command']}`: {row['why']}"
-              for row in rows if row["outcome"] != "survived"]
+    again = [row for row in rows if "first" in row]
+    counts = {"injected": len(rows), "again": len(again), **_counts(rows)}
+    missed = [_line(row, f"{row['outcome']}: {row['why']}") for row in rows
+              if row["outcome"] != "survived"]
     return {"torture": counts, "torture_table": table(rows),
-            "torture_missed": "\n".join(missed) or "None."}
+            "torture_missed": "\n".join(missed) or "Nothing.",
+            "torture_mended": "\n".join(_line(row, row["first"]) for row in again) or "Nothing."}
+
+
+def _line(row, came):
+    return f"- {row['what']}, {row['how']}, `{row['command']}`: {came}"
 
 
 def table(rows: list[dict]) -> str:

@@ -169,6 +169,9 @@ def _check_data(profile, root):
     """results/<profile>/data.sha256, in git, against the problems that are there."""
     sums = root / "results" / profile / "data.sha256"
     if not sums.exists():
+        if (root / "data" / profile).exists():
+            raise IntegrityError(f"{sums} does not exist, which states what data/{profile} holds; "
+                                 f"`git checkout {sums}` brings that back.")
         return
     for number, line in enumerate(plain_yaml.text(sums).splitlines(), 1):
         stated = re.fullmatch(rf"([0-9a-f]{{64}})  (data/{profile}/\w+\.jsonl)", line)
