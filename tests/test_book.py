@@ -1,5 +1,6 @@
 """The rendered book: built once from a small profile made here, then looked at page by page."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -7,14 +8,14 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from locksmith import results
-from locksmith.book import claims, integrity, plots, site
+from locksmith import errors, results
+from locksmith.book import claims, endurance, integrity, plots, site
 from nbclient import NotebookClient
 from test_claims import record, recorded, rows_where_all_holds
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("_config.yml", "_toc.yml", "index.md", "post.md", "references.bib", "claims.yml",
-           "arms.yml", "params.yaml")
+           "arms.yml", "params.yaml", "torture.md", "results/torture.json")
 ALT = "Bars for the base model and the thinking model"
 MATHS = "Unbiased: $1 - \\binom{n-c}{k} / \\binom{n}{k}$.\n\n$$\n\\hat{p} = \\frac{c}{n}\n$$"
 
@@ -52,6 +53,7 @@ def keep(notebook, name, root, *made_with):
 
 def repository(root):
     """A repository with facts, and executed chapters for the profile lab."""
+    (root / "results").mkdir()
     for name in SOURCES:
         shutil.copy(ROOT / name, root / name)
     shutil.copytree(ROOT / "_static", root / "_static")
@@ -72,7 +74,7 @@ def repository(root):
         figure = plots.save(fig, root / "results" / "lab" / "figures" / f"{name}.png", ALT)
     (root / "build" / "notebooks" / "lab").mkdir(parents=True)
     listed = yaml.safe_load((ROOT / "_toc.yml").read_text())["chapters"]
-    for name in (Path(entry["file"]).name for entry in listed if entry["file"] != "post"):
+    for name in (Path(entry["file"]).name for entry in listed if "chapters/" in entry["file"]):
         own = [file.relative_to(root).as_posix() for file in sorted(root.glob("results/lab/**/*"))
                if file.name.startswith(name[:2]) and file.is_file()]
         keep(placeholder(f"Placeholder {name[:2]}", figure), name, root, *own)
@@ -223,6 +225,26 @@ def test_a_chapter_that_was_not_executed_is_named_in_one_sentence(root, tmp_path
 
 def test_chapters_of_the_contents_are_notebooks_of_the_repository():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    first, *chapters = [entry["file"] for entry in toc["chapters"]]
+    first, *chapters, last = [entry["file"] for entry in toc["chapters"]]
     listed = {Path(chapter).name for chapter in chapters}
-    assert first == "post" and {path.stem for path in (ROOT / "chapters").glob("*.ipynb")} == listed
+    assert (first, last) == ("post", "torture")
+    assert {path.stem for path in (ROOT / "chapters").glob("*.ipynb")} == listed
+
+
+def test_what_the_pipeline_survives_is_counted_from_its_file(pages, root):
+    text = pages["torture.html"]
+    rows = json.loads((root / "results" / "torture.json").read_text())["faults"]
+    assert f"{len(rows)} faults were injected" in text and "{{" not in text
+    survived = sum(row["outcome"] == "survived" for row in rows)
+    assert re.search(rf"<strong>survived</strong></p></td>\s*<td[^>]*><p>{survived}</p>", text)
+    for group in {row["group"] for row in rows}:
+        assert f"<p>{group}</p>" in text.replace("’", "'")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"faults": []}', "[" * 100_000, '{"faults": [{}]}',
+                                     '{"faults": [{"kind": "kill", "outcome": "fine"}]}'])
+def test_a_torture_file_of_another_form_is_named(content, tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / endurance.FILE).write_text(content)
+    with pytest.raises(errors.BadInput, match="results/torture.json is not what"):
+        endurance.load(tmp_path)

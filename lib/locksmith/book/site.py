@@ -28,7 +28,7 @@ from pybtex.database import parse_string
 from pybtex.exceptions import PybtexError
 
 from locksmith import errors, params, plain_yaml, quantities, staging
-from locksmith.book import claims, integrity
+from locksmith.book import claims, endurance, integrity
 
 PAGES = ("_config.yml", "_toc.yml", "references.bib", "claims.yml")
 
@@ -46,7 +46,9 @@ def assemble(profile: str, root: str | Path = ".", out: str | Path = "build/asm"
     root, out = Path(root), Path(out)
     staging.settle(root)
     toc, settings = contents(root), plain_yaml.read(root / "_config.yml")
-    chapters = [entry["file"] for entry in toc["chapters"] if entry["file"] != "post"]
+    files = [entry["file"] for entry in toc["chapters"] if entry["file"] != "post"]
+    pages = [toc["root"], *(file for file in files if (root / f"{file}.md").exists())]
+    chapters = [file for file in files if file not in pages]
     folder = f"build/notebooks/{profile}"
     missing = [c for c in chapters if not (root / folder / f"{Path(c).name}.ipynb").exists()]
     if missing:
@@ -57,12 +59,12 @@ def assemble(profile: str, root: str | Path = ".", out: str | Path = "build/asm"
     address(root / "_config.yml")
     book, judged, shown = claims.judge(profile, root)
     _check_references(root, book)
-    article = post(profile, root)
+    article, numbers = post(profile, root), endurance.substitutions(root)
     if not plain_yaml.text(root / f"{toc['root']}.md").strip():
         raise BookError(f"{root / toc['root']}.md is empty; `git checkout` brings it back.")
     _remove(out)
     out.mkdir(parents=True)
-    for name in (*PAGES, f"{toc['root']}.md"):
+    for name in (*PAGES, *(f"{page}.md" for page in pages)):
         shutil.copy(root / name, out / name)
     shutil.copytree(root / "_static", out / "_static")
     for chapter, notebook in zip(chapters, notebooks, strict=True):
@@ -81,7 +83,8 @@ def assemble(profile: str, root: str | Path = ".", out: str | Path = "build/asm"
             target = out / file.relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, target)
-    settings.setdefault("parse", {})["myst_substitutions"] = substitutions(profile, root)
+    settings.setdefault("parse", {})["myst_substitutions"] = {
+        **substitutions(profile, root), **numbers}
     (out / "_config.yml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return out
 
