@@ -209,6 +209,9 @@ def test_what_says_what_the_data_are_is_needed(tmp_path, monkeypatch):
     results.facts()
     with pytest.raises(errors.BadInput, match="results/smoke/data.sha256 does not exist"):
         integrity.check("smoke")
+    results.save("results/smoke/data.sha256", f"{'0' * 64}  data/smoke/chain_train.jsonl\n")
+    with pytest.raises(errors.BadInput, match="data/smoke/chain_train.jsonl is not what"):
+        integrity.check("smoke")
 
 
 # ---- the store

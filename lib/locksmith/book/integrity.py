@@ -178,9 +178,10 @@ def _check_data(profile, root):
         if stated is None:
             raise IntegrityError(f"{sums}, line {number} is not a SHA-256 and a file of "
                                  f"data/{profile}; `git checkout {sums}` brings that back.")
-        if (root / stated[2]).exists() and results.sha256(root / stated[2]) != stated[1]:
-            raise IntegrityError(f"{root / stated[2]} is not what {sums}, line {number} states; "
-                                 "`dvc checkout --force data` brings that back.")
+        path = root / stated[2]
+        if path.parent.exists() and (not path.exists() or results.sha256(path) != stated[1]):
+            raise IntegrityError(f"{path} is not what {sums}, line {number} states; `dvc checkout "
+                                 "--force data` brings that back.")
 
 
 def _check_checkpoints(profile, root):
