@@ -107,11 +107,12 @@ def _checked(text, path, arms_text):
 
 
 def _check_shape(value, shape, where):
-    """The entries of a mapping that `shape` names are of its types, and not empty."""
+    """The entries of a mapping that `shape` names are of its types, and not empty (nobody may have
+    published a figure)."""
     if not isinstance(value, dict):
         raise ClaimsError(f"{where} is {value!r:.60}; allowed is a mapping.")
     for key in shape.keys() & value.keys():
-        if not isinstance(value[key], shape[key]) or not value[key]:
+        if not isinstance(value[key], shape[key]) or not (value[key] or key == "published"):
             allowed = {str: "a text", list: "a list of one or more", dict: "a mapping"}[shape[key]]
             raise ClaimsError(f"{where}: {key} is {value[key]!r:.60}; allowed is {allowed}.")
 
