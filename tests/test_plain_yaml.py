@@ -94,8 +94,7 @@ def test_merge_keys_work_and_what_stands_beside_them_wins():
 @pytest.mark.parametrize("content, sentence", [
     ("profile: lab\nä: 1\n".encode("latin-1"), "params.yaml is not UTF-8 at line 2."),
     ("profile: lab\n".encode("utf-16"), "params.yaml is not UTF-8 at line 1."),
-    ("profile: lab\n".encode("utf-16-le"), "params.yaml is not valid YAML at line 1: it has the "
-                                           "character '\\x00'."),
+    ("profile: lab\n".encode("utf-16-le"), "params.yaml is no text: it has a null byte at line 1."),
     (b"profile: lab\nlab: {seeds: [0], seeds: [1]}\n", "params.yaml is not valid YAML at line 2: "
                                                        "found duplicate key \"seeds\"."),
     (b"lab: " + b"[" * 9999, "params.yaml, line 1 has more than 40 levels of mappings and lists."),

@@ -25,6 +25,7 @@ from locksmith import bounds, plain_yaml, tasks
 from locksmith.errors import BadInput, run
 
 CHANGES = "LOCKSMITH_CHANGES"  # variable of the environment that `change` sets
+TASKS = tuple(tasks.names())
 PROFILES = ("smoke", "lab", "open", "colab", "toy", "paper")
 
 # What is allowed, from which `schema` makes JSON Schema: "int 1.." (with bounds, both inclusive,

@@ -129,7 +129,7 @@ def _check_claim(claim, path, line):
         _check_chapter(chapter, where)
     if odd := set(claim.get("chapters", {})) - set(params.PROFILES):
         raise ClaimsError(quantities.unknown(f"{where}: profile", min(odd), params.PROFILES))
-    _check_families(claim["families"], params.SCHEMA["families"], where)
+    _check_families(claim["families"], params.TASKS, where)
     for i, figure in enumerate(claim["published"]):
         of = f"{path}, line {line('published', i)}: claim {claim['id']!r}"
         _check_shape(figure, FIGURE, of)
