@@ -153,7 +153,8 @@ def test_every_end_that_a_model_states_ends_an_answer(tmp_path):
 
 @pytest.mark.parametrize("name", [
     "<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|eot|>", "<|end|>", "<|END_OF_TURN_TOKEN|>",
-    "<|end_of_turn|>", "[|endofturn|]", "<|eom_id|>", "<end_of_utterance>", "[EOT]"])
+    "<|end_of_turn|>", "[|endofturn|]", "<|eom_id|>", "<end_of_utterance>", "[EOT]",
+    "<|endoftext|>"])
 def test_a_turns_end_is_known_by_its_name(tmp_path, name):
     tokenizer = letters(added=("<pad>", "<eos>", name))
     assert {1, 2} <= stops(tmp_path, tokenizer)

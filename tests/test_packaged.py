@@ -1,9 +1,11 @@
 """Weights from packages: joining, checksums, terms, and a tiny GGUF through the whole path."""
 
+import dataclasses
 import hashlib
 import json
 import re
 import zipfile
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -30,6 +32,8 @@ def index(monkeypatch, tmp_path):
 
     def download(package, version, folder):
         asked.append(package)
+        if (package, version) not in packages:
+            raise packaged.NoPackage(f"the package {package} {version} is not there.")
         path = tmp_path / f"{package}.whl"
         with zipfile.ZipFile(path, "w") as wheel:
             for member, content in packages[package, version].items():
@@ -154,6 +158,51 @@ def test_join_keeps_the_order_and_checks_the_whole(index, tmp_path, monkeypatch)
         packaged.join(packaged.PACKAGED["tiny"], target, tmp_path)
 
 
+@pytest.fixture
+def hub(monkeypatch):
+    """A model hub of our own, {(repository, commit, file): bytes}, that "tiny" may come from."""
+    files = {}
+
+    def fetch(repository, file, revision, local_dir):
+        if (repository, revision, file) not in files:
+            raise ConnectionError("no\nroute")
+        path = Path(local_dir) / file
+        path.write_bytes(files[repository, revision, file])
+        return str(path)
+    monkeypatch.setattr(packaged, "hf_hub_download", fetch)
+    monkeypatch.setitem(packaged.PACKAGED, "tiny", dataclasses.replace(
+        packaged.PACKAGED["tiny"], hub=("owner/tiny", "c" * 40, "tiny.gguf")))
+    return files
+
+
+@pytest.fixture
+def pieces(index, monkeypatch):
+    offer(index, monkeypatch, b"first-second-third")
+    return index
+
+
+def test_where_a_package_is_lacking_the_hub_is_asked_and_checked(pieces, hub, tmp_path):
+    target, place = tmp_path / "whole", ("owner/tiny", "c" * 40, "tiny.gguf")
+    hub[place] = b"first-second-third"
+    del pieces["tiny-part1", "1"]
+    packaged.join(packaged.PACKAGED["tiny"], target, tmp_path)
+    assert target.read_bytes() == b"first-second-third"
+    assert not (tmp_path / "tiny.gguf").exists()  # moved, not copied
+    hub[place] = b"others"
+    with pytest.raises(WeightsError, match="joined from owner/tiny have SHA-256"):
+        packaged.join(packaged.PACKAGED["tiny"], target, tmp_path)
+    hub.clear()
+    with pytest.raises(WeightsError, match="tiny-part1 1 is not there.*owner/tiny: no route$"):
+        packaged.join(packaged.PACKAGED["tiny"], target, tmp_path)
+
+
+def test_pieces_that_differ_are_not_replaced_from_the_hub(pieces, hub, tmp_path):
+    hub["owner/tiny", "c" * 40, "tiny.gguf"] = b"first-second-third"
+    pieces["tiny-part1", "1"]["data/part1"] = b"SECOND"
+    with pytest.raises(WeightsError, match="joined from tiny-part0 have SHA-256"):
+        packaged.join(packaged.PACKAGED["tiny"], tmp_path / "whole", tmp_path)
+
+
 def test_a_wrong_checksum_leaves_nothing_behind(index, cache, monkeypatch):
     offer(index, monkeypatch, b"not the weights", digest="0" * 64, terms=False)
     with pytest.raises(WeightsError, match="but 0{64} is expected"):
@@ -180,7 +229,7 @@ def test_a_package_that_is_not_there(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name, message", [
     ("owner/model", "name is .owner/model.; allowed are gemma-3-270m, smollm2-.* and toy"),
-    ("gemma", "name is 'gemma'; allowed are gemma-3-270m, smollm2-135m-instruct and toy"),
+    ("gemma", "name is 'gemma'; allowed are gemma-3-270m, smollm2-.*, qwen2.5-.* and toy"),
     ("gemma-3-270m", r"comes under the Gemma Terms of Use .* packaged.terms\('gemma-3-270m'\)"),
 ])
 def test_bad_names_in_one_sentence(name, message):
@@ -211,6 +260,9 @@ def test_the_packages_are_pinned():
     assert gemma.sha256.startswith("a5fd3b62230aa5ec") and gemma.terms
     assert len(gemma.pieces) == 4 and len({p[0] for p in gemma.pieces}) == 4
     assert packaged.PACKAGED["smollm2-135m-instruct"].terms is None
+    qwen = packaged.PACKAGED["qwen2.5-coder-0.5b-instruct"]
+    assert len({p[0] for p in qwen.pieces}) == 6 and qwen.terms is None
+    assert re.fullmatch("[0-9a-f]{40}", qwen.hub[1])
 
 
 def test_the_toy_is_the_same_each_time_and_reads_a_chat():

@@ -38,7 +38,7 @@ ROLES = lab.MODELS  # "base", "thinking" and what only a lab has
 # Added tokens that end a turn in common families, by the letters of their names, beside the ids
 # that a model's configurations state: those forget them in some, and base models have no template.
 _TURN_ENDS = {"imend", "endofturn", "endofturntoken", "eotid", "eot", "eomid", "eom", "eos", "end",
-              "endofmessage", "endofsentence", "endofutterance"}
+              "endoftext", "endofmessage", "endofsentence", "endofutterance"}
 
 
 @dataclass
