@@ -250,7 +250,7 @@ def test_tokens_are_labelled_by_the_step_that_they_open():
     labels = sampling.labels(toy, SUMS, WRITTEN, ids)
     opened = [toy.decode([i]) for i, label in zip(ids, labels) if label == "step opening"]
     assert set(labels) == {"step opening", "execute"}
-    assert "".join(opened).split() == ["5128.5The"]  # bytes: the first words of the four steps
+    assert "".join(opened) == " 5 12 8.5 The"  # bytes: the first words, with the space before each
 
 
 def test_matches_are_what_drawing_k_base_samples_would_find():

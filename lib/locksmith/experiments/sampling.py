@@ -233,9 +233,10 @@ def touched(model: Model, ids: list, spans: list) -> list:
 
 def labels(model: Model, task: ModuleType, text: str, ids: list) -> list[str]:
     """Per token of a text: the kind of step that it opens ("step opening" where kinds are not
-    known), otherwise "execute"."""
+    known), otherwise "execute". The space before a step is part of its opening, for some tokenizers
+    make it a token of its own, and with it the choice between a word and a number falls."""
     opened = tasks.openings(task, text)
-    places = touched(model, ids, [(step.start, step.end) for step in opened])
+    places = touched(model, ids, [(len(text[:step.start].rstrip()), step.end) for step in opened])
     return [opened[some[0]].kind or "step opening" if some else "execute" for some in places]
 
 
