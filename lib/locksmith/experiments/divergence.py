@@ -7,7 +7,6 @@ distributions, in nats, over the whole vocabulary and not only of the token that
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
