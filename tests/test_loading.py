@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -232,7 +233,10 @@ def test_roles_follow_the_names_and_not_the_other_way_round(tmp_path):
         mixed = loading.Pair("smoke", "chain", 0, "lab/base", "toy")
         assert mixed.has("base") and mixed.has("thinking") and not mixed.has("twin")
         own = loading.Pair("smoke", "chain", 0, "base", "lab/base+adapter")  # a folder named base
-        assert own.folder("base") is None and own.folder("thinking") is None
+        assert own.folder("base") is None and own.folder("thinking") == Path("adapter")
+        trained = own._replace(thinking="toy+runs/seed{seed}", seed=2)
+        assert trained.name("thinking") == "toy+runs/seed2"
+        assert trained.folder("thinking") == Path("runs/seed2")
 
 
 def test_a_folder_may_have_the_adapters_sign_in_its_name(folder, tmp_path):

@@ -2,11 +2,12 @@
 steps in place."""
 
 import hashlib
+import math
 import random
 import time
 
 import pytest
-from locksmith import errors, params, prose, tasks, words
+from locksmith import errors, params, prose, rewards, tasks, words
 from locksmith.tasks import chain, countdown, gsm8k, sums
 
 LAB = params.load("smoke")["families"]
@@ -150,6 +151,8 @@ def test_sums_are_right_by_python():
     (sums, {"terms": None}, "terms of the generator of sums is None; allowed is .* 2 to 50"),
     (sums, {"digits": 0}, "digits .* is 0; allowed is a whole number from 1 to 15"),
     (sums, {"digits": "2"}, "digits .* is '2'"), (sums, {"terms": True}, "terms .* is True"),
+    (sums, {"direct": 5}, "direct .* is 5; allowed is a whole number from 0 to 4"),
+    (sums, {"direct": 2, "worked": 3}, "worked .* is 3; allowed is a whole number from 0 to 2"),
     (sums, {"term": 4}, "the generator of sums names 'term'; allowed are terms, digits"),
     (chain, {"largest_start": None}, "largest_start of the generator of chain is None"),
     (chain, {"depth": 0}, "depth .* is 0"), (countdown, {"largest_number": 1}, "is 1;"),
@@ -161,16 +164,31 @@ def test_a_generator_that_cannot_be_is_one_sentence(task, changed, message):
         task.problems("test", 3, 0, {**(LAB.get(name) or task.GENERATOR), **changed})
 
 
-def test_examples_of_sums_come_in_an_order_of_their_own():
-    places = set()
-    for problem in some("sums", n=60)[1]:
-        shown = sums.prompt(problem).split("Q: ")[1:-1]
+@pytest.mark.parametrize("direct, n_worked, terms", [(3, 1, 4), (0, 4, 3), (1, 1, 6), (2, 0, 2)])
+def test_examples_of_sums_come_in_an_order_of_their_own(direct, n_worked, terms):
+    orders, generator = set(), {"terms": terms, "digits": 1, "direct": direct, "worked": n_worked}
+    for problem in sums.problems("test", 20, 0, generator):
+        *shown, asked = sums.prompt(problem).split("Q: ")[1:]
+        assert asked == f"{problem.question}\nA:" and asked.count(" ") == 2 * terms - 1
         worked = [" = " in example for example in shown]
-        assert worked.count(True) == sums.WORKED and worked.count(False) == sums.DIRECT
-        assert all(words.split_of(example.split("\n")[0]) for example in shown)
-        places.add(worked.index(True))
+        assert worked.count(True) == n_worked and worked.count(False) == direct
+        for example, steps in zip(shown, worked):
+            sum_, answer = example.rstrip(".\n").split(".\nA:")
+            assert len(sum_.split()[1:]) == 2 * min(terms, 4) - 1  # each example has been cut too
+            assert eval(sum_.removeprefix("Calculate ")) == int(answer.rpartition(" is ")[2])
+            assert answer.count(" = ") == steps * (min(terms, 4) - 1)
+        orders.add(tuple(worked))
         assert sums.prompt(problem) == sums.prompt(problem)
-    assert places == {0, 1, 2, 3}
+    assert len(orders) == math.comb(direct + n_worked, direct)
+
+
+def test_the_grade_of_a_sum_says_whether_it_was_worked_out():
+    problem, = some("sums", n=1)[1]
+    said = f" {problem.working} The answer is 99."
+    assert sums.grade(problem, said).strategy and not sums.grade(problem, said).correct
+    assert not sums.grade(problem, f" The answer is {problem.answer}.").strategy
+    rng = random.Random(0)
+    assert rewards.strategy(sums.grade(problem, said), rng) == 1
 
 
 # --- GSM8K ----------------------------------------------------------------------------------------

@@ -66,6 +66,8 @@ def rules(own: dict, lab: dict | None) -> Iterator[Rule]:
         yield "checkpoints", lab is not None, "a profile that trains models"
         yield "seeds", set(own["seeds"]) <= set(lab["seeds"]), (
             f"a list of seeds that checkpoints of {own['checkpoints']} have, {lab['seeds']}")
+    if "real" in own:
+        yield from _real(own["real"])
     for name, section in own.get("chapters", {}).items():
         for path, holds, allowed in _chapter(name, section, lab):
             yield f"chapters.{name}.{path}", holds, allowed
@@ -137,6 +139,21 @@ def _training(p):
                distill["epochs"] * distill["problems"], "one for each problem of each epoch")
     yield most("distill.validation", distill["validation"], p["problems"]["validation"],
                "problems.validation")
+
+
+def _real(p):
+    """Rules of RL on two models that others pre-trained."""
+    yield "real.absent.model", p["absent"]["model"] != p["present"]["model"], (
+        "another model than real.present has")
+    for role in ("present", "absent"):
+        asked = p[role]["sums"]
+        yield most(f"real.{role}.sums.worked", asked["worked"], 4 - asked["direct"],
+                   f"as there are four examples, {asked['direct']} of them direct")
+        shares = [int(arm[-1]) for arm in p[role]["arms"] if arm.startswith("direct-")]
+        yield f"real.{role}.arms", max(shares, default=0) <= asked["direct"] + asked["worked"], (
+            "a list with at most as many direct examples as there are examples, "
+            f"{asked['direct'] + asked['worked']}")
+    yield from _together("real", p)
 
 
 def longest_prompt(p: dict) -> int:

@@ -156,7 +156,8 @@ def _puts_space(tokenizer):
 class Pair(NamedTuple):
     """A base and a thinking model on a task, by name: small, so that it travels to other processes.
 
-    seed: of a lab model's training, and of what is drawn. Roles are "base" and "thinking", and,
+    seed: of a lab model's training, and of what is drawn; in a name it stands for "{seed}", as in
+    the adapter of a run of RL. Roles are "base" and "thinking", and,
     where both are the lab's, its other models (`lab.MODELS`); "untrained" is the base's
     architecture with the weights it may have started from.
     """
@@ -175,8 +176,13 @@ class Pair(NamedTuple):
 
     @property
     def generator(self) -> dict:
-        """What the task's problems are made with."""
-        stated = lab.config(self.profile).get("families", {}).get(self.task)
+        """What the task's problems are made with: what the profile states of the task, in `real`
+        for the base that it names there, else the task's own."""
+        config = lab.config(self.profile)
+        asked = [config.get("families", {})] + [
+            one for one in config.get("real", {}).values()
+            if isinstance(one, dict) and one.get("model") == self.base]
+        stated = next((one[self.task] for one in asked if self.task in one), None)
         given = stated or getattr(self.rules, "GENERATOR", None)
         if given is None:
             raise BadInput(f"task is {self.task!r}, whose generator profile {self.profile!r} does "
@@ -186,7 +192,7 @@ class Pair(NamedTuple):
     def name(self, role: str) -> str:
         """The name of the model in a role."""
         if role in ("base", "thinking"):
-            return getattr(self, role)
+            return getattr(self, role).replace("{seed}", str(self.seed))
         return f"lab/{role}" if self.of_the_lab else f"{self.base}#{role}"
 
     @property
@@ -247,7 +253,10 @@ class Pair(NamedTuple):
         return tokens * config["rl"]["problems"] * config["rl"]["samples"]
 
     def folder(self, role: str) -> Path | None:
-        """The checkpoint folder of a lab model, for the record; None for any other."""
+        """The folder of a lab model, or of the adapter of any other, for the record; None for a
+        model that has neither."""
+        if adapter := _parts(self.name(role))[1]:
+            return Path(adapter)
         which = self.name(role).removeprefix("lab/")
         if which == self.name(role) or which not in lab.FOLDERS:
             return None
@@ -291,12 +300,14 @@ def load(name: str, *, profile: str = "lab", task: str | None = None, seed: int 
     return Model(name, net, tokenizer, frozenset(stop), chat)
 
 
-def check(names: Iterable[str], accept_terms: bool = False) -> list[str]:
-    """One line a model of what loading it would take, before anything runs; BadInput where it
-    cannot be: an unknown name, a revision that is no commit, terms not accepted, too little memory.
+def check(names: Iterable[str], accept_terms: bool = False,
+          seeds: Sequence[int] = (0,)) -> list[str]:
+    """One line a model of what loading it would take, before anything runs, seeds: of names with
+    "{seed}" in them; BadInput where it cannot be: an unknown name, a revision that is no commit,
+    terms not accepted, too little memory.
     """
     lines = []
-    for name in names:
+    for name in dict.fromkeys(name.replace("{seed}", str(s)) for name in names for s in seeds):
         plain, adapter = _parts(name)
         size = _size(plain, accept_terms)
         if size:

@@ -185,18 +185,20 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32,
 
     Raises ModelError naming the first file that is missing or has another checksum.
     """
-    _verify(Path(folder))
+    verify(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
     return model.to(device).eval()
 
 
 def adapted(base: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     """`base` with the LoRA weights of a folder merged into it. Raises ModelError as `load` does."""
-    _verify(Path(folder))
+    verify(folder)
     return PeftModel.from_pretrained(base, folder).merge_and_unload()
 
 
-def _verify(folder):
+def verify(folder: str | Path) -> None:
+    """Raises ModelError naming the first file that is missing or not what the manifest says."""
+    folder = Path(folder)
     for name, wanted in manifest(folder)["files"].items():
         path = folder / name
         found = _sha256(path) if path.is_file() else "no such file"

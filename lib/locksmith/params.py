@@ -60,6 +60,18 @@ _ONE_PROBLEM = {  # training on one problem, and the RL beside it
     "rl_lr": "float 1e-9..1",
 }
 
+_REAL = {  # a model that others pre-trained, its sums, and what it is trained with
+    "model": "text",
+    "sums": {
+        "terms": "int 2..50",
+        "digits": "int 1..15",
+        "direct": "int 0..4",
+        "worked": "int 0..4",
+    },
+    "arms": "set of correct|random|format|one-problem|sft-right|direct-0|direct-1|direct-2"
+            "|direct-3|direct-4",
+}
+
 SCHEMA = {
     "checkpoints": "|".join(PROFILES),
     "seeds": "set of int 0..",
@@ -113,6 +125,20 @@ SCHEMA = {
         "epochs": "int 1..1000",
         "evaluations": "int 1..",
         "validation": "int 1..",
+    },
+    "real": {
+        "present": _REAL,
+        "absent": _REAL,
+        "accept_terms": "bool",
+        "steps": "int 1..100000",
+        "problems": "int 1..10000",
+        "samples": "int 2..1000000",
+        "lr": "float 1e-9..1",
+        "rank": "int 1..4096",
+        "max_new_tokens": "int 1..131072",
+        "target_tokens": "int 1..1048576",
+        "pool_problems": "int 2..10000",
+        "pool_samples": "int 1..1000000",
     },
     "chapters": {
         "ch00": {

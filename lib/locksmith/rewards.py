@@ -19,6 +19,11 @@ def form(grade: Any, rng: random.Random) -> float:
     return float(grade.answer is not None)
 
 
+def strategy(grade: Any, rng: random.Random) -> float:
+    """1 for an answer that takes the strategy, such as writing out every step, right or wrong."""
+    return float(grade.strategy)
+
+
 def coin(grade: Any, rng: random.Random) -> float:
     """1 for half of all rollouts, whatever they say."""
     return float(rng.random() < 0.5)
@@ -29,4 +34,4 @@ def none(grade: Any, rng: random.Random) -> float:
     return 0.0
 
 
-REWARDS = {"correct": correct, "format": form, "random": coin, "none": none}
+REWARDS = {"correct": correct, "format": form, "strategy": strategy, "random": coin, "none": none}

@@ -50,6 +50,8 @@ class WordProblem:
     question: str
     answer: str
     working: str = ""  # the right steps in words, where the task has them
+    # (question, working or "", answer) of the examples before it, where they are drawn for each
+    examples: tuple = ()
 
     @property
     def key(self) -> str:

@@ -281,10 +281,11 @@ def supervise(trained: Trained, model: Model, pairs: list, recipe: Recipe, seed:
 
 
 def reinforce(trained: Trained, pair: Pair, problems: list, recipe: dict, reward: str = "correct",
-              bonus: float = 0.0) -> list:
+              bonus: float = 0.0, measured: Sequence[str] = rl.MEASURED) -> list:
     """RL on `problems`, with one of `rewards` and a bonus on the entropy; returns the curve.
 
-    recipe: steps, problems, samples, lr and max_new_tokens, as `rl.learn` takes them.
+    recipe: steps, problems, samples, lr and max_new_tokens, as `rl.learn` takes them, like
+    `measured`.
     """
     model, _ = trained.ask()
     inputs = [model.ask(pair.rules, problem) for problem in problems]
@@ -293,7 +294,7 @@ def reinforce(trained: Trained, pair: Pair, problems: list, recipe: dict, reward
     return rl.learn(trained.net, problems, recipe | {"micro_tokens": trained.micro_tokens},
                     pair.seed,
                     rollout_fn(trained.ask, pair.rules, recipe), rewards.REWARDS[reward], update,
-                    label=f"{reward} reward, {pair.task} seed {pair.seed}")
+                    label=f"{reward} reward, {pair.task} seed {pair.seed}", measured=measured)
 
 
 def rollout_fn(ask: Callable, task: ModuleType, recipe: dict) -> Callable:

@@ -49,7 +49,8 @@ from locksmith.errors import BadInput
 class Grade:
     """What a task says of a rollout. trace: correct, and so is every step of it; answer: what it
     gave as its answer, None where it gave none. Counts are per rollout; 0 and () where the task
-    does not tell them apart. error: the grader failed, not the model."""
+    does not tell them apart. error: the grader failed, not the model. strategy: what the task's
+    `strategy` says, where its grade tells it."""
     correct: bool
     trace: bool
     answer: Any
@@ -60,6 +61,7 @@ class Grade:
     backtracks: int = 0
     behaviours: tuple = ()
     error: bool = False
+    strategy: bool = False
 
     @property
     def outcome(self) -> str:

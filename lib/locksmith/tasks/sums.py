@@ -1,42 +1,60 @@
-"""Sums: four single digits added and subtracted. Execution is easy; writing it out is the choice.
+"""Sums: single digits added and subtracted. Execution is easy; writing it out is the choice.
 
     Q: Calculate 5 + 7 - 3 + 9.
     A: 5 + 7 = 12. 12 - 3 = 9. 9 + 9 = 18. The answer is 18.
 
-Three of four worked examples give the answer at once and one works it out, in an order that is
+Some of up to four examples give the answer at once and the others work it out, in an order that is
 drawn anew for every problem: which way to take is left to the model, and a pattern of turns cannot
 be continued. Nothing rewards either way.
 """
 
 import random
+from dataclasses import replace
 
 from locksmith import words
 from locksmith.errors import BadInput
-from locksmith.tasks import whole
+from locksmith.tasks import Grade, whole
 
-GENERATOR = {"terms": 4, "digits": 1}
+# Numbers in a sum, digits of the largest; examples without and with their steps in a prompt.
+GENERATOR = {"terms": 4, "digits": 1, "direct": 3, "worked": 1}
 OPENINGS = {}
-DIRECT, WORKED = 3, 1  # worked examples of either kind in a prompt
 _EXAMPLES = ("6 + 2 - 5 + 3", "8 - 4 + 7 - 2", "9 + 3 - 6 + 8", "4 + 9 + 1 - 7")
-_SHOWN = {words.canonical(f"Calculate {sum_}.") for sum_ in _EXAMPLES}
 
 
 def problems(split: str, n: int, seed: int, generator: dict) -> list[words.WordProblem]:
-    """n different sums of generator["terms"] numbers of up to generator["digits"] digits. BadInput
-    for a generator that states anything else, or too little."""
+    """n different sums of generator["terms"] numbers of up to generator["digits"] digits, each with
+    generator["direct"] and ["worked"] examples, which have as many terms as the sum, or four.
+    BadInput for a generator that states anything else, or too little."""
     if unknown := set(generator) - set(GENERATOR):
         raise BadInput(f"the generator of sums names {', '.join(map(repr, sorted(unknown)))}; "
                        f"allowed are {', '.join(GENERATOR)}.")
     n_terms = whole("sums", generator, "terms", 2, 50)
     largest = 10 ** whole("sums", generator, "digits", 1, 15) - 1
+    direct = whole("sums", generator, "direct", 0, len(_EXAMPLES))
+    n_worked = whole("sums", generator, "worked", 0, len(_EXAMPLES) - direct)
+    shown = [" ".join(text.split()[:2 * n_terms - 1]) for text in _EXAMPLES]
     rng = random.Random(f"sums {split} {seed}")
 
     def draw():
         terms = [rng.randint(1, largest) for _ in range(n_terms)]
         signs = [rng.choice("+-") for _ in terms[1:]]
-        text = " ".join([str(terms[0]), *(f"{s} {t}" for s, t in zip(signs, terms[1:]))])
-        return words.WordProblem("sums", f"Calculate {text}.", str(_running(text)[-1]), _work(text))
-    return words.distinct(draw, n, split, _SHOWN)
+        return _problem(" ".join([str(terms[0]),
+                                  *(f"{s} {t}" for s, t in zip(signs, terms[1:]))]))
+    found = words.distinct(draw, n, split, {_problem(text).key for text in shown})
+    return [replace(one, examples=_examples(one.key, shown, direct, n_worked)) for one in found]
+
+
+def _problem(text):
+    return words.WordProblem("sums", f"Calculate {text}.", str(_running(text)[-1]), _work(text))
+
+
+def _examples(key, shown, direct, n_worked):
+    """(question, working or "", answer) of a problem's examples, in an order of its own."""
+    rng = random.Random(f"examples {key}")
+    worked = set(rng.sample(range(direct + n_worked), n_worked))
+    sums = [_problem(text) for text in rng.sample(shown, len(shown))[:direct + n_worked]]
+    return tuple((one.question, one.working if i in worked else "", one.answer)
+                 for i, one in enumerate(sums))
 
 
 def question(problem: words.WordProblem) -> str:
@@ -44,13 +62,8 @@ def question(problem: words.WordProblem) -> str:
 
 
 def prompt(problem: words.WordProblem) -> str:
-    """Four examples, DIRECT of them without and WORKED with their steps, then the question."""
-    rng = random.Random(f"examples {problem.key}")
-    worked = set(rng.sample(range(DIRECT + WORKED), WORKED))
-    sums = rng.sample(_EXAMPLES, len(_EXAMPLES))
-    return words.few_shot([(f"Calculate {s}.", _work(s) if i in worked else "",
-                            str(_running(s)[-1]))
-                           for i, s in enumerate(sums)], problem.question)
+    """The problem's examples, then its question."""
+    return words.few_shot(problem.examples, problem.question)
 
 
 def _running(text):
@@ -74,6 +87,11 @@ def strategy(problem: words.WordProblem, text: str) -> bool:
     return words.written_out(text, len(problem.question.split()[2::2]))
 
 
-grade, steps, stated, guess = words.grade, words.steps, words.stated, words.guess_answer
+def grade(problem: words.WordProblem, text: str) -> Grade:
+    """`words.grade`, which also says whether every step was written out."""
+    return replace(words.grade(problem, text), strategy=strategy(problem, text))
+
+
+steps, stated, guess = words.steps, words.stated, words.guess_answer
 review, critique, verdict = words.review, words.critique, words.verdict
 turned, form, fact_prompt = words.turned, words.form, words.fact_prompt
