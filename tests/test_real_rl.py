@@ -93,7 +93,7 @@ def test_fine_tuning_takes_right_workings_alone(here, monkeypatch):
     assert log["texts"] == 1 and log["losses"][-1] < log["losses"][0] - 0.3
     said[0] = " 1 + 1 = 3.\n"
     drawn.grades = [[pair.rules.grade(problem, text) for text in said]]
-    with pytest.raises(errors.BadInput, match="pairs hold no target"):
+    with pytest.raises(errors.BadInput, match="sft-right, but toy gave no right working among 3"):
         real_rl.imitate(trained, pair, [problem], RECIPE)
 
 

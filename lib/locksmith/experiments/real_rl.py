@@ -168,6 +168,9 @@ def imitate(trained: tuning.Trained, pair: Pair, problems: list, recipe: dict) -
     right = [(pair.rules.prompt(problem), text.removesuffix(base.end) + base.end)
              for problem, texts, sound in zip(problems, drawn.texts, drawn.trace)
              for text, ok in zip(texts, sound) if ok]
+    if not right:
+        raise errors.BadInput(f"arms hold sft-right, but {pair.base} gave no right working among "
+                              f"{drawn.correct.size} answers; allowed is to leave it out.")
     how = tuning.Recipe(recipe["steps"], recipe["target_tokens"], recipe["lr"], "adapter")
     return {"texts": len(right), "drawn": int(drawn.lengths.sum()),
             **tuning.supervise(trained, base, right, how, pair.seed)}
