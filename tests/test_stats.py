@@ -261,6 +261,22 @@ def test_the_split_adds_up_and_knows_pure_cases():
     assert when + how == pytest.approx(after[1].mean() - 0.1, abs=1e-12)
 
 
+def test_gap_difference_is_paired_over_problems_and_what_was_trained_on():
+    rng = np.random.default_rng(0)
+    base, thinking = ((rng.random((3, 100)) < rate).astype(float) for rate in (0.1, 0.6))
+    x = np.stack([base + 0.1, thinking - 0.1, thinking], 2)
+    found = stats.gap_difference(x + 0.05, x, base, thinking)
+    gap = thinking.mean() - base.mean()
+    assert found.value == pytest.approx(0.05 / gap)
+    # what they share cancels in every resample, and leaves the gap's own spread
+    assert 0.05 / (gap + 0.15) < found.low < found.value < found.high < 0.05 / (gap - 0.15)
+    apart = stats.gap_difference(x[..., ::-1] + 0.05, x, base, thinking)
+    assert apart.value == pytest.approx(found.value) and apart.low < -0.2 and apart.high > 0.2
+    alone = stats.gap_difference(x, base, base, thinking)  # against nothing gained
+    assert alone == pytest.approx(stats.gap_recovered(x, base, thinking))
+    assert stats.gap_difference(x, x, base, base) is None
+
+
 def test_gap_recovered_over_single_problems():
     rng = np.random.default_rng(0)
     base, thinking = rng.random((3, 80)) < 0.1, rng.random((3, 80)) < 0.7

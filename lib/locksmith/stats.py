@@ -209,6 +209,25 @@ def gap_recovered(x: Float[np.ndarray, "seeds problems ..."],
     the gap itself is not above 0 in at least 97.5 % of the resamples: a share of it has no meaning
     then.
     """
+    found = _shares(x, base, thinking, resamples, seed)
+    return found and Interval(found[0], *map(float, ends(found[1])))
+
+
+def gap_difference(x: Float[np.ndarray, "seeds problems ..."],
+                   other: Float[np.ndarray, "seeds problems ..."],
+                   base: Float[np.ndarray, "seeds problems"],
+                   thinking: Float[np.ndarray, "seeds problems"], resamples: int = 2000,
+                   seed: int = 0) -> Interval | None:
+    """The share of the gap that x recovers minus the one that `other` recovers, paired.
+
+    As `gap_recovered`; third axes of one size hold the same things and are resampled together.
+    """
+    one, two = (_shares(scores, base, thinking, resamples, seed) for scores in (x, other))
+    return one and Interval(one[0] - two[0], *map(float, ends(one[1] - two[1])))
+
+
+def _shares(x, base, thinking, resamples, seed):
+    """(share of the gap, the same in the resamples that have a gap), or None as `gap_recovered`."""
     x = np.asarray(x)
     x = x[..., None] if x.ndim == 2 else x
     got, low, high = resampled_means(x, base, thinking, resamples=resamples, seed=seed)
@@ -217,7 +236,7 @@ def gap_recovered(x: Float[np.ndarray, "seeds problems ..."],
     if ends(gap)[0] <= 0:
         return None
     value = (np.mean(x) - np.mean(base)) / (np.mean(thinking) - np.mean(base))
-    return Interval(float(value), *map(float, ends((got - low)[gap > 0] / gap[gap > 0])))
+    return float(value), (got - low)[gap > 0] / gap[gap > 0]
 
 
 def when_and_how(before: tuple[np.ndarray, np.ndarray],
