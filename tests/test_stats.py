@@ -261,6 +261,21 @@ def test_the_split_adds_up_and_knows_pure_cases():
     assert when + how == pytest.approx(after[1].mean() - 0.1, abs=1e-12)
 
 
+def test_the_split_has_intervals_over_problems_and_seeds():
+    rng = np.random.default_rng(3)
+    strategy = [rng.random((3, 40, 4)) < share for share in (0.2, 0.7)]
+    correct = [rng.random((3, 40, 4)) < np.where(s, 0.8, 0.1) for s in strategy]
+    before, after = zip(strategy, correct, strict=True)
+    parts = stats.gain_parts(before, after)
+    assert [part.value for part in parts] == pytest.approx(stats.when_and_how(before, after))
+    assert parts[0].low > 0.2 and parts[1].low < 0 < parts[1].high  # when alone
+    by_seed, by_problem = stats.drawn(3, 40)
+    found = [stats.when_and_how(*([x.repeat(s, 0).repeat(p, 1) for x in side]
+                                  for side in (before, after)))
+             for s, p in zip(by_seed, by_problem, strict=True)]
+    assert np.allclose(stats.ends(np.array(found)).T, [part[1:] for part in parts])
+
+
 def test_gap_difference_is_paired_over_problems_and_what_was_trained_on():
     rng = np.random.default_rng(0)
     base, thinking = ((rng.random((3, 100)) < rate).astype(float) for rate in (0.1, 0.6))

@@ -247,17 +247,38 @@ def when_and_how(before: tuple[np.ndarray, np.ndarray],
     when: the strategies' shares changed; how: they work better or worse. Each change is weighted by
     the mean of the other factor before and after, so that neither comes first.
     """
-    def factors(strategy, correct):
-        strategy, correct = np.asarray(strategy, bool), np.asarray(correct, float)
-        share = strategy.mean()
-        each = [correct[s].mean() if s.any() else None for s in (strategy, ~strategy)]
-        return np.array([share, 1 - share]), each
-    (p, c), (q, d) = factors(*before), factors(*after)
-    # A strategy that one side never used has no success rate there: the other side's stands in.
-    c, d = ([x if x is not None else y if y is not None else 0.0 for x, y in zip(a, b)]
-            for a, b in ((c, d), (d, c)))
-    c, d = np.array(c), np.array(d)
-    return float(((q - p) * (c + d) / 2).sum()), float(((p + q) / 2 * (d - c)).sum())
+    return tuple(float(part) for part in _parts(*(
+        np.mean(x) for pair in (before, after) for x in _factors(*pair))))
+
+
+def gain_parts(before: tuple[np.ndarray, np.ndarray],
+               after: tuple[np.ndarray, np.ndarray], resamples: int = 2000,
+               seed: int = 0) -> tuple[Interval, Interval]:
+    """`when_and_how` with intervals, paired: arrays (seeds, problems, n), n of each side's own."""
+    means = [x.mean(-1) for pair in (before, after) for x in _factors(*pair)]
+    return tuple(Interval(*map(float, interval(lambda *m, i=i: _parts(*m)[i], *means,
+                                               resamples=resamples, seed=seed))) for i in (0, 1))
+
+
+def _factors(strategy, correct):
+    """Indicators of taking the strategy, of being right with it, and of being right without it."""
+    strategy, correct = np.asarray(strategy, bool), np.asarray(correct, bool)
+    return strategy, correct & strategy, correct & ~strategy
+
+
+def _parts(p, right, lucky, q, right_after, lucky_after):
+    """(when, how) from the means of `_factors` before and after."""
+    def rates(hits, share, other_hits, other_share):
+        # A strategy that one side never used has no success rate there: the other side's stands in.
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mine, other = np.divide(hits, share), np.divide(other_hits, other_share)
+        other = np.where(other_share > 0, other, 0.0)
+        return np.where(share > 0, mine, other)
+    with_it = [rates(right, p, right_after, q), rates(right_after, q, right, p)]
+    without = [rates(lucky, 1 - p, lucky_after, 1 - q), rates(lucky_after, 1 - q, lucky, 1 - p)]
+    when = (q - p) * (sum(with_it) - sum(without)) / 2
+    how = (p + q) / 2 * (with_it[1] - with_it[0]) + (1 - (p + q) / 2) * (without[1] - without[0])
+    return when, how
 
 
 def cross_at(ks: Sequence[int], a: Float[np.ndarray, "... ks"],
