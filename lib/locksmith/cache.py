@@ -90,7 +90,8 @@ class Fused(Runner):
         shape = (n_rows, self.kv_heads, n_columns, self.d)
         self.cache = [(self.embed.new_empty(shape), self.embed.new_empty(shape))
                       for _ in self.layers]
-        cos, sin = body.rotary_emb(self.embed, torch.arange(n_columns, device=self.embed.device))
+        places = torch.arange(n_columns, device=self.embed.device)
+        cos, sin = (x[0] for x in body.rotary_emb(self.embed, places[None]))
         # The rotation's minus sign stands in the table, once, and not in every layer of every step.
         sign = torch.arange(self.d, device=sin.device) < self.d // 2
         self.rope = cos, torch.where(sign, -sin, sin)
