@@ -30,7 +30,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from locksmith import chats, device, grammar, lab, model, packaged, results, tasks, vocabulary
+from locksmith import (
+    chats,
+    device,
+    grammar,
+    lab,
+    model,
+    narrowing,
+    packaged,
+    results,
+    tasks,
+    vocabulary,
+)
 from locksmith.errors import BadInput
 
 ADAPTER = "+"
@@ -159,7 +170,8 @@ class Pair(NamedTuple):
     seed: of a lab model's training, and of what is drawn; in a name it stands for "{seed}", as in
     the adapter of a run of RL. Roles are "base" and "thinking", and,
     where both are the lab's, its other models (`lab.MODELS`); "untrained" is the base's
-    architecture with the weights it may have started from.
+    architecture with the weights it may have started from. tokens: how many of the base's tokens
+    both are loaded with, chosen by `narrowing.choose`; 0 for all, as are models that have no more.
     """
     profile: str
     task: str
@@ -168,6 +180,7 @@ class Pair(NamedTuple):
     thinking: str = "lab/thinking"
     chat: bool = False  # the thinking model is asked through its chat template
     accept_terms: bool = False
+    tokens: int = 0
 
     @property
     def rules(self) -> ModuleType:
@@ -212,9 +225,26 @@ class Pair(NamedTuple):
         model's weights, where it is not the pair's own."""
         options = {"profile": self.profile, "task": self.task, "exact": exact,
                    "seed": self.seed if seed is None else seed, "accept_terms": self.accept_terms}
+        if self.tokens:
+            options["kept"] = self.kept()
         if role == "untrained" and not self.of_the_lab:
             return untrained(load(self.base, **options), options["seed"])
         return load(self.name(role), chat=self.chat and role == "thinking", **options)
+
+    def kept(self) -> tuple[int, ...]:
+        """The base's ids of the tokens that its models are loaded with; () for all."""
+        return _kept(self._replace(base=self.name("base"), thinking="", chat=False, seed=0))
+
+    def left_out(self, role: str = "base", n_problems: int = 32, n: int = 2,
+                 max_new_tokens: int = 48) -> tuple[float, float]:
+        """(mean, worst) probability that the model in a role, with all its tokens, gives to those
+        that are not `kept`, at the tokens of n answers to each of some validation problems."""
+        if not self.kept():
+            return 0.0, 0.0
+        whole = self._replace(tokens=0).load(role)
+        prompts = [whole.ask(self.rules, p) for p in self.problems(n_problems, "validation")]
+        mass = narrowing.left_out(whole, self.kept(), prompts, n, max_new_tokens)
+        return float(mass.mean()), float(mass.max())
 
     def problems(self, n: int, split: str = "test") -> list:
         """The first n problems of a split."""
@@ -270,15 +300,27 @@ def pairs(profile: str, task_names: Sequence[str], seeds: Sequence[int],
             for seed in seeds}
 
 
+@lru_cache(maxsize=8)
+def _kept(pair):
+    """`Pair.kept`, once a process: the base is loaded for it."""
+    base = pair._replace(tokens=0).load("base")
+    if not 0 < pair.tokens < len(base.tokenizer):
+        return ()
+    problems = pair.rules.problems("train", narrowing.PROBLEMS, 0, pair.generator)
+    return tuple(narrowing.choose(base, pair.rules, problems, pair.tokens, fingerprint(base.net)))
+
+
 # --- loading --------------------------------------------------------------------------------------
 
 
 def load(name: str, *, profile: str = "lab", task: str | None = None, seed: int = 0,
-         exact: bool = False, chat: bool = False, accept_terms: bool = False) -> Model:
+         exact: bool = False, chat: bool = False, accept_terms: bool = False,
+         kept: Sequence[int] = ()) -> Model:
     """The model of a name, in eval mode on the library's device.
 
     profile, task, seed: of a lab model. exact: float32 instead of the device's own dtype. chat: ask
     it through its chat template. accept_terms: you accept the terms of weights that have some.
+    kept: its ids of the only tokens that it is to have, in rising order; () for all.
     BadInput in one sentence for a name that is none, a revision that is not a commit, weights that
     are missing, damaged or not safetensors, a chat template that is not there.
     """
@@ -288,6 +330,8 @@ def load(name: str, *, profile: str = "lab", task: str | None = None, seed: int 
         net, tokenizer = _bring_lab(plain, profile, task, seed, exact or bool(adapter))
     else:
         net, tokenizer = _bring(plain, accept_terms)
+    if kept:
+        net, tokenizer = narrowing.narrow(net, tokenizer, kept)
     if adapter:
         net = _adapted(net, adapter)
     if chat and not tokenizer.chat_template:

@@ -45,6 +45,7 @@ _PAIR = {  # a base and a thinking model on some tasks, for `loading.pairs`
     "thinking_model": "text",
     "thinking_chat": "bool",
     "accept_terms": "bool",
+    "tokens": "int 0..1048576",  # that both models are loaded with; 0 for all
 }
 _ONE_PROBLEM = {  # training on one problem, and the RL beside it
     "pool_problems": "int 2..10000",
