@@ -428,7 +428,7 @@ def _adapted(net, folder):
     except (RuntimeError, ValueError, SafetensorError) as error:
         said = str(error).splitlines()[0]
         raise BadInput(f"adapter {folder} does not fit the model: {said}") from error
-    if wanted != set(get_peft_model_state_dict(both)):
+    if wanted != set(get_peft_model_state_dict(both, save_embedding_layers=False)):
         raise BadInput(f"adapter {folder} is another model's: its weights and the places for them "
                        "differ; allowed is an adapter of this very architecture.")
     return both.merge_and_unload()

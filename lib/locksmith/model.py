@@ -126,14 +126,15 @@ def save_adapter(model: PeftModel, folder: str | Path, **facts: object) -> None:
     """Writes the LoRA weights of a `peft` model in bf16, with a manifest; whole or not at all."""
     config = model.peft_config["default"]
     config.target_modules = sorted(config.target_modules)  # a set's order differs between processes
-    _write(Path(folder), [model.to(torch.bfloat16)], facts)
+    # peft would add the embeddings of a model over few of its tokens.
+    _write(Path(folder), [model.to(torch.bfloat16)], facts, save_embedding_layers=False)
 
 
-def _write(folder, parts, facts):
+def _write(folder, parts, facts, **how):
     half = folder.with_name(folder.name + ".half")
     shutil.rmtree(half, ignore_errors=True)
     for part in parts:
-        part.save_pretrained(half)
+        part.save_pretrained(half, **how)
     (half / "README.md").unlink(missing_ok=True)  # peft's empty model card
     files = {p.name: _sha256(p) for p in sorted(half.iterdir())}
     (half / "manifest.json").write_text(json.dumps({"files": files, **facts}, indent=1) + "\n")

@@ -203,10 +203,10 @@ def _likely(model, task, problems):
         answer, question = model.decode(ids), task.question(problem)
         turns = [{"role": "user", "content": question}]
         texts += [task.prompt(problem), chats.text(model.tokenizer, turns) if chat else question]
-        for text in (answer, task.guess(problem, rng, problems)):
-            critique = task.critique(problem, text)
-            texts += [task.review(problem, text) + critique, task.turned(critique),
-                      task.form(critique, rng)]
+        guess = task.guess(problem, rng, problems)
+        critique = task.critique(problem, guess)
+        texts += [task.review(problem, guess) + critique, task.turned(critique),
+                  task.form(critique, rng)]
         reviews.append(model.begin(task.review(problem, answer)))
         bare.append(model.converse(turns) if chat else model.begin(question))
     _sampled(model, reviews, found)
