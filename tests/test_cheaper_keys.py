@@ -23,7 +23,7 @@ def study():
 def walked():
     """A study that went all the way, with little of everything."""
     made = study()
-    made.try_out(made.methods([1], 2, [" The"]))
+    made.try_out(made.methods([1], [" The"]))
     made.thinking()
     made.vote()
     made.fine_tune([1], 2, 2, tuning.Recipe(2, 24, 0.001))

@@ -62,15 +62,14 @@ class Comparison:
 
     # --- at test time
 
-    def methods(self, shots: list, rounds: int, prefixes: list) -> dict:
+    def methods(self, shots: list, prefixes: list) -> dict:
         """Treatment -> (method of `test_time`, options): `try_out` runs those that a task has."""
-        work = {"rounds": rounds}
         found = {treatment("base"): ("base", {}),
-                 treatment("cognitive-tools"): ("cognitive_tools", work),
-                 treatment("dummy-tools"): ("dummy_tools", work)}
+                 treatment("cognitive-tools"): ("cognitive_tools", {}),
+                 treatment("dummy-tools"): ("dummy_tools", {})}
         found |= {treatment("few-shot", examples=n): ("few_shot", {"shots": n}) for n in shots}
         found |= {treatment("cognitive-tools", variant="+".join(some)): (
-            "cognitive_tools", work | {"tools": list(some)})
+            "cognitive_tools", {"tools": list(some)})
             for some in (*((tool,) for tool in tools.TOOLS), ("examine", "backtrack"))}
         return found | {treatment("prefix", variant=words.strip()): ("prefix", {"words": words})
                         for words in prefixes}
