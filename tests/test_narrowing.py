@@ -168,7 +168,7 @@ def test_both_models_of_a_pair_have_the_same_tokens_chosen_once(folder, monkeypa
 
 def test_too_few_tokens_and_other_tokenizers_are_refused_in_one_sentence(folder):
     pair = loading.Pair("smoke", "sums", 0, str(folder), "", tokens=100)
-    with pytest.raises(errors.BadInput, match="tokens is 100 .* 0 for all, or from [23]"):
+    with pytest.raises(errors.BadInput, match="tokens is 100 .* 0 for all, or from [0-9]+,"):
         pair.load("base")
     words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a")))
     with pytest.raises(errors.BadInput, match="of kind WordLevel; allowed"):
