@@ -135,6 +135,22 @@ def test_an_adapter_changes_what_is_sampled(home):
     assert steer == [] and changed and not any("embed" in name for name in changed)
 
 
+def test_an_adapter_is_sampled_as_merged_and_its_base_stays_as_it_is(home):
+    trained = tuning.adapter(CHAIN, rank=2)
+    frozen = {name: value.clone() for name, value in trained.net.named_parameters()
+              if "lora" not in name}
+    for scale in (0.2, 0.1):  # the second must not lie on the first
+        for name, weight in trained.net.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=scale)
+        wanted = model.merged(trained.net).to(device.pick()[1])
+        found = trained.ask()[0].net
+        assert all(torch.equal(value, found.state_dict()[name])
+                   for name, value in wanted.state_dict().items())
+    assert all(torch.equal(value, frozen[name]) for name, value in trained.net.named_parameters()
+               if name in frozen)
+
+
 @pytest.mark.parametrize("shared", [0, 1, 30, 45])
 @pytest.mark.parametrize("make", [tuning.all_weights, tuning.adapter, tuning.vectors])
 def test_what_rows_begin_with_is_read_once_without_a_difference(make, shared):
@@ -143,7 +159,10 @@ def test_what_rows_begin_with_is_read_once_without_a_difference(make, shared):
         if "lora_B" in name or name == "table":
             torch.nn.init.normal_(weight, std=0.1)
     ids = torch.randint(2, 258, (5, 60), generator=torch.Generator().manual_seed(0))
-    ids[:, :shared] = ids[0, :shared]
+    ids[::2, :shared], ids[1::2, :shared] = ids[0, :shared], ids[1, :shared]  # of two problems
+    read = []
+    trained.register_forward_pre_hook(
+        lambda net, _, given: read.append(given["input_ids"].numel()), with_kwargs=True)
     found = []
     for logits in (tuning.shared_prefix_logits(trained, ids, 40),
                    trained(input_ids=ids).logits[:, 40:]):
@@ -153,6 +172,7 @@ def test_what_rows_begin_with_is_read_once_without_a_difference(make, shared):
             [p.grad.flatten() for p in trained.parameters() if p.grad is not None])))
     for ours, plain in zip(*found, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-5)
+    assert sum(read[:-1]) == (2 if shared >= 40 else 5) * 40 + 5 * 20
 
 
 def test_logits_of_the_last_positions_make_the_same_policy_gradient_step():

@@ -184,14 +184,15 @@ class Trained(NamedTuple):
 
 def shared_prefix_logits(net: PreTrainedModel, ids: Int[Tensor, "rows time"],
                          start: int) -> Float[Tensor, "rows last vocabulary"]:
-    """Logits (B, T - start, V) of the positions from `start` on. What all rows begin with, the
-    worked examples and often the question, is read once; a head of 262k tokens sees none of it."""
-    same = (ids == ids[:1]).all(0).long().cumprod(0).sum().item()
-    shared, cache = min(same, start), DynamicCache(config=net.config)
-    if shared:
-        net(input_ids=ids[:1, :shared], past_key_values=cache, logits_to_keep=1)
-        cache.batch_repeat_interleave(len(ids))
-    return net(input_ids=ids[:, shared:], past_key_values=cache,
+    """Logits (B, T - start, V) of the positions from `start` on. What rows have in common up to
+    there, a prompt's worked examples and most of its question, is read once for all of them; a head
+    of 262k tokens sees none of it."""
+    cache = DynamicCache(config=net.config)
+    if start:
+        beginnings, owner = ids[:, :start].unique(dim=0, return_inverse=True)
+        net(input_ids=beginnings, past_key_values=cache, logits_to_keep=1)
+        cache.batch_select_indices(owner)
+    return net(input_ids=ids[:, start:], past_key_values=cache,
                logits_to_keep=ids.shape[1] - start).logits
 
 
@@ -208,11 +209,12 @@ def all_weights(pair: Pair) -> Trained:
 
 def adapter(pair: Pair, rank: int = 16) -> Trained:
     """A base whose LoRA adapter of a rank is trained."""
-    base = pair.load("base", exact=True)
-    dtype, net = device.pick()[1], model.adapter(base.net, rank, pair.seed)
+    net = model.adapter(pair.load("base", exact=True).net, rank, pair.seed)
+    sampled = pair.load("base")
 
     def ask():
-        return replace(base, net=model.merged(net).to(dtype).eval()), []
+        model.merge_into(sampled.net, net)
+        return sampled, []
     return Trained(net, ask, finetune.own_logits)
 
 
