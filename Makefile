@@ -12,7 +12,7 @@ PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 TORCH := $(shell grep ^torch== constraints.txt)
 STAMP := $(VENV)/.installed
 
-.PHONY: book test lab open facts post publish lint clean
+.PHONY: book test lab open pair facts post publish lint clean
 
 book: $(STAMP)  ## the rendered book, from versioned data, checkpoints and results
 	python -m locksmith.params check
@@ -35,6 +35,10 @@ open: $(STAMP)  ## the chapters on real weights: shows their terms, and runs onc
 	sed -i.frozen 's/ frozen: true/ frozen: false/' open/dvc.yaml; \
 	  trap 'mv open/dvc.yaml.frozen open/dvc.yaml' EXIT INT TERM; dvc repro open/dvc.yaml
 	dvc repro -s facts verdict
+
+pair: $(STAMP)  ## chapters 1 to 5 on a pair, and their pages: SET="base_model=... thinking_model=..."
+	python -m locksmith.book.notebooks run chapters/0[1-5]_*.ipynb --profile paper --set $(SET)
+	python -m locksmith.book.pages build --profile paper
 
 facts: $(STAMP)  ## results/facts.csv from the JSON in results/
 	python -m locksmith.results facts

@@ -6,13 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
 import torch
 from locksmith import packaged, params
 from locksmith.book import notebooks
-from locksmith.experiments import word_traces
+from locksmith.experiments import forecast, word_traces
 from repository import ROOT, environment
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -22,9 +23,10 @@ CHAPTERS = [path.stem for path in sorted((ROOT / "chapters").glob("0*.ipynb"))
 ONE = "02_base_model_sampling"
 
 
-def small(chapter):
+def small(*chapters):
     """Settings that make a run under paper as small as the toy's, with its task."""
-    given = TOY[params.chapter_key(notebooks.number(chapter))]
+    given = {name: value for chapter in chapters
+             for name, value in TOY[params.chapter_key(notebooks.number(chapter))].items()}
     return ["seeds=[0]", *(f"{name}={json.dumps(value)}" for name, value in given.items()
                            if not name.endswith("_model"))]
 
@@ -34,9 +36,10 @@ def home(tmp_path_factory):
     """A folder with what chapters read, and in it a base and a thinking model as a user has them:
     Qwen2-shaped, with random weights, the toy's tokenizer and chat template."""
     root = tmp_path_factory.mktemp("pairs")
-    for name in ("params.yaml", "arms.yml", "claims.yml"):
+    for name in ("params.yaml", "arms.yml", "claims.yml", "_config.yml", "references.bib"):
         shutil.copy(ROOT / name, root)
-    shutil.copytree(ROOT / "chapters", root / "chapters")
+    for name in ("chapters", "_static"):
+        shutil.copytree(ROOT / name, root / name)
     for seed, name in enumerate(("base", "thinking")):
         torch.manual_seed(seed)
         Qwen2ForCausalLM(Qwen2Config(
@@ -47,13 +50,16 @@ def home(tmp_path_factory):
     return root
 
 
+def command(root, module, *words):
+    return subprocess.run([sys.executable, "-m", f"locksmith.book.{module}", *words], cwd=root,
+                          env=environment(ROOT), capture_output=True, text=True)
+
+
 def run(root, chapter, profile, *changes):
     """(what the process says, the chapter's facts, its page's text)."""
     given = [word for change in changes for word in ("--set", change)]
-    done = subprocess.run(
-        [sys.executable, "-m", "locksmith.book.notebooks", "run", f"chapters/{chapter}.ipynb",
-         "--profile", profile, *given], cwd=root, env=environment(ROOT), capture_output=True,
-                          text=True)
+    done = command(root, "notebooks", "run", f"chapters/{chapter}.ipynb", "--profile", profile,
+                   *given)
     if done.returncode:
         return done.stderr, None, None
     page = nbformat.read(root / "build/notebooks" / profile / f"{chapter}.ipynb", as_version=4)
@@ -70,13 +76,62 @@ def test_a_toy_pair_in_words_walks(home, chapter):
     assert {"base", "thinking"} <= {fact["model"] for fact in record["facts"]}
 
 
-@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_one_command_runs_chapters_on_a_pair_and_one_makes_their_pages(home):
+    """A setting of one of the chapters goes to that one; `layers` is none of the second's."""
+    chapters = CHAPTERS[:2]
+    done = command(home, "notebooks", "run", *(f"chapters/{x}.ipynb" for x in chapters),
+                   "--profile", "paper", "--set", *small(*chapters), "max_new_tokens=64",
+                   "base_model=base", "thinking_model=thinking", "thinking_chat=true")
+    assert done.returncode == 0, done.stderr
+    own = [json.loads((home / f"results/paper/{x[:2]}.json").read_text()) for x in chapters]
+    given = [record["provenance"]["parameters"]["chapter"] for record in own]
+    assert [g["thinking_model"] for g in given] == ["thinking"] * 2
+    assert given[0]["layers"] == [0, 1] and "layers" not in given[1]
+
+    done = command(home, "pages", "build", "--profile", "paper")
+    assert done.returncode == 0, done.stderr
+    first = Path(done.stdout.strip())
+    assert first == home / "build/pages/paper/index.html"
+    assert "<td><p><code" in first.read_text() and "thinking" in first.read_text()
+    for chapter in chapters:
+        page = first.with_name(f"{chapter}.html").read_text()
+        assert f'href="{chapter}.html"' in first.read_text()
+        assert "verdict.ipynb" not in page and page.count("<img") >= 1
+    (home / f"results/paper/{chapters[0][:2]}.json").write_text("{}")
+    done = command(home, "pages", "build", "--profile", "paper")
+    assert done.returncode == 2 and "is not the one with which" in done.stderr
+    assert first.exists()
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS[2:])
 def test_a_pair_in_local_folders_runs_under_paper(home, chapter):
     said, record, _ = run(home, chapter, "paper", *small(chapter), "base_model=base",
                           "thinking_model=thinking", "thinking_chat=true")
     assert "tokens a second" in said and "GiB of weights" in said
     assert record["provenance"]["parameters"]["chapter"]["base_model"] == "base"
     assert {"base", "thinking"} <= {fact["model"] for fact in record["facts"]}
+
+
+def test_the_readme_has_the_table_of_pairs_with_whole_commits(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert forecast.table() in (ROOT / "README.md").read_text()
+    for base, thinking, _ in forecast.PAIRS:
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", base)
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+(@[0-9a-f]{40})?", thinking)
+
+
+def test_a_forecast_is_the_slowest_of_what_a_step_needs():
+    """A big model on a slow card reads or multiplies; a tiny one waits for its kernels."""
+    tiny, big = forecast.Shape(0.001, 10, 0), forecast.Shape(100, 10, 0)
+    def hours(shape, answers):
+        return forecast.hours(shape, "H100", answers, 3600)
+
+    assert hours(tiny, forecast.ROWS) == pytest.approx(10 * forecast.LAUNCH)
+    # 76.8 TFLOP a step at 30 % of 989 TFLOP a second; 200 GB at 30 % of 3,350 GB a second are less.
+    assert hours(big, forecast.ROWS) == pytest.approx(76.8 / 296.7, rel=1e-3)
+    assert hours(big, 2 * forecast.ROWS + 1) == pytest.approx(3 * 76.8 / 296.7, rel=1e-3)
+    for size in {size for *_, size in forecast.PAIRS}:
+        assert forecast.memory(size, "ch01", 1000) > forecast.memory(size, "ch02", 1000)
 
 
 def test_without_a_thinking_model_its_arms_leave_the_page(home):

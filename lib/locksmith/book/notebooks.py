@@ -155,6 +155,16 @@ def changes(texts: Iterable[str]) -> dict:
     return found
 
 
+def shares(names: Iterable[str], given: dict) -> dict[str, dict]:
+    """{notebook: what is given for it}: each value goes to the chapters that have its parameter,
+    one that none has to all, which refuse it by name."""
+    own = {name: {"seeds", *params.SCHEMA["chapters"].get(params.chapter_key(number(name)), ())}
+           for name in names}
+    everywhere = set(given) - set().union(*own.values())
+    return {name: {key: value for key, value in given.items() if key in known | everywhere}
+            for name, known in own.items()}
+
+
 def complaints(notebook: str | Path) -> list[str]:
     """What is wrong with a chapter as it stands in git: a list of sentences, or an empty one."""
     nb = _read(notebook)
@@ -253,10 +263,10 @@ def main() -> int | None:
     )
     commands = parser.add_subparsers(dest="what", required=True)
     one = commands.add_parser("run", help=run.__doc__.splitlines()[0])
-    one.add_argument("notebook")
+    one.add_argument("notebook", nargs="+", help="several run one after the other")
     one.add_argument("--profile", required=True)
     one.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
-                     help="a parameter of the chapter, or seeds, in place of the profile's")
+                     help="a parameter of the chapters, or seeds, in place of the profile's")
     commands.add_parser("check", help="Checks chapters/ as they stand.")
     args = parser.parse_args()
     if args.what == "check":
@@ -267,16 +277,25 @@ def main() -> int | None:
         ]
         print("\n".join(found) or "chapters/ is clean")
         return int(bool(found))
-    if args.set:
-        params.change(args.profile, params.chapter_key(number(args.notebook)), changes(args.set))
+    given = shares(args.notebook, changes(args.set))
+    for notebook in args.notebook:  # all are checked before the first runs
+        _change(args.profile, notebook, given[notebook])
+        parameters(notebook, args.profile)
     for sent in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(sent) != signal.SIG_IGN:  # as for a job in a script's background
             signal.signal(sent, _end)
     try:
-        print(run(args.notebook, args.profile))
+        for notebook in args.notebook:
+            _change(args.profile, notebook, given[notebook])
+            print(run(notebook, args.profile), flush=True)
     except (ChapterFailed, OSError) as error:  # a disk may be full, or not to be written to
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _change(profile, notebook, values):
+    if values:
+        params.change(profile, params.chapter_key(number(notebook)), values)
 
 
 def _end(number, frame):

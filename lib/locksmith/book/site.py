@@ -213,21 +213,25 @@ def interval(row: dict) -> str:
 def build(profile: str, root: str | Path = ".") -> Path:
     """Build the HTML book and return the path of its first page; warnings are errors."""
     root = Path(root)
-    asm = assemble(profile, root, root / "build" / "asm")
-    site = root / "build" / "site"
+    return html(assemble(profile, root, root / "build" / "asm"), root / "build" / "book")
+
+
+def html(asm: Path, book: Path, strict: bool = True) -> Path:
+    """Run Jupyter Book on the assembled folder `asm` for the folder `book`, which it replaces;
+    returns the path of its first page. BookError where that fails; strict: on any warning too."""
+    site = book.with_name("site")
     _remove(site)
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build",
-               str(asm), "--path-output", str(site), "-W", "-n", "--keep-going", "-q"]
+               str(asm), "--path-output", str(site), "-n", "--keep-going", "-q", *["-W"] * strict]
     done = subprocess.run(command, capture_output=True, text=True, check=False,
                           env={**os.environ, "NO_COLOR": "1"})
-    html = site / "_build" / "html"
+    made = site / "_build" / "html"
     warnings = [line for line in done.stderr.splitlines() if "WARNING" in line or "ERROR" in line]
-    if done.returncode or warnings or not (html / "index.html").exists():
+    if done.returncode or warnings and strict or not (made / "index.html").exists():
         said = warnings or [done.stdout, done.stderr]
         raise BookError("Jupyter Book failed:\n" + "\n".join(said))
-    book = root / "build" / "book"
     _remove(book)
-    shutil.move(html, book)
+    shutil.move(made, book)
     (book / ".nojekyll").touch()  # GitHub Pages would drop _static otherwise
     return book / "index.html"
 
