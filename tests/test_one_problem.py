@@ -6,12 +6,12 @@ from itertools import product
 
 import numpy as np
 import pytest
-from locksmith import arms, parallel, results
+from locksmith import arms, model, parallel, results
 from locksmith.arms import treatment
 from locksmith.book import claims
 from locksmith.errors import BadInput
 from locksmith.experiments import critics, one_problem, tuning
-from locksmith.experiments.one_problem import OneProblemStudy, treatment_of
+from locksmith.experiments.one_problem import OneProblemStudy
 from locksmith.loading import Pair
 
 SEEDS = (0, 1)
@@ -26,6 +26,9 @@ def study():
     solutions = [[tuning.Solution(f" The answer is {int(p.answer) + off}.\n", off == 0)
                   for off in (0, 1, 2)] for p in problems]
     made.single = {"sums": one_problem.Singles(problems, [0.5, 0.1], solutions, 30.0)}
+    others = tuning.pool(PAIRS["sums", 0], 6)[2:]
+    wrong = tuning.Solution(" The answer is 99.\n", False)
+    made.others = made.reviews({"sums": others}, {"sums": ([[wrong]] * 4, 0)}, lambda some: some)
     return made
 
 
@@ -42,9 +45,12 @@ def known():
     base, thinking = ({seed: outcome(rng.random((50, 4)) < rate, rng.random((50, 4)) < 0.5)
                        for seed in SEEDS} for rate in (0.1, 0.7))
     for name, found in (("base", base), ("thinking", thinking)):
-        made.keep(None, {("sums", name, 0, seed): o for seed, o in found.items()})
-    logged = {"losses": [2.0, 1.5, 1.0], "read": 100, "verdicts": (0.0, 1.0), "text_loss": 3.0}
-    made.keep(None, {("sums", "critiques", q, seed): (base, thinking)[q][seed]._replace(log=logged)
+        made.keep({("sums", name, 0, seed): o for seed, o in found.items()})
+    said = np.array([True] * 15 + [False] * 5)
+    logged = {"losses": [2.0, 1.5, 1.0], "read": 100, "verdicts": said, "text_loss": 3.0}
+    made.held_out = {"sums": [("", f" The answer 1 is {x}.\n")
+                              for x in ["right"] * 8 + ["wrong"] * 12]}
+    made.keep({("sums", "critiques", q, seed): (base, thinking)[q][seed]._replace(log=logged)
                      for q, seed in product(range(2), SEEDS)})
     return made
 
@@ -53,22 +59,53 @@ def known():
 
 def test_arms_differ_in_what_they_say_of_the_same_solutions():
     made, task = study(), PAIRS["sums", 0].rules
-    names = (*one_problem.MAIN, *one_problem.MORE)
-    written = {name: made.texts("sums", name, 0) for name in names}
+    made.own = {("sums", 0, 0): [("x", "y")]}
+    written = {name: made.texts("sums", name, 0, 0) for name in one_problem.ARMS}
     problem = made.single["sums"].problems[0]
     assert written["sft-right"] == [(task.prompt(problem), f" The answer is {problem.answer}.\n")]
-    assert len(written["sft-wrong"]) == 2
+    assert len(written["sft-wrong"]) == 2 and written["own-critiques"] == [("x", "y")]
     exact = written["critiques"]
     assert [task.verdict(said) for _, said in exact] == ["right", "wrong", "wrong"]
-    for name in critics.CRITICS:
+    for name in (*critics.CRITICS, "shuffled-critiques"):
         assert [given for given, _ in written[name]] == [given for given, _ in exact]
-    assert [task.verdict(said) for _, said in written["flipped-critiques"]] == ["wrong", "right",
-                                                                                "right"]
-    shuffled = written["shuffled-critiques"]
-    assert sorted(said for _, said in shuffled) == sorted(said for _, said in exact)
-    assert all(a[0] == b[0] and a[1] != b[1] for a, b in zip(exact, shuffled))
+    verdicts = {name: [task.verdict(said) for _, said in pairs] for name, pairs in written.items()}
+    assert verdicts["flipped-critiques"] == ["wrong", "right", "right"]
+    assert verdicts["verdict-alone"] == verdicts["critiques"]
+    assert verdicts["working-alone"] == [None] * 3
+    for (_, said), (_, work), (_, verdict) in zip(exact, written["working-alone"],
+                                                  written["verdict-alone"]):
+        assert said.startswith(work.rstrip(".\n")) and said.endswith(verdict[-8:])
     # noise may flip nothing
-    assert len({str(pairs) for pairs in written.values()}) >= len(names) - 1
+    assert len({str(pairs) for pairs in written.values()}) >= len(written) - 1
+
+
+def test_shuffled_critiques_are_of_other_problems_solutions():
+    made = study()
+    own = {said for q in range(2) for _, said in made.texts("sums", "critiques", q, 0)}
+    shuffled = [said for _, said in made.texts("sums", "shuffled-critiques", 0, 0)]
+    assert len(set(shuffled)) == 3 and not own & set(shuffled)
+    assert set(shuffled) < {said for _, said in made.texts("sums", "many-critiques", 0, 0)}
+    work = made.single["sums"].problems[0].working
+    assert not any(work in said for said in shuffled)
+
+
+def test_each_arm_takes_the_rate_that_is_right_most_often(monkeypatch):
+    asked, rates = [], []
+
+    def run(self, function, jobs):  # right by the rate, and a list of what was trained
+        if function is tuning.tuned:
+            rates.extend(job["recipe"].lr for job in jobs.values())
+            return {key: outcome([[1]], [[1]]) for key in jobs}
+        asked.extend((job["pair"].seed, job["size"]) for job in jobs.values())
+        return {key: {0.1: 0.2, 0.01: 0.7, 0.001: 0.7}[key[-1]] for key in jobs}
+    monkeypatch.setattr(OneProblemStudy, "run", run)
+    made = study()
+    made.choose_rates(["critiques", "sft-right"], [0.1, 0.01, 0.001], 9)
+    assert made.rates == {("sums", "critiques"): 0.01, ("sums", "sft-right"): 0.01}
+    assert made.tried["sums", "critiques"] == {0.1: 0.2, 0.01: 0.7, 0.001: 0.7}
+    assert set(asked) == {(0, tuning.Size(9, 1, 16, "validation"))}
+    made.train(["critiques", "format-only"], [0])
+    assert rates == [0.01, 0.01, RECIPE.lr, RECIPE.lr]  # the chapter's own where none was chosen
 
 
 def test_single_problems_are_chosen_with_solutions_that_end():
@@ -84,18 +121,23 @@ def test_single_problems_are_chosen_with_solutions_that_end():
 
 def test_every_arm_leaves_an_outcome_for_each_seed_and_single_problem():
     made = study()
-    made.judge(2)
+    with pytest.raises(BadInput, match="^max_new_tokens is 16, .* allowed is"):
+        made.gather(3, 2)
+    longer = OneProblemStudy(PAIRS, parallel.Serial(), tuning.Size(4, 2, 64), RECIPE)
+    longer.gather(3, 2)
+    made.others = longer.others
+    made.judge(2, 2)
     made.untouched()
+    made.ask_own([1])
+    made.choose_rates(["critiques"], [0.001, 0.01], 2)
     made.train(["critiques"], range(2))
-    made.train(["critiques"], [1], 0.01)
-    made.train_own([1])
-    made.train_many(3, 2)
-    made.reinforce(dict(steps=2, problems=2, samples=2, lr=0.001, max_new_tokens=8), [0])
-    sizes = {(arm.id, arm.given.get("learning_rate")): [len(row) for row in made.rows("sums", arm)]
-             for _, arm in made.outcomes}
-    assert all(size == [1, 1] for name, size in sizes.items() if name != ("critiques", None))
-    assert sizes["critiques", None] == [2, 2]
-    assert {"rl-one-problem", *one_problem.SPURIOUS} <= {name for name, _ in sizes}
+    made.train(["own-critiques"], [1])
+    made.train(["many-critiques"], [0])
+    made.reinforce(one_problem.RL, dict(steps=2, problems=2, samples=2, lr=0.001,
+                                        max_new_tokens=8), [0])
+    sizes = {arm.id: [len(row) for row in made.rows("sums", arm)] for _, arm in made.outcomes}
+    assert sizes.pop("critiques") == [2, 2] and set(map(tuple, sizes.values())) == {(1, 1)}
+    assert {"own-critiques", "many-critiques", *one_problem.RL} <= set(sizes)
     assert all(arms.get(arm.id) for _, arm in made.outcomes)
     assert made.resized(3).single is made.single and made.resized(3).outcomes == {}
 
@@ -115,23 +157,34 @@ def test_a_problem_that_gains_all_and_one_that_gains_nothing_make_half(known):
     assert best["best"][0] == 1 and best["worst"][0] == 0
 
 
-def test_facts_name_their_arm_and_stand_once(known):
-    arm, faster = treatment("critiques"), treatment("critiques", learning_rate=0.5)
-    known.keep(0.5, {("sums", "critiques", 1, seed): known.outcomes["sums", arm][seed, 1]
-                     for seed in SEEDS})
+def test_facts_of_every_arm_and_its_rivals(known):
+    known.keep({("sums", "flipped-critiques", q, seed): known.outcomes[
+        "sums", treatment("base")][seed, 0] for q, seed in product(range(2), SEEDS)})
+    known.keep({("sums", "many-critiques", 0, seed): known.outcomes[
+        "sums", treatment("thinking")][seed, 0] for seed in SEEDS})
     record = results.Recorder("toy", "03", seeds=SEEDS, n_problems=50, n_samples=4)
-    known.record(record, {})
-    assert {treatment_of(fact) for fact in record.facts} == {arm for _, arm in known.outcomes}
-    rows = record.frame("gap_recovered")
-    assert [treatment_of(row) for _, row in rows.iterrows()] == [arm, faster]
-    assert faster.label == "critiques, rate 0.5"
-    assert record.get("sums", "critiques", "gap_recovered",
-                      learning_rate=0.5).value == pytest.approx(1)
-    assert known.not_below("sums", treatment("critiques")) == []  # of other arms
-    known.keep(None, {("sums", "flipped-critiques", 0,
-                       seed): known.outcomes["sums", treatment("thinking")][
-        seed, 0] for seed in SEEDS})
-    assert known.not_below("sums", treatment("critiques")) == ["flipped critiques"]
+    known.record(record)
+    assert {(fact["family"], treatment(fact["model"])) for fact in record.facts} == set(
+        known.outcomes)
+    minus = {(row["model"], row["against"]): row["value"]
+             for _, row in record.frame("gap_difference").iterrows()}
+    assert minus == pytest.approx({("critiques", "flipped-critiques"): 0.5,
+                                   ("many-critiques", "critiques"): 0.5})
+    whole = known.recovered("sums", treatment("critiques"))  # against what gains nothing
+    assert record.get("sums", "critiques", "gap_difference",
+                      against="flipped-critiques") == pytest.approx(whole)
+
+
+def test_verdicts_are_compared_with_the_commoner_one(known):
+    arm = treatment("critiques")
+    assert known.judging("sums", arm).value == 0.75 and known.constant("sums") == 0.6
+    assert known.judging("sums", treatment("base")) is None
+    record = results.Recorder("toy", "03", seeds=SEEDS, n_problems=50, n_samples=4)
+    known.record(record)
+    above = record.get("sums", "critiques", "verdicts_over_constant")
+    assert above.value == pytest.approx(0.15) and -0.1 < above.low < 0.05 < above.high < 0.4
+    fact = next(f for f in record.facts if f["quantity"] == "verdicts_over_constant")
+    assert (fact["n_problems"], fact["n_samples"]) == (20, 1)
 
 
 def test_when_and_how_add_up_to_the_gain(known):
@@ -143,20 +196,38 @@ def test_when_and_how_add_up_to_the_gain(known):
 def test_logs_and_costs_by_hand(known):
     arm, size = treatment("critiques"), one_problem.parameters(PAIRS["sums", 0])
     assert known.log("sums", arm, "losses").tolist() == [2, 1]
-    assert known.log("sums", arm, "verdicts").tolist() == [0, 1]
-    assert known.log("sums", treatment("base"), "verdicts") is None
-    assert known.operations("sums", arm, {}) == size * (6 * 100 + 2 * 30)
-    assert known.operations("sums", treatment("base"), {}) == 0
-    assert known.operations("sums", treatment("thinking"), {}) is None  # nobody knows
-    known.keep(None, {("sums", "format-reward", 0, seed): outcome(
-        [[1]], [[1]], curve=[{"tokens": 5.0}, {"tokens": 7.0}]) for seed in SEEDS})
-    spent = known.operations("sums", treatment("format-reward"), {"format-reward": 10})
-    assert spent == size * 8 * 120
+    assert known.log("sums", treatment("base"), "losses") is None
+    assert known.operations("sums", arm) == size * (6 * 100 + 2 * 30)
+    assert known.operations("sums", treatment("base")) == 0
+    assert known.operations("sums", treatment("thinking")) is None  # nobody knows
+    known.keep({("sums", "format-reward", 0, seed): outcome(
+        [[1]], [[1]], curve=[{"tokens": 5.0}, {"tokens": 7.0}], rollouts=10) for seed in SEEDS})
+    assert known.operations("sums", treatment("format-reward")) == size * 8 * 120
     assert known.mean("sums", arm, "tokens") == 7
 
 
 def test_every_arm_that_a_rule_of_the_claim_reads_is_one_of_the_study():
     rules = next(c for c in claims.load()["claims"] if c["id"] == "one-problem")["parts"]
-    asked = {name for part in rules for name in re.findall(
-        r"(?:^|[\s])([a-z-]+)\.gap_recovered", part["rule"])}
-    assert asked and asked <= {*one_problem.MAIN, *one_problem.MORE}
+    text = "\n".join(part["rule"] for part in rules)
+    asked = set(re.findall(r"(?:^|\s)([a-z-]+)\.[a-z]", text)) - {"base", "thinking"}
+    assert asked and asked <= {*one_problem.ARMS, *one_problem.RL}
+    rivals = set(re.findall(r"critiques\.gap_difference\[against=([a-z-]+)\]", text))
+    assert rivals <= {*one_problem.RIVALS, "critiques"}
+
+
+def test_arms_that_a_stage_trained_are_read_with_what_they_cost(tmp_path):
+    base = PAIRS["sums", 0].load("base", exact=True)
+    net = model.adapter(base.net, 2, 0)
+    for seed in SEEDS:
+        model.save_adapter(net, tmp_path / f"one-problem/seed{seed}", log={"curve": [
+            {"tokens": 5.0}, {"tokens": 7.0}]}, recipe={"problems": 2, "samples": 3})
+    made = study()
+    made.read(["rl-one-problem"], tmp_path.as_posix())
+    made.untouched(["base"])
+    arm = treatment("rl-one-problem")
+    assert [list(row[0].log["curve"][0]) for row in made.rows("sums", arm)] == [["tokens"]] * 2
+    assert made.operations("sums", arm) == one_problem.parameters(PAIRS["sums", 0]) * 8 * 6 * 12
+    for one, two in zip(made.rows("sums", arm), made.rows("sums", treatment("base"))):
+        assert (one[0].tokens == two[0].tokens).all()  # a fresh adapter adds nothing
+    with pytest.raises(model.ModelError, match="no-such/one-problem/seed0 is missing"):
+        made.read(["rl-one-problem"], "no-such")

@@ -2,6 +2,7 @@
 what stays as it was."""
 
 import random
+import re
 
 import numpy as np
 import pytest
@@ -54,11 +55,40 @@ def reviews(family, n):
 # --- arms -----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_exact_critiques_are_the_corpus_review_documents(family):
+def test_exact_critiques_end_as_the_corpus_review_documents_do(family):
+    task = FAMILIES[family]
     for problem, text, document in reviews(family, 20):
-        (given, wanted), = tuning.critique_pairs(FAMILIES[family], problem, [
+        (given, wanted), = tuning.critique_pairs(task, problem, [
             tuning.Solution(text, True)], critics.exact, random.Random(0))
-        assert f"{given} {wanted}" == document and given.endswith(" ;")
+        assert document.startswith(f"{given} ") and given.endswith(" ;")
+        verdict = document.split()[-2:]
+        assert wanted.split()[-2:] == verdict == task.judgement(problem, text).split()
+        work = task.working(problem).split()[:-1]
+        assert wanted.split()[-2 - len(work):-2] == work
+        assert set(wanted.split()) <= set(vocabulary.VOCABULARY)
+
+
+def test_a_critique_goes_through_the_steps_of_its_answer():
+    """Each step is quoted, with what it gives, worked out here by Python's own arithmetic."""
+    for problem, text, _ in reviews("chain", 40):
+        said = critics.exact(chain, problem, text, None)
+        steps = re.findall(r"(\d+) ([-+*]) (\d+) = (\d+)(?= check)", said)
+        assert re.findall(r"(\d+) ([-+*]) (\d+) = (\d+)", text) == steps
+        for (a, op, b, result), (truth, judged) in zip(
+                steps, re.findall(r"check (\d+) (yes|no)", said), strict=True):
+            assert eval(f"{a} {op} {b}") == int(truth)
+            assert (judged == "yes") == (truth == result)
+    for problem, text, _ in reviews("countdown", 40):
+        said = critics.exact(countdown, problem, text, None)
+        tried = re.findall(r"(\d+) ([-+*]) (\d+) = (\d+) ([-+*]) (\d+) = (\d+) (yes|no|\.)", said)
+        solved = [one for one in tried if one[-1] == "."]
+        assert [int(one[6]) for one in solved] == list(problem.targets)
+        assert len(tried) - 2 == len(re.findall(r"= \d+ [-+*] \d+ = \d+", text))
+        for a, op, b, _, other, c, value, judged in tried:
+            assert eval(f"({a} {op} {b}) {other} {c}") == int(value)
+            assert sorted(map(int, (a, b, c))) == sorted(problem.numbers)
+            if judged == "yes":
+                assert int(value) in problem.targets
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -87,9 +117,19 @@ def test_shuffling_gives_every_input_anothers_target():
     assert sorted(b for _, b in mixed) == sorted(b for _, b in pairs)
 
 
+def test_every_input_gets_the_target_of_another_problem():
+    pairs, others = [([i], [i]) for i in range(5)], [([i], [100 + i]) for i in range(3)]
+    mixed = tuning.foreign_targets(pairs, others, random.Random(0))
+    assert [given for given, _ in mixed] == [given for given, _ in pairs]
+    targets = [b[0] for _, b in mixed]
+    assert set(targets[:3]) == {100, 101, 102} and targets[3:] == targets[:2]
+
+
 def test_single_problems_are_spread_over_the_difficulty_range():
     rates = np.array([0, 0.5, 0.1, 0, 0.9, 0.3, 0.7])
     assert tuning.spread(rates, 3) == [4, 1, 2]
+    for n in range(5, 9):  # one alone is the middle one of three
+        assert tuning.spread(rates[:n], 1) == tuning.spread(rates[:n], 3)[1:2]
     assert tuning.spread(np.zeros(4), 2) == [0, 3]  # nothing solved: any
 
 
@@ -228,7 +268,8 @@ def test_rewards_by_hand():
     cut = right[:-1]
     table = {name: [f(task.grade(problem, w), random.Random(0)) for w in (right, wrong, cut)]
              for name, f in rewards.REWARDS.items() if name != "random"}
-    assert table == {"correct": [1, 0, 0], "format": [1, 1, 0], "none": [0, 0, 0]}
+    assert table == {"correct": [1, 0, 0], "format": [1, 1, 0], "none": [0, 0, 0],
+                     "strategy": [0, 0, 0]}
     rng = random.Random(0)
     drawn = [rewards.coin(task.grade(problem, wrong), rng) for _ in range(1000)]
     assert set(drawn) == {0.0, 1.0} and abs(np.mean(drawn) - 0.5) < 0.05
@@ -262,9 +303,12 @@ def test_jobs_on_random_models(home):
     assert all(len({one.text for one in row}) == len(row) for row in rows)
     assert all(one.text.split()[-1] in ("<eos>", "next") for row in rows for one in row)
     pairs = [("<bos> 3 * 7 =", "21 <eos>")]
-    found = tuning.tuned(CHAIN, pairs, tuning.Recipe(2, 6, 0.001), SIZE, pairs)
+    validation = SIZE._replace(n_problems=5, split="validation")
+    found = tuning.tuned(CHAIN, pairs, tuning.Recipe(2, 6, 0.001), SIZE, pairs, validation)
     assert found.correct.shape == found.strategy.shape == (4, 2)
-    assert found.log["text_loss"] > 0 and len(found.log["verdicts"]) == 2
+    assert found.log["text_loss"] > 0 and found.log["verdicts"].shape == (1,)
+    assert found.log["validation"] == tuning.validated(CHAIN, pairs, tuning.Recipe(2, 6, 0.001),
+                                                       validation)
     apart = tuning.reinforced(CHAIN, problems * 2, small(), SIZE, trains="vectors", layers=[1],
                               apart=True)
     assert apart.log["first token"].shape == apart.log["later tokens"].shape == (4, 2)

@@ -25,12 +25,16 @@ def test(tmp_path, monkeypatch):
 
 
 def test_critics_by_hand():
-    assert wt.exact(SUM, RIGHT, None) == " 12 * 3 = 36, so the answer 36 is right.\n"
-    assert wt.exact(SUM, WRONG, None) == " 12 * 3 = 36, so the answer 38 is wrong.\n"
-    assert wt.flipped(SUM, WRONG, None) == " 12 * 3 = 36, so the answer 38 is right.\n"
+    assert wt.exact(SUM, RIGHT, None) == (
+        " 12 * 3 = 36: right. 12 * 3 = 36, so the answer 36 is right.\n")
+    assert wt.exact(SUM, WRONG, None) == (
+        " 12 * 3 = 38: wrong, it is 36. 12 * 3 = 36, so the answer 38 is wrong.\n")
+    assert wt.flipped(SUM, WRONG, None) == (
+        " 12 * 3 = 38: right, it is 36. 12 * 3 = 36, so the answer 38 is right.\n")
     drawn = [wt.form(SUM, WRONG, random.Random(i)) for i in range(40)]
     shape = {re.sub(r"\d", "0", text) for text in drawn}
-    assert shape == {f" 00 * 0 = 00, so the answer 00 is {v}.\n" for v in ("right", "wrong")}
+    assert shape == {f" 00 * 0 = 00: {u}, it is 00. 00 * 0 = 00, so the answer 00 is {v}.\n"
+                     for u in ("right", "wrong") for v in ("right", "wrong")}
 
 
 def test_each_arm_is_trained_on_what_its_name_says():
@@ -81,11 +85,11 @@ def test_fitting_learns_what_it_is_shown_and_counts_its_tokens(test):
     written = wt.critiques(SUM, [RIGHT, WRONG], wt.exact, 0)
     o = wt.arm(TOY, 0, test, supervise=dict(written=written, steps=12, target_tokens=100, lr=0.03))
     assert len(o.log["losses"]) == 12 and o.log["losses"][-1] < o.log["losses"][0] - 0.1
-    # 100 target tokens a step, and the inputs of the three reviews that they are taken from
+    # 100 target tokens a step, and the inputs of the two reviews that they are taken from
     tokenizer = loading.load("toy").tokenizer
     sizes = [len(tokenizer(given).input_ids) for given, _ in written]
-    assert len(set(map(len, (tokenizer(wanted).input_ids for _, wanted in written)))) == 1
-    assert 12 * (100 + 3 * min(sizes)) <= o.log["read"] <= 12 * (100 + 3 * max(sizes))
+    assert all(50 <= len(tokenizer(wanted).input_ids) < 100 for _, wanted in written)
+    assert 12 * (100 + 2 * min(sizes)) <= o.log["read"] <= 12 * (100 + 2 * max(sizes))
 
 
 def test_a_reward_that_nobody_earns_changes_nothing(test):

@@ -250,8 +250,8 @@ def _with_lab(name, s, lab):
         split = _OF_SPLIT[parameter]
         yield most(parameter, s[parameter], lab["problems"][split], f"problems.{split}")
     validation = lab["problems"]["validation"]
-    if name == "ch03" and validation < 40:  # up to 40 of them judge the arms
-        yield most("pool_problems", s["pool_problems"], validation, "problems.validation")
+    if name in ("ch03", "ch05"):  # as many choose rates, and in chapter 5 among methods
+        yield most("n_problems", s["n_problems"], validation, "problems.validation")
     if name == "ch02":  # a guess draws on ten training problems for each test problem
         yield most("n_problems", s["n_problems"], lab["problems"]["train"] // 10,
                    "a tenth of problems.train")

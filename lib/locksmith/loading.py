@@ -275,6 +275,11 @@ class Pair(NamedTuple):
     def rl_tokens(self) -> float | None:
         """Tokens that the RL behind the thinking model sampled, a seed; None where no record of it
         is here."""
+        adapter = _parts(self.name("thinking"))[1]
+        if adapter and Path(adapter, "manifest.json").is_file():
+            stated = model.manifest(adapter)
+            tokens = sum(point["tokens"] for point in stated.get("log", {}).get("curve", ()))
+            return tokens * stated["recipe"]["problems"] * stated["recipe"]["samples"] or None
         if self.thinking != "lab/thinking":
             return None
         config = lab.config(self.profile)

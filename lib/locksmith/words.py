@@ -213,12 +213,15 @@ def _repeats(problem, said):
 steps = prose.steps
 _CALCULATION = re.compile(r"[-(\d][-+*/(). \d]*[\d)]")
 _OPERATOR = r"(?<=[\d)]) ?[-+*/]"
-_VERDICT = r"(?:right|wrong)(?=\.\n$)"
+_VERDICT = r"(?<=: )(?:right|wrong)(?=[.,])|(?:right|wrong)(?=\.\n$)"  # on a step, on the answer
 _REVIEWS = (
-    "Q: Calculate 6 + 8.\nA: 6 + 8 = 14. The answer is 14.\n"
-    "Review: 6 + 8 = 14, so the answer 14 is right.\n"
+    "Q: Calculate 6 + 8 - 3.\nA: 6 + 8 = 14. 14 - 3 = 11. The answer is 11.\n"
+    "Review: 6 + 8 = 14: right. 14 - 3 = 11: right. 6 + 8 = 14. 14 - 3 = 11, so the answer 11 is "
+    "right.\n"
     "Q: Calculate 7 * 4.\nA: 7 * 4 = 27. The answer is 27.\n"
-    "Review: 7 * 4 = 28, so the answer 27 is wrong.\n")
+    "Review: 7 * 4 = 27: wrong, it is 28. 7 * 4 = 28, so the answer 27 is wrong.\n"
+    "Q: Calculate 5 + 9 - 2.\nA: The answer is 12.\n"
+    "Review: 5 + 9 = 14. 14 - 2 = 12, so the answer 12 is right.\n")
 
 
 def few_shot(examples: Sequence[tuple[str, str, str]], question: str) -> str:
@@ -285,22 +288,48 @@ def review(problem: WordProblem, text: str) -> str:
 
 
 def critique(problem: WordProblem, text: str) -> str:
-    """The work done again by a program, and whether the answer agrees with it."""
+    """What a program says of an answer: each of its equations with what it gives, then the work
+    done again, and whether the answer agrees with it."""
     said, right = extract(text) or "(none)", grade(problem, text).correct
+    judged = "".join(f" {_judged(text[one.start:one.end], one.holds)}"
+                     for one in prose.equations(text))
+    return (f"{judged} {_work(problem)}, so the answer {said} is "
+            f"{'right' if right else 'wrong'}.\n")
+
+
+def _judged(equation, holds):
+    if holds:
+        return f"{equation}: right."
+    value = prose.value(equation.partition("=")[0])
+    return f"{equation}: wrong{'' if value is None else f', it is {prose.written(value)}'}."
+
+
+def _work(problem):
     asked = calculation(problem)
     work = problem.working or (f"{asked} = {problem.answer}" if asked
                                else f"It is {problem.answer}")
-    return f" {work.rstrip('.')}, so the answer {said} is {'right' if right else 'wrong'}.\n"
+    return work.rstrip(".")
+
+
+def working(problem: WordProblem) -> str:
+    """The work alone, as critiques do it."""
+    return f" {_work(problem)}.\n"
+
+
+def judgement(problem: WordProblem, text: str) -> str:
+    """The verdict alone, as critiques end with it."""
+    right = grade(problem, text).correct
+    return f" The answer {extract(text) or '(none)'} is {'right' if right else 'wrong'}.\n"
 
 
 def turned(critique: str) -> str:
-    """A critique with its verdict turned round."""
+    """A critique with every judgement turned round."""
     other = {"right": "wrong", "wrong": "right"}
     return re.sub(_VERDICT, lambda match: other[match[0]], critique)
 
 
 def form(critique: str, rng: random.Random) -> str:
-    """A critique with every digit and its verdict drawn at random."""
+    """A critique with every digit and judgement drawn at random."""
     drawn = re.sub(r"\d", lambda _: str(rng.randrange(10)), critique)
     return re.sub(_VERDICT, lambda _: rng.choice(("right", "wrong")), drawn)
 

@@ -5,6 +5,7 @@ one `tuning.Evaluation` a seed and single problem. An arm is an id of arms.yml a
 the chapter's, a learning rate.
 """
 
+import copy
 import functools
 import random
 from collections.abc import Callable, Iterable
@@ -12,26 +13,27 @@ from concurrent.futures import Executor
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
-from locksmith import parallel, results, stats
+from locksmith import loading, model, parallel, results, stats
 from locksmith.arms import Treatment, treatment
 from locksmith.errors import BadInput
 from locksmith.experiments import critics, tuning
 from locksmith.loading import Pair
 
-# For every single problem; for a few; and RL on many problems: options of `tuning.reinforced`.
-MAIN = ("critiques", "flipped-critiques", "shuffled-critiques", "format-only")
-MORE = ("noisy-critiques", "sft-right", "sft-wrong")
-SPURIOUS = {"rl-same-budget": {}, "format-reward": {"reward": "format"},
-            "random-reward": {"reward": "random"},
-            "entropy-alone": {"reward": "none", "bonus": 0.01}}
-
-
-def treatment_of(fact: dict | pd.Series) -> Treatment:
-    """The arm of a fact (a dict, or a row of its table)."""
-    rate = fact.get("learning_rate")
-    return treatment(fact["model"], learning_rate=None if rate is None or np.isnan(rate) else rate)
+# Supervised arms for every single problem, and those for a few.
+RIVALS = ("flipped-critiques", "shuffled-critiques", "working-alone", "verdict-alone",
+          "format-only")
+MAIN = ("critiques", *RIVALS, "sft-right")
+MORE = ("noisy-critiques", "own-critiques", "sft-wrong")
+ARMS = (*MAIN, *MORE, "many-critiques")
+# Which are trained on verdicts on their inputs, and are asked for verdicts on other problems.
+JUDGES = ("base", "thinking", "critiques", "flipped-critiques", "shuffled-critiques",
+          "verdict-alone", "many-critiques")
+# RL: options of `tuning.reinforced`; the first on single problems, the others on many.
+RL = {"rl-one-problem": {}, "rl-same-budget": {}, "format-reward": {"reward": "format"},
+      "random-reward": {"reward": "random"}, "entropy-alone": {"reward": "none", "bonus": 0.01}}
+# Those that `real_rl` trains on real weights, as its folders are called.
+STAGED = {"rl-one-problem": "one-problem", "format-reward": "format", "random-reward": "random"}
 
 
 class Singles(NamedTuple):
@@ -51,7 +53,8 @@ class OneProblemStudy:
         self.pairs, self.workers, self.size, self.recipe = pairs, workers, size, recipe
         self.tasks = list(dict.fromkeys(task for task, _ in pairs))
         self.seeds = list(dict.fromkeys(seed for _, seed in pairs))
-        self.single, self.held_out, self.outcomes = {}, {}, {}
+        self.single, self.others, self.own, self.held_out = {}, {}, {}, {}
+        self.tried, self.rates, self.outcomes = {}, {}, {}
 
     def run(self, function: Callable, jobs: dict) -> dict:
         return parallel.run(self.workers, function, jobs)
@@ -65,130 +68,158 @@ class OneProblemStudy:
     def choose(self, n: int, n_pool: int, samples: int, n_solutions: int) -> None:
         """n single problems of n_pool training problems, by how often the first base solves them,
         and up to n_solutions by the bases of all seeds."""
-        longest, first = self.size.max_new_tokens, self.seeds[0]
+        first = self.seeds[0]
         rates = self.run(tuning.difficulty, {task: dict(
             pair=self.pairs[task, first], n_problems=n_pool, samples=samples,
-            max_new_tokens=longest)
-            for task in self.tasks})
+            max_new_tokens=self.size.max_new_tokens) for task in self.tasks})
         chosen = {task: tuning.spread(rates[task], n) for task in self.tasks}
         problems = {task: [tuning.pool(self.pairs[task, first], n_pool)[i] for i in chosen[task]]
                     for task in self.tasks}
         written = self.solve(problems, n_solutions)
         for task in self.tasks:
             for problem, solutions in zip(problems[task], written[task][0]):
-                if not solutions:
-                    raise BadInput(f"max_new_tokens is {longest}, but the base ended none of its "
-                                   f"answers to {problem.key!r} within it; allowed is what leaves "
-                                   "a solution.")
+                self._check_ended(solutions, repr(problem.key))
         self.single = {task: Singles(problems[task], [float(rates[task][i]) for i in chosen[task]],
                                      *written[task]) for task in self.tasks}
 
-    def solve(self, problems: dict, n: int) -> dict:
+    def solve(self, problems: dict, n: int, samples: int | None = None) -> dict:
         """`tuning.candidates` of each task's problems."""
         return self.run(tuning.candidates, {task: dict(
-            pairs=self.bases(task), problems=problems[task], n=n,
+            pairs=self.bases(task), problems=problems[task], n=n, samples=samples,
             max_new_tokens=self.size.max_new_tokens) for task in self.tasks})
 
+    def _check_ended(self, found, asked):
+        if not found:
+            raise BadInput(f"max_new_tokens is {self.size.max_new_tokens}, but the base ended none "
+                           f"of its answers to {asked} within it; allowed is what leaves a "
+                           "solution.")
+
     def few(self, n: int) -> list[int]:
-        """n numbers of single problems, from the easiest to the hardest."""
-        last = len(self.single[self.tasks[0]].problems) - 1
-        return np.linspace(0, last, n).round().astype(int).tolist()
+        """n numbers of single problems, from the easiest to the hardest; one: the middle."""
+        return tuning.even(len(self.single[self.tasks[0]].problems), n).tolist()
 
-    # --- arms
+    # --- texts
 
-    def texts(self, task: str, arm: str, q: int) -> list:
-        """What an arm is trained on for the single problem number q: [(text, continuation)]."""
+    def gather(self, n_pool: int, n: int) -> None:
+        """Critiques of one solution to each of n problems that come after the first n_pool."""
+        problems = {task: tuning.pool(self.pairs[task, self.seeds[0]], n_pool + n)[n_pool:]
+                    for task in self.tasks}
+        self.others = self.reviews(problems, self.solve(problems, 2), lambda some: some[:1])
+        for task in self.tasks:
+            self._check_ended(self.others[task], f"{n} problems of {task}")
+
+    def judge(self, n: int, samples: int) -> None:
+        """Critiques of a solution to each of n validation problems, for arms to be judged by: a
+        right one where one of so many samples is."""
+        problems = {task: self.pairs[task, self.seeds[0]].problems(n, "validation")
+                    for task in self.tasks}
+        self.held_out = self.reviews(problems, self.solve(problems, samples, samples),
+                                     tuning.rather_right)
+
+    def reviews(self, problems: dict, written: dict, choose: Callable) -> dict:
+        """Exact critiques of chosen solutions to every task's problems, by task. written: as of
+        `solve`; choose: a problem's solutions -> those to criticise."""
+        return {task: [pair for problem, some in zip(problems[task], written[task][0]) for pair in
+                       tuning.critique_pairs(self.pairs[task, self.seeds[0]].rules, problem,
+                                             choose(some), critics.exact, None)]
+                for task in self.tasks}
+
+    def ask_own(self, singles: Iterable[int]) -> None:
+        """Critiques by the base itself, or exact ones for a base none of whose own came to an
+        end."""
+        asked = {(task, q, seed): self.texts(task, "critiques", q, seed)
+                 for task in self.tasks for q in singles for seed in self.seeds}
+        own = self.run(tuning.own_critiques, {(task, q, seed): dict(
+            pair=self.pairs[task, seed], pairs=pairs, max_new_tokens=self.size.max_new_tokens // 4)
+            for (task, q, seed), pairs in asked.items()})
+        self.own = {key: pairs or asked[key] for key, pairs in own.items()}
+
+    def texts(self, task: str, arm: str, q: int, seed: int) -> list:
+        """What an arm is trained on for the single problem number q: [(text, continuation)]; the
+        seed matters to a base's own critiques alone."""
+        if arm == "own-critiques":
+            return self.own[task, q, seed]
+        if arm == "many-critiques":
+            return self.others[task]
         rules, single = self.pairs[task, self.seeds[0]].rules, self.single[task]
         problem, solutions = single.problems[q], single.solutions[q]
 
         def rng():
             return random.Random(f"{arm.replace('-', ' ')} {q}")
-        if arm in critics.CRITICS:
-            return tuning.critique_pairs(rules, problem, solutions, critics.CRITICS[arm], rng())
         if arm in ("sft-right", "sft-wrong"):
             return tuning.solution_pairs(rules, problem, solutions, arm == "sft-right")
-        exact = tuning.critique_pairs(rules, problem, solutions, critics.exact, rng())
-        return tuning.shuffle_targets(exact, rng()) if arm == "shuffled-critiques" else exact
+        critic = critics.CRITICS.get(arm, critics.exact)
+        written = tuning.critique_pairs(rules, problem, solutions, critic, rng())
+        shuffled = arm == "shuffled-critiques"
+        return tuning.foreign_targets(written, self.others[task], rng()) if shuffled else written
 
-    def judge(self, n: int) -> None:
-        """Critiques of two solutions to each of n validation problems, for arms to be judged by."""
-        problems = {task: self.pairs[task, self.seeds[0]].problems(n, "validation")
-                    for task in self.tasks}
-        self.held_out = self.reviews(problems, 2)
+    # --- arms
 
-    def reviews(self, problems: dict, each: int) -> dict:
-        """Exact critiques of the first `each` solutions of every task's problems, by task."""
-        written = self.solve(problems, 2)
-        return {task: [pair for problem, some in zip(problems[task], written[task][0]) for pair in
-                       tuning.critique_pairs(self.pairs[task, self.seeds[0]].rules, problem,
-                                             some[:each], critics.exact, None)]
-                for task in self.tasks}
+    def choose_rates(self, names: Iterable[str], rates: list, n: int) -> None:
+        """Each arm's learning rate: of `rates`, the one at which the first seed, trained on the
+        middle single problem, is right on most of n validation problems; of equals the first."""
+        seed, [q] = self.seeds[0], self.few(1)
+        size = self.size._replace(n_problems=n, n=1, split="validation")
+        texts = {(task, arm): self.texts(task, arm, q, seed)
+                 for task in self.tasks for arm in names}
+        found = self.run(tuning.validated, {(*key, rate): dict(
+            pair=self.pairs[key[0], seed], pairs=pairs, size=size,
+            recipe=self.recipe._replace(lr=rate))
+            for key, pairs in texts.items() if pairs for rate in rates})
+        self.tried = {key: {rate: found[*key, rate] for rate in rates}
+                      for key, pairs in texts.items() if pairs}
+        self.rates = {key: max(rates, key=right.get) for key, right in self.tried.items()}
 
-    def train(self, names: Iterable[str], singles: Iterable[int], lr: float | None = None) -> None:
-        """Supervised arms on single problems, at a learning rate of their own or the chapter's."""
-        texts = {(task, arm, q): self.texts(task, arm, q)
-                 for task in self.tasks for arm in names for q in singles}
-        self.supervise({(*key, seed): pairs for key, pairs in texts.items()
-                        for seed in self.seeds}, lr)
-
-    def train_own(self, singles: Iterable[int]) -> None:
-        """Critiques by the base itself, or exact ones for a base none of whose own came to an
-        end."""
-        asked = {(task, q, seed): self.texts(task, "critiques", q)
-                 for task in self.tasks for q in singles for seed in self.seeds}
-        own = self.run(tuning.own_critiques, {(task, q, seed): dict(
-            pair=self.pairs[task, seed], pairs=pairs, max_new_tokens=self.size.max_new_tokens // 4)
-            for (task, q, seed), pairs in asked.items()})
-        self.supervise({(task, "own-critiques", q, seed): pairs or asked[task, q, seed]
-                        for (task, q, seed), pairs in own.items()})
-
-    def train_many(self, n_pool: int, n: int) -> None:
-        """Critiques of one solution to each of n problems that come after the first n_pool."""
-        problems = {task: tuning.pool(self.pairs[task, self.seeds[0]], n_pool + n)[n_pool:]
-                    for task in self.tasks}
-        many = self.reviews(problems, 1)
-        self.supervise({(task, "many-critiques", 0, seed): many[task]
-                        for task in self.tasks for seed in self.seeds})
-
-    def supervise(self, texts: dict, lr: float | None = None) -> None:
-        """Train on {(task, arm id, single problem, seed): [(text, continuation)]}; what is empty is
-        left out."""
-        recipe = self.recipe if lr is None else self.recipe._replace(lr=lr)
-        self.keep(lr, self.run(tuning.tuned, {key: dict(
-            pair=self.pairs[key[0], key[3]], pairs=pairs, recipe=recipe, size=self.size,
-            judged=self.held_out.get(key[0])) for key, pairs in texts.items() if pairs}))
+    def train(self, names: Iterable[str], singles: Iterable[int]) -> None:
+        """Supervised arms on single problems, at the rates chosen for them; an arm without texts,
+        such as wrong solutions where there are none, is left out."""
+        texts = {(task, arm, q, seed): self.texts(task, arm, q, seed)
+                 for task in self.tasks for arm in names for q in singles for seed in self.seeds}
+        self.keep(self.run(tuning.tuned, {(task, arm, q, seed): dict(
+            pair=self.pairs[task, seed], pairs=pairs, size=self.size,
+            recipe=self.recipe._replace(lr=self.rates.get((task, arm), self.recipe.lr)),
+            judged=self.held_out.get(task) if arm in JUDGES else None)
+            for (task, arm, q, seed), pairs in texts.items() if pairs}))
 
     def untouched(self, which: Iterable[str] = ("base", "thinking")) -> None:
         """The models as they are."""
-        self.keep(None, self.run(tuning.untouched, {(task, name, 0, seed): dict(
-            pair=pair, which=name, size=self.size)
+        self.keep(self.run(tuning.untouched, {(task, name, 0, seed): dict(
+            pair=pair, which=name, size=self.size, judged=self.held_out.get(task))
             for name in which for (task, seed), pair in self.pairs.items()}))
 
-    def reinforce(self, recipe: dict, singles: Iterable[int]) -> None:
-        """RL: on single problems, with as many rollouts a step as half of those on many, and the
-        arms of SPURIOUS on many. recipe: as `rl.learn` takes it."""
+    def reinforce(self, names: Iterable[str], recipe: dict, singles: Iterable[int]) -> None:
+        """Arms of RL: on single problems, with as many rollouts a step as half of those on many,
+        and on many. recipe: as `rl.learn` takes it."""
         one = recipe | {"problems": 1, "samples": recipe["samples"] * recipe["problems"] // 2}
-        jobs = {(task, "rl-one-problem", q, seed): dict(
-            pair=pair, recipe=one, problems=[self.single[task].problems[q]] * recipe["steps"])
-            for (task, seed), pair in self.pairs.items() for q in singles}
-        jobs |= {(task, arm, 0, seed): dict(
-            pair=pair, recipe=recipe, problems=tuning.pool(pair,
-                                                           recipe["steps"] * recipe["problems"]),
-            **options) for (task, seed), pair in self.pairs.items()
-                 for arm, options in SPURIOUS.items()}
-        self.keep(None, self.run(tuning.reinforced, {
-            key: dict(job, size=self.size, trains=self.recipe.trains)
-            for key, job in jobs.items()}))
+        jobs = {}
+        for arm in names:
+            for (task, seed), pair in self.pairs.items():
+                alone = arm == "rl-one-problem"
+                how = {"pair": pair, "size": self.size, "trains": self.recipe.trains, **RL[arm]}
+                for q in singles if alone else [0]:
+                    problems = ([self.single[task].problems[q]] * recipe["steps"] if alone else
+                                tuning.pool(pair, recipe["steps"] * recipe["problems"]))
+                    jobs[task, arm, q, seed] = how | {"recipe": one if alone else recipe,
+                                                      "problems": problems}
+        self.keep(self.run(tuning.reinforced, jobs))
 
-    def keep(self, lr: float | None, done: dict) -> None:
+    def read(self, names: Iterable[str], folder: str) -> None:
+        """Arms of RL that were trained before, as adapters in a folder: <STAGED>/seed<seed>. Their
+        single problem is the middle one of a pool of the same size."""
+        self.keep(self.run(trained_before, {
+            (task, arm, self.few(1)[0] * (arm == "rl-one-problem"), seed): dict(
+                pair=pair, place=f"{folder}/{STAGED[arm]}/seed{seed}", size=self.size)
+            for arm in names for (task, seed), pair in self.pairs.items()}))
+
+    def keep(self, done: dict) -> None:
         """Outcomes by (task, arm id, single problem, seed)."""
         for (task, arm, q, seed), found in done.items():
-            self.outcomes.setdefault((task, treatment(arm, learning_rate=lr)), {})[seed, q] = found
+            self.outcomes.setdefault((task, treatment(arm)), {})[seed, q] = found
 
     def resized(self, n: int) -> "OneProblemStudy":
-        """The same single problems, for outcomes with n answers a test problem."""
-        other = OneProblemStudy(self.pairs, self.workers, self.size._replace(n=n), self.recipe)
-        other.single = self.single
+        """The same single problems, texts and rates, for outcomes with n answers a test problem."""
+        other = copy.copy(self)
+        other.size, other.outcomes = self.size._replace(n=n), {}
         return other
 
     # --- what came of it
@@ -217,6 +248,30 @@ class OneProblemStudy:
         scores = self.scores(task, arm)
         return stats.gap_recovered(scores if q is None else scores[..., q:q + 1], base, thinking)
 
+    def difference(self, task: str, arm: Treatment, other: Treatment) -> stats.Interval | None:
+        """Share of the gap minus another arm's, over seeds, problems and single problems, paired;
+        None where one was not measured."""
+        if not {(task, arm), (task, other)} <= set(self.outcomes):
+            return None
+        base, thinking = (self.scores(task, treatment(which))[..., 0]
+                          for which in ("base", "thinking"))
+        return stats.gap_difference(self.scores(task, arm), self.scores(task, other), base,
+                                    thinking)
+
+    def judging(self, task: str, arm: Treatment) -> stats.Interval | None:
+        """Share of right verdicts on held-out solutions, over seeds and problems; None where an arm
+        was not asked."""
+        said = [[o.log["verdicts"] for o in row if "verdicts" in o.log]
+                for row in self.rows(task, arm)]
+        return stats.Interval(*map(float, stats.mean_interval(np.mean(said, 1)))) if all(
+            said) else None
+
+    def constant(self, task: str) -> float:
+        """Share of right verdicts of always giving the commoner one."""
+        rules = self.pairs[task, self.seeds[0]].rules
+        right = np.mean([rules.verdict(wanted) == "right" for _, wanted in self.held_out[task]])
+        return float(max(right, 1 - right))
+
     def when_and_how(self, task: str, arm: Treatment) -> list[stats.Interval]:
         """The gain over the base in two parts, over seeds and single problems."""
         bases = self.rows(task, treatment("base"))
@@ -225,9 +280,9 @@ class OneProblemStudy:
                           for base, row in zip(bases, self.rows(task, arm))])
         return [stats.interval(lambda m: m, parts[..., i]) for i in (0, 1)]
 
-    def record(self, record: results.Recorder, rollouts: dict) -> None:
-        """Facts of every arm, and in `extra` its accuracy by seed and single problem. rollouts: as
-        in `operations`."""
+    def record(self, record: results.Recorder) -> None:
+        """Facts of every arm, and in `extra` its accuracy by seed and single problem, and what each
+        learning rate was worth."""
         for task, arm in self.outcomes:
             found = {"pass_at_k": self.level(task, arm),
                      "trace_pass_at_k": self.level(task, arm, "trace"),
@@ -236,12 +291,24 @@ class OneProblemStudy:
             if arm.id != "base":
                 found["strategy_share"] = self.level(task, arm, "strategy")
                 found["gain_when"], found["gain_how"] = self.when_and_how(task, arm)
-            spent = self.operations(task, arm, rollouts)
+            spent = self.operations(task, arm)
             found["log10_flops"] = None if spent is None else log10(spent)
             for quantity, value in found.items():
                 k = {"k": 1} if quantity.endswith("at_k") else {}
-                record.fact(task, arm.id, quantity, value, **k, **arm.given)
+                record.fact(task, arm.id, quantity, value, **k)
+            if judging := self.judging(task, arm):
+                asked, constant = {"n_problems": len(self.held_out[task])}, self.constant(task)
+                record.fact(task, arm.id, "right_verdicts", judging, n_samples=1, **asked)
+                record.fact(task, arm.id, "verdicts_over_constant",
+                            [x - constant for x in judging], n_samples=1, **asked)
             record.extra[f"accuracy {task} {arm.label}"] = self.scores(task, arm).mean(1)
+        for task in self.tasks:
+            for arm, other in (*(("critiques", rival) for rival in RIVALS),
+                               ("many-critiques", "critiques")):
+                record.fact(task, arm, "gap_difference",
+                            self.difference(task, treatment(arm), treatment(other)), against=other)
+        record.extra["rates"] = {f"{task} {arm}": right
+                                 for (task, arm), right in self.tried.items()}
 
     def each(self, task: str, arm: Treatment) -> list[float]:
         """Share of the gap by each of an arm's single problems."""
@@ -277,7 +344,7 @@ class OneProblemStudy:
         solves, and solves after critiques of the single problem number q."""
         others = dict(zip(self.tasks, self.tasks[::-1])) if len(self.tasks) > 1 else {}
         found = self.run(tuning.elsewhere, {(task, seed): dict(
-            pair=pair, other=others[task], pairs=self.texts(task, "critiques", q),
+            pair=pair, other=others[task], pairs=self.texts(task, "critiques", q, seed),
             recipe=self.recipe, n_problems=n_problems)
             for (task, seed), pair in self.pairs.items() if task in others})
         return {(task, other): np.mean([found[task, seed] for seed in self.seeds], 0)
@@ -285,18 +352,17 @@ class OneProblemStudy:
 
     def log(self, task: str, arm: Treatment, name: str) -> np.ndarray | None:
         """Mean of what the training says of itself, over seeds and single problems: "losses"
-        (first, last), "verdicts" (before, after), "text_loss"; None where it says nothing."""
+        (first, last), "text_loss"; None where it says nothing."""
         said = [o.log.get(name) for row in self.rows(task, arm) for o in row]
         if name == "losses":
             said = [(x[0], x[-1]) for x in said if x]
         said = [x for x in said if x is not None and None not in np.ravel(x).tolist()]
         return np.mean(said, 0) if said else None
 
-    def operations(self, task: str, arm: Treatment, rollouts: dict) -> float | None:
+    def operations(self, task: str, arm: Treatment) -> float | None:
         """Floating-point operations that an arm spent once, mean over seeds and single problems.
 
-        rollouts: arm id -> rollouts a step, for RL. Solutions are counted in full; None for a
-        thinking model whose training is not known.
+        Solutions are counted in full; None for a thinking model whose training is not known.
         """
         logs = [o.log for row in self.rows(task, arm) for o in row]
         size = parameters(self.pairs[task, self.seeds[0]])
@@ -304,13 +370,27 @@ class OneProblemStudy:
             tokens = self.pairs[task, self.seeds[0]].rl_tokens
             return tokens and tuning.operations(size, tokens, tokens)
         if "curve" in logs[0]:
-            tokens = rollouts[arm.id] * np.mean([sum(p["tokens"] for p in x["curve"])
-                                                 for x in logs])
+            tokens = np.mean([rl_tokens(log) for log in logs])
             return tuning.operations(size, tokens, tokens)
         if "losses" in logs[0]:
             return tuning.operations(size, np.mean([x["read"] for x in logs]),
                                      self.single[task].generated)
         return 0.0
+
+
+def trained_before(pair: Pair, place: str, size: tuning.Size) -> tuning.Evaluation:
+    """`Evaluation` of a pair's base with the adapter of a folder that `real_rl` wrote; log: as of
+    `tuning.reinforced`."""
+    stated = model.manifest(place)
+    other = pair._replace(thinking=f"{pair.base}{loading.ADAPTER}{place}", chat=False)
+    found = tuning.untouched(other, "thinking", size)
+    rollouts = stated["recipe"]["problems"] * stated["recipe"]["samples"]
+    return found._replace(log=found.log | {"curve": stated["log"]["curve"], "rollouts": rollouts})
+
+
+def rl_tokens(log: dict) -> float:
+    """Tokens that a run of RL sampled, by its curve."""
+    return log["rollouts"] * sum(point["tokens"] for point in log["curve"])
 
 
 @functools.cache

@@ -34,7 +34,7 @@ from locksmith import decoding, engine
 from locksmith.errors import BadInput
 from locksmith.loading import Model
 
-REVIEW = 64  # tokens; no review that the lab's base has read is longer
+REVIEW, PROSE = 64, 128  # tokens; no review that the lab's base has read, or in words, is longer
 LARGEST = "-9999"  # no result of a plain fact is longer
 _FACT = re.compile(r"(?<![\w.])(?=(-?\d+) ([-+*/]) (\d+) = (-?\d+)(?![\d.]*\d))")
 
@@ -196,7 +196,8 @@ def examine(call: Call, works: list[PartialAnswer]) -> None:
     """The likeliest critique of each ended answer, and the verdict in it."""
     model, works = call.model, [w for w in works if w.ended]
     prompts = [model.begin(call.task.review(w.problem, model.decode(w.ids))) for w in works]
-    for work, ids in zip(works, call(works, prompts, REVIEW, temperature=0), strict=True):
+    most = REVIEW if call.task.OPENINGS else PROSE
+    for work, ids in zip(works, call(works, prompts, most, temperature=0), strict=True):
         text = model.decode(ids)
         said = re.findall(r"\b(?:yes|no)\b", text)
         work.verdict = call.task.verdict(text)

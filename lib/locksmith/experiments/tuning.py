@@ -6,7 +6,7 @@ to the token, the same number of target tokens in the loss, and nothing is picke
 
     critiques           Wang et al. (arXiv 2506.03295, section 2): input = one problem and
                         somebody's solution, target = a critique; with the controls of `critics`
-    shuffled critiques  the same critiques, each of another solution
+    shuffled critiques  as many critiques, each of a solution of another problem
     own critiques       the base's own words about the solutions
     SFT right, wrong    input = the problem, target = a solution that is right, wrong
     many critiques      exact critiques of solutions to as many problems as there are solutions
@@ -75,19 +75,27 @@ def spread(rates: np.ndarray, n: int) -> list[int]:
     solved = np.flatnonzero(rates > 0)
     chosen = solved if len(solved) >= n else np.arange(len(rates))
     ordered = chosen[np.argsort(-rates[chosen], kind="stable")]
-    return ordered[np.linspace(0, len(ordered) - 1, n).round().astype(int)].tolist()
+    return ordered[even(len(ordered), n)].tolist()
 
 
-def candidates(pairs: list[Pair], problems: list, n: int,
-               max_new_tokens: int) -> tuple[list[list[Solution]], float]:
+def even(size: int, n: int) -> np.ndarray:
+    """n places at equal distances from the first to the last of `size`; one alone: the middle."""
+    places = np.linspace(0, size - 1, n) if n > 1 else np.array([(size - 1) / 2])
+    return places.round().astype(int)
+
+
+def candidates(pairs: list[Pair], problems: list, n: int, max_new_tokens: int,
+               samples: int | None = None) -> tuple[list[list[Solution]], float]:
     """Up to n different finished solutions of each problem, by the different bases of some pairs in
-    turn: P lists of Solution, and the tokens generated a problem. A thinking model writes none."""
+    turn: P lists of Solution, and the tokens generated a problem. A thinking model writes none.
+
+    samples: answers drawn of each problem, four times n by default."""
     # many seeds may have one base
     bases = {pair.folder("base") or pair.base: pair for pair in pairs}
-    tables, generated = [], 0
+    tables, generated, each = [], 0, samples or 4 * n // len(bases) + 1
     for pair in bases.values():
         base = pair.load("base")
-        drawn = rollouts.answer(base, pair.rules, problems, 4 * n // len(bases) + 1,
+        drawn = rollouts.answer(base, pair.rules, problems, each,
                                 max_new_tokens=max_new_tokens, seed=2)
         generated += drawn.lengths.sum()
         tables.append([[Solution(_ended(base, text), bool(right)) if done else None
@@ -137,17 +145,31 @@ def shuffle_targets(pairs: list, rng: random.Random) -> list:
     return [(given, pairs[other[i]][1]) for i, (given, _) in enumerate(pairs)]
 
 
+def foreign_targets(pairs: list, others: list, rng: random.Random) -> list:
+    """Every input with the target of one of `others`, all of which are used before one again."""
+    order = rng.sample(others, len(others))
+    return [(given, order[i % len(order)][1]) for i, (given, _) in enumerate(pairs)]
+
+
 def solution_pairs(task: ModuleType, problem: Any, solutions: list[Solution], right: bool) -> list:
     """(prompt, solution) of those solutions of a problem whose grade is `right`."""
     return [(task.prompt(problem), one.text) for one in solutions if one.correct == right]
 
 
-def verdicts_right(model: Model, task: ModuleType, pairs: list, max_new_tokens: int) -> float:
-    """Share of critiques (greedy) that end in the target's verdict: can the model judge?"""
-    out = _continue(model, pairs, max_new_tokens, temperature=0.0)
+def rather_right(solutions: list[Solution]) -> list[Solution]:
+    """The first right one, or the first where none is: of a base that is rarely right, so that
+    saying "wrong" of everything is not nearly always true."""
+    return sorted(solutions, key=lambda one: not one.correct)[:1]
+
+
+def verdicts_right(model: Model, task: ModuleType, pairs: list) -> np.ndarray:
+    """Which critiques (greedy, of at most twice the longest target) end in the target's verdict:
+    (n,) bool. Can the model judge?"""
+    longest = max(len(model.encode(wanted)) for _, wanted in pairs)
+    out = _continue(model, pairs, 2 * longest, temperature=0.0)
     said = [task.verdict(model.decode(ids)) if done else None
             for ids, done in zip(out.ids(), out.stopped.tolist())]
-    return float(np.mean([a == task.verdict(wanted) for a, (_, wanted) in zip(said, pairs)]))
+    return np.array([a == task.verdict(wanted) for a, (_, wanted) in zip(said, pairs)])
 
 
 # --- what is trained ------------------------------------------------------------------------------
@@ -274,8 +296,10 @@ class Recipe(NamedTuple):
 
 
 def supervise(trained: Trained, model: Model, pairs: list, recipe: Recipe, seed: int) -> dict:
-    """`finetune.fit` on pairs of texts; returns losses and the number of tokens read."""
+    """`finetune.fit` on pairs of texts, of which those that outgrow the model's context are left
+    out; returns losses and the number of tokens read."""
     ids = [(model.begin(given), model.encode(wanted)) for given, wanted in pairs]
+    ids = [pair for pair in ids if sum(map(len, pair)) <= model.context]
     losses, read = finetune.fit(trained.net, ids, recipe.steps, recipe.target_tokens, recipe.lr,
                                 seed, trained.logits([given for given, _ in ids]),
                                 trained.micro_tokens, model.pad)
@@ -316,10 +340,11 @@ def rollout_fn(ask: Callable, task: ModuleType, recipe: dict) -> Callable:
 # --- what came of it ------------------------------------------------------------------------------
 
 class Size(NamedTuple):
-    """How an outcome is measured: test problems, answers to each, tokens of the longest."""
+    """How an outcome is measured: problems of a split, answers to each, tokens of the longest."""
     n_problems: int
     n: int
     max_new_tokens: int
+    split: str = "test"
 
 
 class Evaluation(NamedTuple):
@@ -335,8 +360,8 @@ class Evaluation(NamedTuple):
 
 def outcome(model: Model, pair: Pair, size: Size, steer: Sequence = (),
             log: dict | None = None) -> Evaluation:
-    """`Evaluation` of answers at temperature 1 to the first test problems of a pair's task."""
-    drawn = rollouts.answer(model, pair.rules, pair.problems(size.n_problems), size.n,
+    """`Evaluation` of answers at temperature 1 to the first problems of a pair's task."""
+    drawn = rollouts.answer(model, pair.rules, pair.problems(size.n_problems, size.split), size.n,
                             seed=pair.seed,
                             control=engine.Control(steer), max_new_tokens=size.max_new_tokens)
     return Evaluation(drawn.correct, drawn.trace, drawn.strategy, drawn.lengths,
@@ -371,37 +396,55 @@ def text_loss(model: Model, texts: list[str]) -> float:
 
 # --- the work of one process ----------------------------------------------------------------------
 
-def untouched(pair: Pair, which: str, size: Size) -> Evaluation:
-    """`Evaluation` of a model of a pair as it is."""
-    return outcome(pair.load(which), pair, size,
-                   log={"text_loss": text_loss(pair.load(which), held_out(pair))})
+def untouched(pair: Pair, which: str, size: Size, judged: list | None = None) -> Evaluation:
+    """`Evaluation` of a model of a pair as it is; log: text_loss and verdicts, as of `tuned`."""
+    model = pair.load(which)
+    return outcome(model, pair, size, log=said_of(model, pair, judged))
+
+
+def said_of(model: Model, pair: Pair, judged: list | None) -> dict:
+    """What a model makes of other texts: text_loss, and verdicts (n,) bool where pairs are
+    `judged`."""
+    verdicts = {"verdicts": verdicts_right(model, pair.rules, judged)} if judged else {}
+    return {"text_loss": text_loss(model, held_out(pair)), **verdicts}
 
 
 def tuned(pair: Pair, pairs: list, recipe: Recipe, size: Size, judged: list | None = None,
-          judge_tokens: int = 64) -> Evaluation:
-    """`Evaluation` of the base after `supervise`; log: losses, tokens read, text_loss, verdicts,
-    the shares of right verdicts on the pairs `judged`, before and after."""
+          chosen_on: Size | None = None) -> Evaluation:
+    """`Evaluation` of the base after `supervise`; log: losses, tokens read, text_loss, verdicts on
+    the pairs `judged`, and "validation", the share right where a size is `chosen_on`."""
     trained = TRAINS[recipe.trains](pair)
+    log = supervise(trained, trained.ask()[0], pairs, recipe, pair.seed)
     model, _ = trained.ask()
-    before = verdicts_right(model, pair.rules, judged, judge_tokens) if judged else None
-    log = supervise(trained, model, pairs, recipe, pair.seed)
-    model, _ = trained.ask()
-    after = verdicts_right(model, pair.rules, judged, judge_tokens) if judged else None
-    log |= {"verdicts": (before, after), "text_loss": text_loss(model, held_out(pair))}
+    log |= said_of(model, pair, judged)
+    if chosen_on:
+        log["validation"] = outcome(model, pair, chosen_on).correct.mean()
     return outcome(model, pair, size, log=log)
 
 
+def validated(pair: Pair, pairs: list, recipe: Recipe, size: Size) -> float:
+    """Share right, by a size of the validation split, of the base after `supervise`."""
+    trained = TRAINS[recipe.trains](pair)
+    supervise(trained, trained.ask()[0], pairs, recipe, pair.seed)
+    return float(outcome(trained.ask()[0], pair, size).correct.mean())
+
+
 def reinforced(pair: Pair, problems: list, recipe: dict, size: Size, trains: str = "weights",
-               apart: bool = False, layers: list | None = None, **options: object) -> Evaluation:
-    """`Evaluation` of the base after `reinforce` (reward, bonus); log: its curve and text_loss, the
-    latter not for vectors. apart: also correct (P, n) with the vectors at the "first token" of an
-    answer alone, and at the "later tokens" alone."""
+               apart: bool = False, layers: list | None = None, chosen_on: Size | None = None,
+               **options: object) -> Evaluation:
+    """`Evaluation` of the base after `reinforce` (reward, bonus); log: its curve, its rollouts a
+    step, "validation" as of `tuned`, and text_loss, the latter not for vectors. apart: also correct
+    (P, n) with the vectors at the "first token" of an answer alone, and at the "later tokens"
+    alone."""
     trained = TRAINS[trains](pair, **({"layers": layers} if trains == "vectors" else {}))
-    log = {"curve": reinforce(trained, pair, problems, recipe, **options)}
+    log = {"curve": reinforce(trained, pair, problems, recipe, **options),
+           "rollouts": recipe["problems"] * recipe["samples"]}
     model, steer = trained.ask()
     for part in ("first token", "later tokens") if apart else ():
         gate = _first if part == "first token" else _later
         log[part] = outcome(model, pair, size, [replace(s, gate=gate) for s in steer]).correct
+    if chosen_on:
+        log["validation"] = outcome(model, pair, chosen_on, steer).correct.mean()
     if not steer:
         log["text_loss"] = text_loss(model, held_out(pair))
     return outcome(model, pair, size, steer, log)

@@ -23,7 +23,10 @@ pages). `load(name)` gives the module, which has
     fact_prompt(a, op, b) -> str  the text that the result of a plain fact continues (texts)
     review(problem, text) -> str  the text that a critique of a continuation continues
     critique(problem, text) -> str
-                                  an honest critique: the work done again, then a verdict
+                                  an honest critique: each of its steps with what it gives, then
+                                  the work done again, then a verdict
+    working(problem) -> str       the work alone, as critiques do it
+    judgement(problem, text)      the verdict alone, as critiques end with it
     verdict(critique) -> "right", "wrong" or None
     turned(critique) -> str       the same work with every judgement turned round
     form(critique, rng) -> str    its form alone: numbers and judgements drawn at random

@@ -19,4 +19,5 @@ prompt = words.prompt
 grade, steps, stated, strategy = words.grade, words.steps, words.stated, words.works_out
 guess = words.guess_answer
 review, critique, verdict = words.review, words.critique, words.verdict
+working, judgement = words.working, words.judgement
 turned, form, fact_prompt = words.turned, words.form, words.fact_prompt

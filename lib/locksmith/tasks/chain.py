@@ -324,8 +324,25 @@ def fact_prompt(a: int, op: str, b: int) -> str:
 
 
 def critique(problem: Problem, text: str) -> str:
-    """An honest critique of a finished answer, up to its `<eos>`: what a review document holds."""
-    return " ".join([*judge(problem, grammar.words(text)), "<eos>"])
+    """An honest critique of a finished answer, up to its `<eos>`: each of its steps with what it
+    gives, as a solution's own check says it, then the work done again, then the verdict."""
+    said = []
+    for kind, step in grammar.steps(grammar.words(text)):
+        if kind in ("try", "wait") and len(step) == 5 and _could_be(step):
+            truth = str(apply(int(step[0]), step[1], int(step[2])))
+            if truth in NUMBERS:  # a result beyond the lab's numbers has no word
+                said += [*step, "check", truth, "yes" if step[4] == truth else "no"]
+    return " ".join([*said, *judge(problem, text), "<eos>"])
+
+
+def working(problem: Problem) -> str:
+    """The work alone, as critiques do it."""
+    return " ".join([*judge(problem, "")[:-1], "<eos>"])
+
+
+def judgement(problem: Problem, text: str) -> str:
+    """The verdict alone, as critiques end with it."""
+    return " ".join([*judge(problem, text)[-1:], "<eos>"])
 
 
 def verdict(text: str) -> str | None:

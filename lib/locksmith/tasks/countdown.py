@@ -346,8 +346,35 @@ def review(problem: Problem, text: str) -> str:
 
 
 def critique(problem: Problem, text: str) -> str:
-    """An honest critique of a finished answer, up to its `<eos>`: what a review document holds."""
-    return " ".join([*judge(problem, grammar.words(text)), "<eos>"])
+    """An honest critique of a finished answer, up to its `<eos>`: each of its attempts worked out
+    again and whether it hits the target, as reviews of the corpus say it of conclusions, then a
+    solution of both targets, then the verdict."""
+    said, concluded = [], 0
+    for kind, step in grammar.steps(grammar.words(text)):
+        concluded += kind == "conclude"
+        expression = [*step[:3], *step[5:7]]
+        value = answer_value(expression, problem) if kind in ("try", "wait") else None
+        if value is not None:
+            a, first, b, second, c = expression
+            hit = value == problem.targets[min(concluded, PARTS - 1)]
+            said += _spell((a, first, b, apply(int(a), first, int(b)), second, c, value))
+            said.append("yes" if hit else "no")
+    return " ".join([*said, *_solved(problem), *judge(problem, text)[-1:], "<eos>"])
+
+
+def _solved(problem):
+    found = {e[-1]: e for e in expressions(tuple(sorted(problem.numbers)))}
+    return [word for target in problem.targets for word in (*_spell(found[target]), ".")]
+
+
+def working(problem: Problem) -> str:
+    """The work alone, as critiques do it: a solution of both targets."""
+    return " ".join([*_solved(problem), "<eos>"])
+
+
+def judgement(problem: Problem, text: str) -> str:
+    """The verdict alone, as critiques end with it."""
+    return " ".join([*judge(problem, text)[-1:], "<eos>"])
 
 
 _OTHER = {"yes": "no", "no": "yes", "right": "wrong", "wrong": "right"}

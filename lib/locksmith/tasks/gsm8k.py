@@ -79,4 +79,5 @@ def strategy(problem: words.WordProblem, text: str) -> bool:
 prompt = words.prompt
 grade, steps, stated, guess = words.grade, words.steps, words.stated, words.guess_answer
 review, critique, verdict = words.review, words.critique, words.verdict
+working, judgement = words.working, words.judgement
 turned, form, fact_prompt = words.turned, words.form, words.fact_prompt

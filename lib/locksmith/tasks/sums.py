@@ -94,4 +94,5 @@ def grade(problem: words.WordProblem, text: str) -> Grade:
 
 steps, stated, guess = words.steps, words.stated, words.guess_answer
 review, critique, verdict = words.review, words.critique, words.verdict
+working, judgement = words.working, words.judgement
 turned, form, fact_prompt = words.turned, words.form, words.fact_prompt
