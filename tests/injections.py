@@ -168,7 +168,7 @@ RECORD = {
     "no provenance": edited(lambda r: r.pop("provenance")),
     "provenance of another shape": edited(lambda r: r.update(provenance="lost")),
     "no seeds in the provenance": edited(lambda r: r["provenance"].pop("seeds")),
-    "another hash of the claims": edited(lambda r: r["provenance"].update(claims_sha256=7)),
+    "rules that are no list": edited(lambda r: r["provenance"].update(rules=7)),
     "an entry too many": edited(lambda r: r.update(notes="by hand")),
     "another profile's name": edited(lambda r: r.update(profile="paper")),
     "another chapter's name": edited(lambda r: r.update(chapter="05")),

@@ -28,15 +28,15 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from locksmith import arms, errors, params, plain_yaml, quantities, staging, stats
+from locksmith import arms, errors, params, plain_yaml, quantities, rules, staging, stats
 
 ROOT = Path("results")
 FACT = ("family", "model", "quantity", "value", "low", "high", "n_problems", "n_samples", "seeds")
 COLUMNS = (*FACT[:3], *quantities.CONDITIONS, *FACT[3:])
 HEAD = ("profile", "chapter", *COLUMNS, "source")  # of facts.csv
 RECORD = {"profile": str, "chapter": str, "provenance": dict, "facts": list, "extra": dict}
-PROVENANCE = {"parameters": dict, "seeds": list, "claims_sha256": (str, type(None)),
-              "checkpoints": dict, "versions": dict}
+PROVENANCE = {"parameters": dict, "seeds": list, "rules": list, "checkpoints": dict,
+              "versions": dict}
 PACKAGES = ("torch", "transformers", "numpy", "scipy")
 SIZE = ("n_problems", "n_samples", "seeds")
 ARMS = ("on", "against")  # conditions that name an arm
@@ -181,15 +181,14 @@ def read(profile: str, chapter: str) -> dict:
 
 
 def provenance(profile: str, chapter: str, checkpoints: Iterable[str | Path] = ()) -> dict:
-    """What a number came from: parameters, hash of claims.yml, checkpoint hashes, versions."""
+    """What a number came from: parameters, the rules that stood, checkpoint hashes, versions."""
     values = params.load(profile)
     chapters = values.pop("chapters", {})
     values["chapter"] = chapters.get(params.chapter_key(chapter), {})
-    claims = Path("claims.yml")
     return {
         "parameters": values,
         "seeds": values["seeds"],
-        "claims_sha256": sha256(claims) if claims.exists() else None,
+        "rules": rules.standing(),
         "checkpoints": {
             Path(d).as_posix(): _weights_hash(Path(d)) for d in sorted(map(str, checkpoints))
         },

@@ -27,20 +27,21 @@ never makes a verdict worse (worst first: refuted, undecided, holds but not beca
 holds in part, holds).
 
 A part may be asked of some `families` only, where the others give it nothing to test, and a claim
-may read another chapter in some profile (`chapters`). Rules are matched by one regular expression;
-nothing in the file is ever evaluated as code.
+may read other chapters in some profile (`chapters`). A result is read by a rule only if its run knew
+that rule (`rules`): a part whose rule is younger than a run that it reads is *missing*. Rules are
+matched by one regular expression; nothing in the file is ever evaluated as code.
 """
 
 import copy
 import functools
-import hashlib
+import itertools
 import math
 import operator
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from locksmith import arms, errors, params, plain_yaml, quantities, results
+from locksmith import arms, errors, params, plain_yaml, quantities, results, rules
 
 OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 WORDS = {"<": "below", "<=": "at most", ">": "above", ">=": "at least"}
@@ -49,11 +50,13 @@ KINDS = ("valid", "core", "because", "literal")
 NOT_BECAUSE = "holds, but not because of …"
 VERDICTS = ("holds", "holds in part", NOT_BECAUSE, "undecided", "cannot tell", "refuted",
             "not tested yet")
-CHAPTERS = {*(name[2:] for name in params.SCHEMA["chapters"] if name[2:].isdigit()), "twin"}
+CHAPTERS = {*(name[2:] for name in params.SCHEMA["chapters"] if name[2:].isdigit()), "07"}
+HISTORY = "https://github.com/crediting-the-locksmith/book/blob"
 MARKS = {"holds": "✓", "refuted": "✗", "undecided": "?", "missing": "–"}
 
+BOOK = {"edition": int, "before": dict, "needs": dict, "families": dict, "claims": list}
 CLAIM = {"id": str, "title": str, "chapter": str, "claim": str, "published": list, "ours": str,
-         "families": list, "parts": list, "mind": str, "chapters": dict}
+         "parts": list, "mind": str, "chapters": dict}
 FIGURE = dict.fromkeys(("figure", "source", "version", "where", "status"), str)
 PART = {**dict.fromkeys(("id", "kind", "says", "rule", "cause", "rival"), str), "families": list}
 
@@ -75,10 +78,10 @@ class ClaimsError(errors.BadInput):
 def load(path: str | Path = "claims.yml") -> dict:
     """Read and check the claims.
 
-    Returns a dict: `needs` (profile -> {seeds, problems}; "default" for profiles not named) and
-    `claims`, a list of dicts as in the file, where each part's `rule` is joined by its parsed form
-    `parsed` = (left term, operator, right term); optionally `resorted_from`, see stale(). Raises
-    ClaimsError in one sentence.
+    Returns a dict: `edition` and the one `before` it, `needs` (profile -> {seeds, problems};
+    "default" for profiles not named), `families` (profile -> those it is judged on) and `claims`, a
+    list of dicts as in the file, where each part's `rule` is joined by its parsed form
+    `parsed` = (left term, operator, right term) and its `digest`. Raises ClaimsError in one sentence.
     """
     known = Path(path).with_name("arms.yml")
     return copy.deepcopy(_checked(plain_yaml.text(path), path, plain_yaml.text(known)))
@@ -87,9 +90,11 @@ def load(path: str | Path = "claims.yml") -> dict:
 @functools.lru_cache(maxsize=2)  # a build asks a dozen times
 def _checked(text, path, arms_text):
     book = plain_yaml.parse(text, path)
-    if not isinstance(book, dict) or set(book) - {"resorted_from"} != {"needs", "claims"}:
-        raise ClaimsError(f"{path} must hold needs and claims, and beside them only resorted_from.")
-    _check_shape(book, {"needs": dict, "claims": list, "resorted_from": str}, str(path))
+    if not isinstance(book, dict) or set(book) != set(BOOK):
+        raise ClaimsError(f"{path} must hold {', '.join(BOOK)}, and nothing else.")
+    _check_shape(book, BOOK, str(path))
+    params.check_value(f"{path}: edition", book["edition"], "int 1..")
+    params.check_value(f"{path}: before", book["before"], {"edition": "int 1..", "commit": "text"})
     if set(book["needs"].get("default") or {}) != {"seeds", "problems"}:
         raise ClaimsError(f"{path}: needs.default must name seeds and problems.")
     for profile, needs in book["needs"].items():
@@ -98,8 +103,16 @@ def _checked(text, path, arms_text):
                                                  params.PROFILES))
         params.check_value(f"{path}: needs.{profile}", needs,
                            {"seeds": "int 1..", "problems": "int 1.."})
+    for profile, named in book["families"].items():
+        if profile not in params.PROFILES:
+            raise ClaimsError(quantities.unknown(f"{path}: families: profile", profile,
+                                                 params.PROFILES))
+        _check_families(named, params.TASKS, f"{path}: families.{profile}")
     for i, claim in enumerate(book["claims"]):
-        _check_claim(claim, path, lambda *steps, i=i: plain_yaml.line(text, "claims", i, *steps))
+        _check_claim(claim, book["families"], path,
+                     lambda *steps, i=i: plain_yaml.line(text, "claims", i, *steps))
+        for part in claim["parts"]:
+            part["digest"] = rules.digest(book["needs"], claim["id"], part)
     ids = [claim["id"] for claim in book["claims"]]
     if len(set(ids)) < len(ids):
         raise ClaimsError(f"{path}: claim ids must differ, they are {', '.join(ids)}.")
@@ -113,23 +126,26 @@ def _check_shape(value, shape, where):
         raise ClaimsError(f"{where} is {value!r:.60}; allowed is a mapping.")
     for key in shape.keys() & value.keys():
         if not isinstance(value[key], shape[key]) or not (value[key] or key == "published"):
-            allowed = {str: "a text", list: "a list of one or more", dict: "a mapping"}[shape[key]]
+            allowed = {str: "a text", list: "a list of one or more", dict: "a mapping",
+                       int: "a whole number"}[shape[key]]
             raise ClaimsError(f"{where}: {key} is {value[key]!r:.60}; allowed is {allowed}.")
 
 
-def _check_claim(claim, path, line):
-    """line(*steps): where in the file stands what the steps lead to, from the claim on."""
+def _check_claim(claim, families, path, line):
+    """families: of each profile; line(*steps): where in the file stands what the steps lead to,
+    from the claim on."""
     where = f"{path}, line {line()}: claim"
     _check_shape(claim, CLAIM, where)
     where += f" {claim.get('id')!r}"
     if set(claim) - {"chapters"} != set(CLAIM) - {"chapters"}:
         odd = ", ".join(sorted(set(claim) - {"chapters"} ^ set(CLAIM) - {"chapters"}))
         raise ClaimsError(f"{where} has missing or unknown fields: {odd}.")
-    for chapter in (claim["chapter"], *claim.get("chapters", {}).values()):
-        _check_chapter(chapter, where)
-    if odd := set(claim.get("chapters", {})) - set(params.PROFILES):
-        raise ClaimsError(quantities.unknown(f"{where}: profile", min(odd), params.PROFILES))
-    _check_families(claim["families"], params.TASKS, where)
+    _check_chapter(claim["chapter"], where)
+    for profile, instead in claim.get("chapters", {}).items():
+        if profile not in params.PROFILES:
+            raise ClaimsError(quantities.unknown(f"{where}: profile", profile, params.PROFILES))
+        for chapter in itertools.chain(*instead.items()):
+            _check_chapter(chapter, where)
     for i, figure in enumerate(claim["published"]):
         of = f"{path}, line {line('published', i)}: claim {claim['id']!r}"
         _check_shape(figure, FIGURE, of)
@@ -141,7 +157,7 @@ def _check_claim(claim, path, line):
                               "reported.")
     for i, part in enumerate(claim["parts"]):
         _check_part(part, claim, path, line("parts", i))
-    for family in claim["families"]:
+    for family in dict.fromkeys(itertools.chain(*families.values())):
         if not any(part["kind"] == "core" and family in part.get("families", [family])
                    for part in claim["parts"]):
             raise ClaimsError(f"{where} needs at least one core part that is asked of {family}.")
@@ -160,7 +176,7 @@ def _check_part(part, claim, path, line):
                           "rule, where because also cause and rival; it may have families; "
                           f"it is {part}.")
     where += f", part {part['id']}"
-    _check_families(part.get("families", claim["families"]), claim["families"], where)
+    _check_families(part.get("families", ["countdown"]), params.TASKS, where)
     try:
         part["parsed"] = parse(part["rule"], claim["chapter"])
     except ClaimsError as error:
@@ -234,11 +250,6 @@ def _term(text, rule, chapter):
             "plus": float((term["plus"] or "0").replace(" ", ""))}
 
 
-def sha256(path: str | Path = "claims.yml") -> str:
-    """The hash under which a result is made; another one later marks the result stale."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
 # ------------------------------------------------------------------------------------------------
 # Reading results
 
@@ -259,22 +270,15 @@ def facts(path: str | Path = "results/facts.csv") -> list[dict]:
     return rows
 
 
-def stale(rows: list[dict], root: str | Path = ".") -> set[tuple[str, str]]:
-    """The (profile, chapter) pairs among `rows` whose results were made under other rules.
-
-    Reads the hash from results/<profile>/<chapter>.json; without the file, or a hash, it is stale.
-    Beside the hash of claims.yml, `resorted_from` in it is accepted:
-    that of a file with the same rules.
-    """
-    path, known = Path(root) / "claims.yml", arms.load(Path(root) / "arms.yml")
-    accepted = {sha256(path), load(path).get("resorted_from")} - {None}
-    old = set()
+def known_rules(rows: list[dict], root: str | Path = ".") -> dict[tuple[str, str], set[str]]:
+    """(profile, chapter) of `rows` -> digests of the rules that stood when that chapter was run, as
+    results/<profile>/<chapter>.json says; none where there is no such file."""
+    known, found = arms.load(Path(root) / "arms.yml"), {}
     for profile, chapter in {(row["profile"], row["chapter"]) for row in rows}:
         file = Path(root) / "results" / profile / f"{chapter}.json"
-        if not file.exists() or results.load(file, profile, chapter, known)["provenance"][
-                "claims_sha256"] not in accepted:
-            old.add((profile, chapter))
-    return old
+        made = results.load(file, profile, chapter, known)["provenance"] if file.exists() else {}
+        found[profile, chapter] = set(made.get("rules", ()))
+    return found
 
 
 # ------------------------------------------------------------------------------------------------
@@ -378,39 +382,38 @@ def judge(profile: str, root: str | Path = ".") -> tuple[dict, list[dict], dict[
     book = load(Path(root) / "claims.yml")
     rows = facts(Path(root) / "results" / "facts.csv")
     profiles = columns(profile)
-    return book, verdicts(book, rows, stale(rows, root), list(profiles)), profiles
+    return book, verdicts(book, rows, known_rules(rows, root), list(profiles)), profiles
 
 
-def verdicts(book: dict, rows: list[dict], stale_pairs: Iterable[tuple[str, str]] = (),
+def verdicts(book: dict, rows: list[dict], known: dict[tuple[str, str], set[str]],
              profiles: list[str] | None = None) -> list[dict]:
     """Judge every claim.
 
-    book: from load(); rows: from facts(); stale_pairs: from stale(); profiles: those to judge, by
+    book: from load(); rows: from facts(); known: from known_rules(); profiles: those to judge, by
     default all in `rows`. Returns a list of dicts, one a claim, profile and family: claim, profile,
     chapter (whose facts are meant where a rule names none), family, verdict, reason, causes (those
-    that failed, of NOT_BECAUSE), stale (chapters) and parts, a list of dicts as in the file with
-    outcome (None where the part is not asked of the family), numbers and `decides` (bool).
+    that failed, of NOT_BECAUSE), old (chapters that were run before a rule that reads them) and
+    parts, a list of dicts as in the file with outcome (None where the part is not asked of the
+    family), numbers and `decides` (bool).
     """
     table = {(r["profile"], r["chapter"], r["family"], r["model"], r["quantity"]): r for r in rows}
-    judged = []
-    for claim in book["claims"]:
-        for profile in profiles or sorted({row["profile"] for row in rows}):
-            needs = book["needs"].get(profile, book["needs"]["default"])
-            for family in _families(claim, profile, rows):
-                row = _judge(claim, profile, family, table, needs)
-                row["stale"] = sorted(c for c in row.pop("read") if (profile, c) in stale_pairs)
-                judged.append(row)
-    return judged
+    return [_judge(claim, profile, family, table, known, book)
+            for claim in book["claims"]
+            for profile in profiles or sorted({row["profile"] for row in rows})
+            for family in _families(claim, profile, rows, book["families"])]
 
 
-def _families(claim, profile, rows):
-    """The lab's families must all be there; other profiles bring families of their own."""
-    chapters = _chapters(claim, profile)
+def _families(claim, profile, rows, stated):
+    """Those stated for the profile must all be there; other profiles bring families of their own,
+    or are asked for the lab's."""
+    if profile in stated:
+        return stated[profile]
+    chapters, lab = _chapters(claim, profile), stated.get("lab", [])
     here = [r for r in rows if r["profile"] == profile and r["chapter"] in chapters]
     read = {(term["model"], term["quantity"]) for term in _terms(claim)}
     named = {r["family"] for r in here}
-    if not named or named & set(claim["families"]):
-        return claim["families"]
+    if not named or named & set(lab):
+        return lab
     return sorted({r["family"] for r in here if (r["model"], r["quantity"]) in read} or named)
 
 
@@ -418,58 +421,64 @@ def _terms(claim):
     return [term for part in claim["parts"] for term in part["parsed"] if isinstance(term, dict)]
 
 
-def _chapter(claim, profile, named):
+def read_in(claim: dict, profile: str, named: str) -> str:
     """The chapter that is read in a profile where a claim names one."""
-    own = claim.get("chapters", {}).get(profile, claim["chapter"])
-    return own if named == claim["chapter"] else named
+    return claim.get("chapters", {}).get(profile, {}).get(named, named)
 
 
 def _chapters(claim, profile):
     """The chapters whose facts make a claim one that is tested: its own, or where no rule reads
     that, all that it reads."""
-    read = {_chapter(claim, profile, term["chapter"]) for term in _terms(claim)}
-    own = _chapter(claim, profile, claim["chapter"])
+    read = {read_in(claim, profile, term["chapter"]) for term in _terms(claim)}
+    own = read_in(claim, profile, claim["chapter"])
     return {own} if own in read else read
 
 
-def _judge(claim, profile, family, table, needs):
-    own, decisive = _chapter(claim, profile, claim["chapter"]), _chapters(claim, profile)
-
-    def chapter(term):
-        return _chapter(claim, profile, term["chapter"])
-
-    def key(term):
-        return profile, chapter(term), family, term["model"], term["quantity"]
-
-    def lookup(term):
-        fact = f"{term['model']} {term['quantity']}"
-        row = table.get(key(term))
-        if row is None:
-            return f"chapter {chapter(term)} has no {fact}"
-        if row["low"] is None or row["high"] is None:
-            return f"{fact} has no interval"
-        for name, of in (("seeds", "seeds"), ("problems", "n_problems")):
-            if row[of] < needs[name]:
-                return f"{fact} has {row[of]} {name}, {needs[name]} are needed"
-        return row["low"], row["high"]
-
-    parts = []
+def _judge(claim, profile, family, table, known, book):
+    needs = book["needs"].get(profile, book["needs"]["default"])
+    parts, old, found, decisive = [], set(), set(), _chapters(claim, profile)
     for part in claim["parts"]:
+        def lookup(term, part=part):
+            chapter = read_in(claim, profile, term["chapter"])
+            fact = f"{term['model']} {term['quantity']}"
+            row = table.get((profile, chapter, family, term["model"], term["quantity"]))
+            if part["digest"] not in known.get((profile, chapter), {part["digest"]}):
+                old.add(chapter)
+                return f"chapter {chapter} was run before this rule was written"
+            if row is None:
+                return f"chapter {chapter} has no {fact}"
+            found.add(chapter)
+            if row["low"] is None or row["high"] is None:
+                return f"{fact} has no interval"
+            for name, of in (("seeds", "seeds"), ("problems", "n_problems")):
+                if row[of] < needs[name]:
+                    return f"{fact} has {row[of]} {name}, {needs[name]} are needed"
+            return row["low"], row["high"]
+
         outcome, numbers = None, "not asked here"
         if family in part.get("families", [family]):
             outcome, numbers = judge_part(part, lookup)
         parts.append({**part, "outcome": outcome, "numbers": numbers})
     word, deciding = verdict([part for part in parts if part["outcome"]])
     reason = _reason(deciding) if deciding or word == "holds" else "no core part is asked here"
-    if not any(key(term) in table for term in _terms(claim) if chapter(term) in decisive):
-        word, deciding = "not tested yet", []
-        reason = "; ".join(f"chapter {name} has no results for it" for name in sorted(decisive))
+    if not found & decisive:
+        word, deciding, reason = "not tested yet", [], _untested(decisive, old, book["before"])
     for part in parts:
         part["decides"] = part["id"] in {p["id"] for p in deciding}
-    return {"claim": claim["id"], "profile": profile, "chapter": own, "family": family,
-            "verdict": word, "reason": reason, "parts": parts,
+    return {"claim": claim["id"], "profile": profile, "family": family, "verdict": word,
+            "chapter": read_in(claim, profile, claim["chapter"]), "reason": reason, "parts": parts,
             "causes": [p["cause"] for p in deciding] if word == NOT_BECAUSE else [],
-            "read": {chapter(term) for term in _terms(claim)}}
+            "old": sorted(old)}
+
+
+def _untested(chapters, old, before):
+    """Why nothing of a claim could be judged."""
+    if old:
+        address = f"{HISTORY}/{before['commit']}/claims.yml"
+        ran = "chapter {} was" if len(old) == 1 else "chapters {} were"
+        return (f"{ran.format(', '.join(sorted(old)))} run before these rules were written, under "
+                f"those of [edition {before['edition']}]({address})")
+    return "; ".join(f"chapter {name} has no results for it" for name in sorted(chapters))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -509,8 +518,8 @@ def summary(book: dict, judged: list[dict], profiles: dict[str, str],
         for profile in profiles:
             rows = of(judged, claim["id"], profile)
             word, reason = answer(rows)
-            old = " (stale)" if any(row["stale"] for row in rows) else ""
-            cells.append(word if word == "not tested yet" else f"**{word}**{old}. {reason}")
+            cells.append(f"{word}: {reason}" if word == "not tested yet" else
+                         f"**{word}**. {reason}")
         lines.append(f"| [{claim['title']}]({link}#{anchor(claim['title'])}) | "
                      + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -561,9 +570,6 @@ def section(claim: dict, judged: list[dict], profiles: dict[str, str]) -> str:
         lines += [f"**{heading}: {word}.** {reason[:1].upper()}{reason[1:]}.", ""]
         if word == "not tested yet":
             continue
-        old = sorted({chapter for row in rows for chapter in row["stale"]})
-        if old:
-            lines += [f"**Stale:** chapter {', '.join(old)} was run under another claims.yml.", ""]
         lines += [*_parts_table(claim, rows), ""]
     lines += [f"**What would change our mind.** {claim['mind'].strip()}"]
     return "\n".join(lines)

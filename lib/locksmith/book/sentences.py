@@ -86,8 +86,7 @@ class Writer:
             if verdict not in sentences:
                 raise PostError(f"post.md has no sentence for claim {claim!r} when it is "
                                 f"{verdict!r}; needed are {', '.join(claims.VERDICTS)}.")
-        stale = any(row["stale"] for row in self._judged(claim))
-        return sentences[word] + " (These results are older than their rule.)" * stale
+        return sentences[word]
 
     def holds(self, condition: object, sentence: str) -> str:
         """`sentence` where `condition` is true; otherwise PostError names it."""
