@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from locksmith import errors, results
+from locksmith import errors, results, rules
 from locksmith.book import claims, endurance, integrity, plots, site
 from nbclient import NotebookClient
 from test_claims import record, recorded, rows_where_all_holds
@@ -60,7 +60,7 @@ def repository(root):
     by_chapter = {}
     for row in rows_where_all_holds():
         by_chapter.setdefault(row["chapter"], []).append(row)
-    current = claims.sha256(root / "claims.yml")
+    current = rules.standing(root / "claims.yml")
     for chapter in ("00", "02"):
         facts = list(map(recorded, by_chapter[chapter]))
         results.save(root / "results" / "lab" / f"{chapter}.json",

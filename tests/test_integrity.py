@@ -33,7 +33,7 @@ def book(tmp_path_factory):
         results.save("results/lab/data.sha256", sums.replace("smoke", "lab"))
         shutil.rmtree("results/smoke")
         for name in ("chain_rl", "countdown_rl"):
-            made = json.loads(record("lab", f"train/{name}", [], None))
+            made = json.loads(record("lab", f"train/{name}", [], []))
             made["provenance"]["checkpoints"][f"{BASE}/seed0"] = model.checksum(f"{BASE}/seed0")
             results.save(f"results/lab/train/{name}.json", json.dumps(
                 {**made, "extra": {"curve": [1, 2], "family": name}}))
@@ -176,7 +176,7 @@ def test_a_run_marks_its_page_with_what_it_was_made_with(tmp_path, monkeypatch):
     Path("params.yaml").write_text(
         "profile: smoke\nsmoke: {seeds: [0], chapters: {ch02: {n: 3}}}\n")
     Path("dvc.yaml").write_text(PIPELINE)
-    results.save("results/lab/00.json", record("lab", "00", [], None))
+    results.save("results/lab/00.json", record("lab", "00", [], []))
     results.save("results/lab/figures/00_a.png", "of the lab")
     results.save("results/smoke/figures/02_old.png", "of an earlier run")
     parameters = nbformat.v4.new_code_cell("profile = 'lab'\nn = 3",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from locksmith import results
+from locksmith import results, rules
 from locksmith.book import claims, plots, post, sentences, site
 from locksmith.book.sentences import FOUR, PostError, Writer
 from markdown_it import MarkdownIt
@@ -19,20 +19,32 @@ FIGURES = ("01_arms", "02_pass_at_k", "02_tokens", "05_cost")
 ALT = "Two bars [0, 1]: the base model and the thinking model"
 
 
+BESIDE = {  # what the post tells and no rule reads
+    "00": {"thinking.valid_attempts": 0.95, "base.attempts": 1.0, "thinking.attempts": 6.0},
+    "01": {f"{arm}.{quantity}": value for arm, value in (
+        ("random-vectors", 0.0), ("bias-only", 0.0), ("reranking-alone", 0.0),
+        ("random-positions", -0.1), ("base-decides-thinking-executes", 0.0))
+        for quantity in ("gap_recovered", "steered_share")},
+    "02": {"greedy.pass_at_k[k=1]": 0.0, "base.pass_at_k[k=1]": 0.2, "guess.pass_at_k[k=64]": 0.0,
+           "base.trace_pass_at_k[k=1]": 0.1, "base.trace_pass_at_k[k=256]": 0.95,
+           "thinking-traces.expected_base_samples": 1e9},
+    "03": {f"{arm}.gap_recovered": 0.0 for arm in
+           ("flipped-critiques", "shuffled-critiques", "format-only")}
+    | {"thinking.gain_when": 0.4, "thinking.gain_how": 0.0},
+    "04": {"base.probe_auroc": 0.9, "untrained.probe_auroc": 0.0,
+           "base.cosine[against=thinking]": 0.9},
+}
+
+
 def all_rows():
     """Facts under which all rules hold but one: the base hardly writes the thinking traces."""
-    rows = rows_where_all_holds()
-    beside = [{**r, "model": model, "quantity": quantity} for r in rows
-            if (r["model"], r["quantity"]) == ("random-vectors", "gap_recovered")
-            for model in ("reranking-alone", "base-decides-thinking-executes")
-            for quantity in ("gap_recovered", "steered_share")]
-    once = [{**r, "quantity": "trace_pass_at_k[k=1]", "value": 0.1, "low": 0.05, "high": 0.15}
-            for r in rows
-            if (r["model"], r["quantity"]) == ("base", "trace_pass_at_k[k=256]")]
-    split = [{**r, "model": "thinking", "quantity": quantity} for r in rows
-             if (r["model"], r["quantity"]) == ("critiques", "gap_recovered")
-             for quantity in ("gain_when", "gain_how")]
-    return changed([*rows, *beside, *once, *split], "thinking-traces", "expected_base_samples", 1e9)
+    rows, one = rows_where_all_holds(), rows_where_all_holds()[0]
+    rows += [{**one, "chapter": chapter, "family": family, "model": name.partition(".")[0],
+              "quantity": name.partition(".")[2], "value": value, "low": value - 0.004,
+              "high": value + 0.004} for chapter, facts in BESIDE.items()
+             for name, value in facts.items() for family in ("countdown", "chain")]
+    unique = {(r["chapter"], r["family"], r["model"], r["quantity"]): r for r in rows}
+    return changed(list(unique.values()), "base", "trace_matches[against=thinking]", 0.1)
 
 
 def changed(rows, model, quantity, value):
@@ -48,7 +60,7 @@ def repository(root, rows, profile="lab", figures=FIGURES):
     for chapter in {row["chapter"] for row in rows}:
         facts = [recorded(row) for row in rows if row["chapter"] == chapter]
         results.save(root / "results" / profile / f"{chapter}.json",
-                     record(profile, chapter, facts, claims.sha256(root / "claims.yml")))
+                     record(profile, chapter, facts, rules.standing(root / "claims.yml")))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         results.facts()
@@ -108,11 +120,13 @@ def test_a_verdict_that_changes_changes_its_sentence(root, tmp_path):
     cases = [("hybrid", "gap_recovered", 0.6, "**It holds in part.** In at least one kind the "
                                               "hybrid"),
              ("hybrid", "gap_recovered", 0.3, "the hybrid recovers less than half of the gap"),
-             ("bias-only", "gap_recovered", 0.9, "for the reason given.** Something simpler does")]
+             ("hybrid", "gap_difference[against=bias-only]", 0.02, "for the reason given.** Somet")]
     for i, (model, quantity, value, sentence) in enumerate(cases):
         copy = repository(tmp_path / str(i), changed(all_rows(), model, quantity, value))
         text = flat(writer(copy).render())
-        assert sentence in text and f"{100 * value:.3g} % [{100 * value - 0.4:.3g}, " in text
+        assert sentence in text
+        if quantity == "gap_recovered":
+            assert f"{100 * value:.3g} % [{100 * value - 0.4:.3g}, " in text
         assert "few steered tokens recover most" not in text
 
 
@@ -143,17 +157,9 @@ def test_a_verdict_without_a_sentence_is_named_with_its_claim(draft, missing):
         draft(f'{{{{ by_verdict("one-problem", {sentences}) }}}}')
 
 
-def test_a_stale_verdict_says_so(root):
-    old = writer(root)
-    for row in old.verdicts:
-        row["stale"] = ["01"]
-    assert "These results are older than their rule." in old.render()
-    assert "older than their rule" not in writer(root).render()
-
-
 @pytest.mark.parametrize("template, said", [
     ("{{ this.ch02.countdown.nobody.x }}", "nobody"),
-    ("{{ res.lab.ch07 }}", "ch07"),
+    ("{{ res.lab.ch70 }}", "ch70"),
     ('{{ ours("02", "nobody", "pass_at_k[k=1]") }}', "no rule there has the model 'nobody'"),
     ('{{ ours("02", "base", "pass_at_k[k=3]") }}', "has the quantity 'pass_at_k[k=3]'"),
     ('{{ everywhere("02:base.pass_at_k[k=3].low > 0.5") }}', "has the quantity 'pass_at_k[k=3]'"),
@@ -209,8 +215,7 @@ def test_what_was_not_run_or_means_nothing_still_makes_a_post(tmp_path):
     text = (post.build("smoke", copy) / "post.md").read_text()
     assert "of the gap, with 10 % [9.6, 10.4] and 10 % [9.6, 10.4] of the tokens" in flat(text)
     assert "hybrid recovers not measured and not measured" in flat(text)
-    assert text.count("**Not run yet.**") == 3 and text.count("**Cannot tell.**") == 1
-    assert text.count("**Undecided.**") == 1
+    assert text.count("**Not run yet.**") == 3 and text.count("**Cannot tell.**") == 2
 
 
 # ---- the folder
