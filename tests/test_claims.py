@@ -173,7 +173,8 @@ def verdict_of(parts, rows, families=("f",)):
 
 
 def one_claim(parts, families=("f",)):
-    return {"needs": {"default": {"seeds": 3, "problems": 100}}, "families": {"lab": list(families)},
+    return {"needs": {"default": {"seeds": 3, "problems": 100}},
+            "families": {"lab": list(families)},
             "before": {"edition": 1, "commit": "0" * 40},
             "claims": [{"id": "c", "chapter": "02", "parts": parts}]}
 
@@ -308,7 +309,7 @@ def rows_where_all_holds(seeds=3, n_problems=500):
             ("05", "sft-solved", "gap_recovered[examples=10]", 0.7)]
     paired = ("gap_difference", "auroc_difference", "slope_difference", "verdicts_over_constant")
     high += [(*key, 0.3) for key in values if key[2].startswith(paired)
-             and not (key[1] in ("thinking", "many-critiques"))]
+             and key[1] not in ("thinking", "many-critiques")]
     high += [(claim["chapter"], "thinking", "pass_at_k[k=1]", 0.7) for claim in book()["claims"]
              if claim["id"] != "pretraining-acquires" and claim["chapter"] != "04"]
     high += [("01", "thinking", "gap_difference[against=thinking-decides-base-executes]", 0.1)]
@@ -562,7 +563,7 @@ def test_published_sources_are_in_the_bibliography():
     (lambda b: b["claims"][1]["parts"][0].update(rule="20:hybrid.gap_recovered.low > 0"),
      "chapter is '20'; allowed are 00, 01, 02, 03, 04, 05, 06, 07"),
     (lambda b: b["claims"][1].update(chapter="1"), "chapter is '1'; allowed are 00,"),
-    (lambda b: b["claims"][1].update(chapters={"open": {"00": "60"}}), "chapter is '60'; allowed are"),
+    (lambda b: b["claims"][1].update(chapters={"open": {"00": "60"}}), "chapter is '60'; allowed"),
     (lambda b: b["claims"][1].update(chapters={"oben": {"00": "06"}}), "'oben' is unknown"),
     (lambda b: b["claims"][1]["parts"][0].update(id="sparse"), "part ids must differ"),
     (lambda b: [p.update(families=["countdown"]) for p in b["claims"][1]["parts"]

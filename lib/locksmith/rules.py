@@ -1,4 +1,4 @@
-"""Which rules stood when a run was made: a digest for each rule of claims.yml, kept in every result.
+"""Which rules stood when a run was made: a digest of each rule of claims.yml, kept in each result.
 
 A verdict reads a result by a rule only if the result's run knew that rule, so that no rule can be
 written for numbers that are there already. Words of the file may change; a comparison, the kind of

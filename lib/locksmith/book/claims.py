@@ -27,9 +27,9 @@ never makes a verdict worse (worst first: refuted, undecided, holds but not beca
 holds in part, holds).
 
 A part may be asked of some `families` only, where the others give it nothing to test, and a claim
-may read other chapters in some profile (`chapters`). A result is read by a rule only if its run knew
-that rule (`rules`): a part whose rule is younger than a run that it reads is *missing*. Rules are
-matched by one regular expression; nothing in the file is ever evaluated as code.
+may read other chapters in some profile (`chapters`). A result is read by a rule only if its run
+knew that rule (`rules`): a part whose rule is younger than a run that it reads is *missing*. Rules
+are matched by one regular expression; nothing in the file is ever evaluated as code.
 """
 
 import copy
@@ -81,7 +81,7 @@ def load(path: str | Path = "claims.yml") -> dict:
     Returns a dict: `edition` and the one `before` it, `needs` (profile -> {seeds, problems};
     "default" for profiles not named), `families` (profile -> those it is judged on) and `claims`, a
     list of dicts as in the file, where each part's `rule` is joined by its parsed form
-    `parsed` = (left term, operator, right term) and its `digest`. Raises ClaimsError in one sentence.
+    `parsed` = (left term, operator, right term) and its `digest`. Raises BadInput in one sentence.
     """
     known = Path(path).with_name("arms.yml")
     return copy.deepcopy(_checked(plain_yaml.text(path), path, plain_yaml.text(known)))
