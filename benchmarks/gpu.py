@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 import xml.etree.ElementTree as xml
 from pathlib import Path
 
@@ -56,7 +57,7 @@ class Part:
         self.content = {
             "part": name, "card": card, "tiny": tiny, "complete": False, "torch": torch.__version__,
             "cuda": torch.version.cuda, "transformers": transformers.__version__,
-            "at": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "facts": []}
+            "at": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "warnings": [], "facts": []}
         self.write()
 
     def write(self):
@@ -335,7 +336,14 @@ PARTS = {"tests": tests, "decode": decode, "steering": steering, "rl": rl_step, 
 def run(name, device, tiny, out):
     """One part in this process."""
     part = Part(name, device, tiny, out)
-    PARTS[name](part)
+
+    def keep(message, *args, **how):
+        if str(message) not in part.content["warnings"]:
+            part.content["warnings"].append(str(message))
+            print(f"{name}: warning: {message}", flush=True)
+    with warnings.catch_warnings():
+        warnings.showwarning = keep
+        PARTS[name](part)
     part.content["complete"] = True
     part.write()
     return part.content

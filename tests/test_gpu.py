@@ -2,10 +2,11 @@
 this). Sums are float32 without TF32, or bf16 where a test says so."""
 
 import copy
+import warnings
 
 import pytest
 import torch
-from locksmith import cache, drawing, engine, finetune, model, rl
+from locksmith import cache, drawing, engine, finetune, graphs, model, rl
 from locksmith.engine import Control, Steer
 from transformers import (
     Gemma3ForCausalLM,
@@ -80,6 +81,17 @@ def test_logits_equal_the_plain_forward(net, monkeypatch):
     got = torch.stack(seen, 1)
     for row, want in said(net, out):
         assert (got[row] - want).abs().max() < 1e-4 * max(1.0, float(want.abs().max()))
+
+
+def test_the_pass_of_one_token_is_replayed(net, monkeypatch):
+    """A `replay` that is not stopped was compared with the plain pass, see `graphs`."""
+    done, replay = [], graphs.Replayed.replay
+    monkeypatch.setattr(graphs.Replayed, "replay",
+                        lambda *args: (done.append(1), replay(*args))[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine.sample(net.bfloat16(), PROMPTS, 3, max_new_tokens=NEW, stop=())
+    assert len(done) == NEW - 1
 
 
 def test_bfloat16_is_as_near_to_float32_as_the_models_own_forward(net, monkeypatch):

@@ -37,6 +37,8 @@ __all__ = ["Control", "Moment", "Rollouts", "Steer", "sample", "score"]
 
 # Looking whether rows are finished makes a GPU wait, so there it is not done at every token.
 LOOK_EVERY = {"cpu": 1}
+# Another number of rows needs another graph there, so rows are dropped once half of them are done.
+DROP_AT = {"cpu": 1.0}
 
 
 @dataclass
@@ -190,7 +192,8 @@ def _decode(batch, max_new, stop, temperature, top_p, logits_processor):
         is_stop[sorted(stop)] = True
         tokens = batch.ids.new_zeros(n, max_new)
         logprobs = torch.zeros(n, max_new, device=batch.device)
-        every = LOOK_EVERY.get(batch.device.type, 8)
+        every = LOOK_EVERY.get(batch.device.type, 16)
+        share = DROP_AT.get(batch.device.type, 0.5)
         for step in range(max_new):
             if logits_processor is not None:
                 logits = logits_processor(logits, batch.moment())
@@ -203,8 +206,12 @@ def _decode(batch, max_new, stop, temperature, top_p, logits_processor):
             if step + 1 == max_new:
                 break
             batch.token = token
-            if step % every == 0 and batch.done.any() and not batch.drop_done():
-                break
+            if step % every == 0 and batch.done.any():
+                left = int((~batch.done).sum())
+                if left <= share * len(batch.done):
+                    batch.drop_done()
+                if not left:
+                    break
             logits = batch.forward(batch.token[:, None], batch.width + step)
     finally:
         for runner in batch.runners:
@@ -316,9 +323,10 @@ def _check(model, prompts, n, max_new_tokens, stop, temperature, keys, batch, co
     columns = len(prompts[longest]) + max_new_tokens
     for x, touched in ((model, steer or read), *((g, at is not None) for g, at in control.guides)):
         _check_model(x, min(map(len, prompts)), columns, touched)
-    # The cache, and four float32 copies of a step's logits.
+    # The cache, four float32 copies of a step's logits, on a GPU also copies of the weights.
     batch = min(batch, len(prompts) * n)
-    item, n_bytes = model.dtype.itemsize, 0
+    item = model.dtype.itemsize
+    n_bytes = sum(map(cache.Fused.copies, {model, *(guide for guide, _ in control.guides)}))
     for c in (text, *others):
         heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
         size = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
