@@ -347,6 +347,58 @@ def test_in_words_the_decider_writes_what_follows_an_end_and_the_executor_the_re
     assert decided > 3
 
 
+class Told:
+    """The lab's openings with a script of three steps."""
+    OPENINGS = tasks.load("chain").OPENINGS
+
+    @staticmethod
+    def script(problem, text):
+        return ["try", "try", "so", "<eos>"][sum(text.split().count(x) for x in ("try", "so"))]
+
+
+def test_where_openings_tell_the_script_says_which_and_the_model_when():
+    """Every opening is the script's; between them the tokens are the model's own draws."""
+    model = Built().load("base")
+    processor = hybrid.Script(model, Told, ["a"] * 40)
+    recorder, prompt = Recorder(), vocabulary.encode(["<bos>", "find", "3", ":"])
+
+    def process(logits, moment):
+        recorder(logits.clone(), moment)
+        return processor(logits, moment)
+    out = sample(model.net, [prompt] * 20, 2, max_new_tokens=60, stop=vocabulary.STOP,
+                 keys=range(20), control=Control(logits_processor=process))
+    own, ended = recorder.rows(lambda logits, m: hybrid.draw(logits, m.u)), 0
+    decision = taxonomy.decisions(model, Told).decision
+    for row, ids in enumerate(out.ids()):
+        opened = [x for x in vocabulary.decode(ids) if x in ("try", "so", "<eos>", "next")]
+        assert opened == ["try", "try", "so", "<eos>"][:len(opened)]
+        ended += opened[-1:] == ["<eos>"]
+        for token, drawn in zip(ids, own[row]):
+            assert decision[token] if decision[drawn] else token == drawn
+    assert ended > 3
+
+
+def test_in_words_the_script_opens_every_sentence_and_the_model_executes(monkeypatch):
+    """sums over bytes: the first term, then the last number written, then the conclusion; what is
+    between is drawn from the model without line ends."""
+    monkeypatch.setattr(loading.device, "pick", lambda: (torch.device("cpu"), torch.float32))
+    pair = loading.Pair("toy", "sums", 0, base="toy", thinking="toy/thinking")
+    model, problems = pair.load("base"), pair.problems(8)
+    run = hybrid.run(pair, {0: hybrid.Intervention(decides=hybrid.SCRIPT)}, 8, 1, 40)[0]
+    ends = taxonomy.decisions(model, pair.rules).owned
+    sentences = 0
+    for problem, (ids,) in zip(problems, run.ids):
+        assert model.decode(ids).startswith(f" {problem.question.split()[1]}")
+        starts = [i for i in range(len(ids)) if i and ends[ids[i - 1]]]
+        for i in starts:
+            said = pair.rules.script(problem, model.decode(ids[:i]))
+            assert model.decode(ids[i:i + len(said)]) == said[:len(ids) - i]
+        opened = {j for i in [0, *starts] for j in range(i, i + 9)}
+        assert not any(x in model.stop for j, x in enumerate(ids) if j not in opened)
+        sentences += len(starts)
+    assert sentences > 3
+
+
 # --- ceiling and reranking ------------------------------------------------------------------------
 
 def test_with_every_token_put_in_the_ceiling_is_the_thinking_model(base, thinking):
@@ -514,7 +566,7 @@ class Built:
 @pytest.fixture(scope="module")
 def answer():
     pair = Built()
-    return lambda **how: hybrid.run(pair, hybrid.Intervention(**how), 6, 2, 30)
+    return lambda **how: hybrid.run(pair, {0: hybrid.Intervention(**how)}, 6, 2, 30)[0]
 
 
 KINDS = taxonomy.Openings(taxonomy.by_kind(Built().load("base"), Built.rules))
@@ -570,7 +622,7 @@ def test_in_words_the_hybrid_is_a_plain_forward_with_the_vectors_added(monkeypat
     vectors = 3 * torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
     arm = hybrid.Intervention(gate=hybrid.Disagreement(tell), vectors=vectors, layer=1,
                               strength=0.5)
-    run = hybrid.run(pair, arm, 2, 1, 20)
+    run = hybrid.run(pair, {0: arm}, 2, 1, 20)[0]
     for i, problem in enumerate(pair.problems(2)):
         prompt, ids = base.ask(pair.rules, problem), run.ids[i][0]
         text, adds = [*prompt, *ids[:-1]], []

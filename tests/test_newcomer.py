@@ -40,7 +40,7 @@ guess, review, critique, verdict = (
 '''
 ARM = '''
 
-@over_strengths
+@over_settings
 def doubled_bias(fits):
     "a stronger nudge is enough"
     return replace(hybrid(fits), vectors=0 * fits.vectors + 2 * fits.fitted.bias)

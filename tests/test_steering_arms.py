@@ -52,9 +52,9 @@ def fits():
     bodies = {body: {1: one._replace(bias=torch.randn(8)), 2: one._replace(vectors=2 * one.vectors)}
               for body in ("base", "twin", "untrained", "unrelated", "base, true kinds",
                            "twin, true kinds")}
-    return Fits(Lab(), study, Setting(1, 2.0, 0.4), bodies, torch.randn(3, 8),
-                torch.nn.Linear(8, 3), torch.randn(8), 0.1, [0.25, 0.0, 0.75], [1.0, 2.0],
-                [0.3, 0.4])
+    others = {layer: (torch.randn(3, 8), torch.nn.Linear(8, 3), torch.randn(8)) for layer in (1, 2)}
+    return Fits(Lab(), study, Setting(1, 2.0, 0.4), bodies, others, 0.1, [0.25, 0.0, 0.75],
+                [1.0, 2.0], [0.3, 0.4])
 
 
 def changed(fits, name):
@@ -75,7 +75,7 @@ def test_every_control_changes_what_its_row_says_and_nothing_else(fits):
     assert (on.layer, on.runs, on.strength) == (1, "base", 2.0)
     assert isinstance(on.gate, hybrid.Disagreement) and torch.equal(on.vectors, fits.vectors)
     for name, wanted in {
-            "bias-only": {"vectors"}, "one-vector": {"vectors"}, "random-vectors": {"vectors"},
+            "bias-only": {"vectors"}, "bias-at-random": {"vectors", "gate"}, "one-vector": {"vectors"}, "random-vectors": {"vectors"},
             "untrained-vectors": {"vectors"}, "unrelated-vectors": {"vectors"},
             "difference-of-means": {"vectors"}, "network": {"vectors", "coefficients"},
             "logit-push": {"vectors", "layer"}, "other-category": {"gate"}, "oracle": {"gate"},
@@ -100,24 +100,36 @@ def test_controls_have_the_norms_and_times_that_they_should(fits):
     assert torch.allclose(push.vectors.norm(dim=1), base[2].both.norm(dim=1)) and push.layer == 2
     assert push.vectors.argmax(1).tolist() == [1, 2, 3]  # along its own words' rows, after the last
     assert (made["bias-only"].vectors == base[1].bias).all()
-    assert made["random-positions"].gate == hybrid.RandomPositions(0.1, [0.25, 0.0, 0.75])
+    assert (made["bias-at-random"].vectors == base[1].bias).all()
+    for name in ("random-positions", "bias-at-random"):
+        assert made[name].gate == hybrid.RandomPositions(0.1, [0.25, 0.0, 0.75])
     assert made["always-on"].gate.category == 2  # the commonest
     assert made["true-kinds"].gate.tell.table.tolist() == [-1, -1, -1, -1, 0, 1, -1, -1]
     swapped = hybrid.Intervention(runs="twin", decides="thinking")
     assert made["thinking-decides-twin-executes"] == swapped
 
 
-def test_an_arm_runs_over_strengths_or_thresholds_or_once(fits):
-    curve = steering_arms.settings("hybrid", fits)
-    assert {x: arm.strength for x, arm in curve.items()} == {1.0: 1.0, 2.0: 2.0}
-    curve = steering_arms.settings("probe", fits)
-    assert {x: arm.gate.threshold for x, arm in curve.items()} == {0.3: 0.3, 0.4: 0.4}
-    assert [*steering_arms.settings("ceiling", fits)] == [None]
+def test_a_control_is_tried_at_every_setting_that_the_hybrid_is(fits):
+    grid = [Setting(layer, x, 0.4) for layer in (1, 2) for x in (1.0, 2.0)]
+    once = {"ceiling", "ceiling-oracle", "reranking-alone", "oracle", "always-on", "true-kinds",
+            "twin-vectors-true-kinds", "base", "thinking", "twin"}
+    for name in steering_arms.ARMS:
+        tried = steering_arms.settings(name, fits)
+        if name == "probe":
+            assert tried == [Setting(1, 2.0, 0.3), Setting(1, 2.0, 0.4)]
+        elif name == "logit-push":  # after the last block, whichever is tried
+            assert tried == grid[:2]
+        else:
+            assert tried == ([] if name in once or "-decides-" in name else grid), name
+    made = steering_arms.make("bias-only", fits._replace(setting=grid[3]))
+    assert (made.layer, made.strength) == (2, 2.0)
+    assert (made.vectors == fits.bodies["base"][2].bias).all()
+    assert steering_arms.make("probe", fits).gate.threshold == 0.4
     bare = fits._replace(bodies={k: v for k, v in fits.bodies.items() if k in ("base", "untrained",
                                                                               "unrelated")})
-    lacking = {name for name in steering_arms.ARMS if not steering_arms.settings(name, bare)}
+    lacking = {name for name in steering_arms.ARMS if steering_arms.make(name, bare) is None}
     assert lacking == {"twin", "twin-vectors", "true-kinds", "twin-vectors-true-kinds",
-                       "thinking-decides-twin-executes"}
+                       "thinking-decides-twin-executes", "script-decides-base-executes"}
 
 
 def test_every_arm_is_in_arms_yml_and_every_control_says_what_it_would_mean(monkeypatch):
@@ -138,8 +150,12 @@ def test_the_claim_finds_its_facts_here(monkeypatch):
     read = {(term["model"], term["quantity"]) for part in claim["parts"]
             for term in part["parsed"] if isinstance(term, dict)}
     assert read and {model for model, _ in read} <= set(steering_arms.ARMS)
-    measured = {*recovery.measures(rows([1, 0])), "gap_recovered"}
+    measured = {*recovery.measures(rows([1, 0])), "gap_recovered", "gap_difference"}
     assert {quantity for _, quantity in read} <= measured
+    asked = {(term["model"], term["conditions"]["against"]) for part in claim["parts"]
+             for term in part["parsed"] if isinstance(term, dict)
+             and term["quantity"] == "gap_difference"}
+    assert asked <= {(x.arm, x.against) for x in recovery.QUESTIONS}
     chapter = params.load("lab")["chapters"]["ch01"]
     assert chapter["n_problems"] >= book["needs"]["default"]["problems"]
     assert chapter["tasks"] == claim["families"]
@@ -158,60 +174,68 @@ def test_the_rule_takes_the_best_setting_that_steers_few_enough():
 
 @pytest.fixture
 def outcomes():
-    """Three seeds, 200 problems: a base at 0.2, a thinking model at 0.8, a hybrid in the middle at
-    strength 1 and at the base's level at 2, and a control that is better at 2 than at 1."""
+    """Three seeds, 200 problems: a base at 0.2, a thinking model at 0.8, a hybrid in the middle, a
+    control that is the same, and one that is the base."""
     rng, parts = np.random.default_rng(0), []
     for seed in range(3):
         low, high = rng.random(200) < 0.2, rng.random(200) < 0.8
         half = np.where(np.arange(200) % 2, low, high)
-        for arm, setting, start, correct in (
-                ("base", np.nan, None, low), ("thinking", np.nan, None, high),
-                ("hybrid", 1.0, "base", half), ("hybrid", 2.0, "base", low),
-                ("bias-only", 1.0, "base", low), ("bias-only", 2.0, "base", half)):
-            parts.append(rows(correct, arm=arm, setting=setting, start=start, seed=seed))
+        for arm, start, correct in (
+                ("base", None, low), ("thinking", None, high), ("hybrid", "base", half),
+                ("bias-only", "base", half), ("bias-at-random", "base", low),
+                ("twin-vectors", "twin", low), ("twin", None, low)):
+            parts.append(rows(correct, arm=arm, start=start, seed=seed))
     return pd.concat(parts, ignore_index=True)
 
 
 def test_recovery_by_hand(outcomes):
-    table = recovery.summary(outcomes, {"chain": Setting(1, 2.0, None)})
-    mean = outcomes.groupby(["arm", "setting"], dropna=False)["correct"].mean()
-    gap = table[table["quantity"] == "gap_recovered"].set_index(["arm", "setting"])
-    wanted = (mean["hybrid", 1.0] - mean["base"].iloc[0]) / (
-        mean["thinking"].iloc[0] - mean["base"].iloc[0])
-    assert gap.loc[("hybrid", 1.0), "value"] == pytest.approx(wanted)
-    assert gap.loc[("hybrid", 1.0), "low"] < 0.5 < gap.loc[("hybrid", 1.0), "high"]
-    assert not {"base", "thinking"} & set(gap.index.get_level_values("arm"))
-    # The hybrid counts where validation said, though 1 is better; a control where it is best.
-    counts = table[table["counts"]].drop_duplicates(["arm", "setting"]).set_index("arm")["setting"]
-    assert counts["hybrid"] == 2.0 and counts["bias-only"] == 2.0 and pd.isna(counts["base"])
-    chosen = recovery.counted(outcomes, table)
-    assert chosen.groupby("arm").size().to_dict() == dict.fromkeys(
-        ["base", "bias-only", "hybrid", "thinking"], 600)
+    table = recovery.summary(outcomes)
+    mean = outcomes.groupby("arm")["correct"].mean()
+    gap = table[table["quantity"] == "gap_recovered"].set_index("arm")
+    wanted = (mean["hybrid"] - mean["base"]) / (mean["thinking"] - mean["base"])
+    assert gap.loc["hybrid", "value"] == pytest.approx(wanted)
+    assert gap.loc["hybrid", "low"] < 0.5 < gap.loc["hybrid", "high"]
+    assert not {"base", "thinking"} & set(gap.index)
     same = outcomes[outcomes["arm"].isin(["base", "hybrid"])]
     flat = pd.concat([same, same[same["arm"] == "base"].assign(arm="thinking")])
-    flat = recovery.summary(flat, {"chain": Setting(1, 1.0, None)})
-    assert "gap_recovered" not in set(flat["quantity"])  # no gap, no share of it
+    assert "gap_recovered" not in set(recovery.summary(flat)["quantity"])  # no gap, no share of it
+    assert recovery.differences(flat).empty
 
 
-def test_a_control_is_compared_on_the_same_problems_and_seeds(outcomes, monkeypatch):
+def test_shares_are_compared_in_pairs_on_the_same_problems_and_seeds(outcomes, monkeypatch):
     monkeypatch.chdir(ROOT)
-    table = recovery.summary(outcomes, {"chain": Setting(1, 1.0, None)})
-    found = recovery.differences(recovery.counted(outcomes, table))
-    assert found["against"].tolist() == ["bias-only"]  # models themselves are no controls
-    assert found.loc[0, ["value", "low", "high"]].tolist() == [0, 0, 0]  # paired: the same answers
-    table = recovery.summary(outcomes, {"chain": Setting(1, 2.0, None)})
-    found = recovery.differences(recovery.counted(outcomes, table))
-    want = stats.difference(*(recovery.scores(outcomes[(outcomes["arm"] == arm) & (
-        outcomes["setting"] == 2.0)]) for arm in ("hybrid", "bias-only")))
-    assert found.loc[0, ["value", "low", "high"]].tolist() == pytest.approx([*map(float, want)])
-    stairs = recovery.staircase(recovery.counted(outcomes, table), ["thinking", "nobody", "hybrid"])
-    mean = outcomes.groupby(["arm", "setting"], dropna=False)["correct"].mean()
+    found = recovery.differences(outcomes).set_index(["arm", "against"])
+    # Questions whose arms were run, and the hybrid against controls that start from the base.
+    assert [*found.index] == [("bias-only", "bias-at-random"), ("hybrid", "bias-only"),
+                              ("hybrid", "bias-at-random")]
+    ends = ["value", "low", "high"]
+    assert found.loc[("hybrid", "bias-only"), ends].tolist() == [0, 0, 0]  # the same answers
+    of = {arm: recovery.scores(some) for arm, some in outcomes.groupby("arm")}
+    want = stats.gap_difference(of["hybrid"], of["bias-at-random"], of["base"], of["thinking"])
+    assert found.loc[("hybrid", "bias-at-random"), ends].tolist() == pytest.approx([*want])
+    told = recovery.answers(found.reset_index())
+    assert told[["answer", "says"]].to_numpy().tolist() == [
+        ["when", "one shared nudge needs the right moments"],
+        ["which", "these data do not tell"]]
+    stairs = recovery.staircase(outcomes, ["thinking", "nobody", "hybrid"])
+    mean = outcomes.groupby("arm")["correct"].mean()
     assert stairs["arm"].tolist() == ["hybrid"] and stairs["value"][0] == pytest.approx(
-        mean["hybrid", 2.0] - mean["thinking"].iloc[0])
+        mean["hybrid"] - mean["thinking"])
+
+
+def test_the_curve_is_that_of_the_chosen_layer_on_validation_problems():
+    tried = pd.concat([rows(correct, steered, arm=arm, layer=layer, choice=choice)
+                       for arm, layer, choice, correct, steered in (
+                           ("base", 1, 0, [0, 0, 0, 1], 0), ("thinking", 1, 0, [1, 1, 1, 0], 0),
+                           ("hybrid", 1, 0, [1, 1, 0, 0], 4), ("hybrid", 1, 1, [1, 1, 1, 0], 8),
+                           ("hybrid", 2, 2, [1, 1, 1, 1], 9))])
+    found = recovery.curve(tried, lambda task, arm: Setting(1, 2.0))
+    assert found[["arm", "share", "accuracy", "recovered"]].to_numpy().tolist() == [
+        ["hybrid", 0.1, 0.5, 0.5], ["hybrid", 0.2, 0.75, 1.0]]
 
 
 def test_a_long_answer_counts_for_its_tokens(outcomes):
-    table = rows([1, 1], steered=[10, 0], drawn=[40, 120], arm="hybrid", setting=1.0)
+    table = rows([1, 1], steered=[10, 0], drawn=[40, 120], arm="hybrid")
     assert float(recovery.measures(table)["steered_share"].value) == pytest.approx(10 / 160)
     taken = recovery.steps_taken(table)
     assert taken[["bits", "valid", "backtracks"]].iloc[0].tolist() == [1.5, 0.75, 2.0]
@@ -239,24 +263,42 @@ def experiment(tmp_path_factory):
         found.fit_base()
         found.validate()
         found.fit_controls()
+        found.validate_controls()
         found.run()
         yield found
 
 
 def test_every_arm_of_a_lab_answers_the_same_problems(experiment):
-    here = experiment.outcomes
+    here, tried = experiment.outcomes, experiment.tried
     assert set(here["arm"]) == set(steering_arms.ARMS) and not experiment.misplaced()
-    sizes = here.groupby("arm")["setting"].nunique()
-    assert sizes["hybrid"] == 2 and sizes["probe"] == 1 and sizes["base"] == 0
-    assert (here.groupby(["arm", "setting"], dropna=False)["problem"].count() == 3).all()
+    assert (here.groupby("arm")["problem"].count() == 3).all()
     start = here.groupby("arm")["start"].first()
     assert start["twin-vectors"] == "twin" and start["hybrid"] == "base"
     assert start["thinking-decides-twin-executes"] == "base" and start["thinking"] is None
     rate, frequencies = experiment.seen["chain", 0]
     assert 0 <= rate < 1 and len(frequencies) == 3
-    table = recovery.summary(here, experiment.settings)
-    assert table[table["counts"]].groupby(["arm", "quantity"]).size().eq(1).all()
+    table = recovery.summary(here)
+    assert table.groupby(["arm", "quantity"]).size().eq(1).all()
     assert (here[here["arm"].isin(["base", "thinking"])]["steered"] == 0).all()
+    # Two layers by two strengths for the hybrid and for its controls; the rule chose for each.
+    sizes = tried.groupby("arm")["choice"].nunique()
+    assert sizes["hybrid"] == sizes["bias-only"] == sizes["unrelated-vectors"] == 4
+    assert sizes["logit-push"] == 2 and sizes["probe"] == sizes["base"] == 1
+    for arm, some in tried[~tried["arm"].isin(["base", "thinking"])].groupby("arm"):
+        layer, strength, _ = experiment.setting("chain", arm)
+        best = some[some["choice"] == recovery.pick(some, ["choice"])["choice"]]
+        assert set(best["layer"]) == {layer} and set(best["strength"]) == {strength}
+    assert experiment.setting("chain", "ceiling") == experiment.setting("chain", "hybrid")
+
+
+def test_an_arm_answers_as_if_it_were_alone(experiment):
+    """Side by side in one batch or not: the same tokens, steered at the same places."""
+    pair, fits = experiment.pairs["chain", 0], experiment.fits(("chain", 0))
+    for name, run in ((name, run) for (_, name, _), run in experiment.runs.items()):
+        arm = steering_arms.make(name, fits._replace(setting=experiment.setting("chain", name)))
+        alone = hybrid.run(pair, {name: arm}, 3, 2, 24)[name]
+        assert alone.ids == run.ids and alone.which == run.which, name
+        assert alone.n_steered == run.n_steered and alone.bits == run.bits
 
 
 def test_a_trace_is_shown_with_its_steered_tokens_in_brackets(experiment):
@@ -305,9 +347,11 @@ def test_as_many_tokens_with_other_meanings_are_another_vocabulary(experiment, m
 
 
 def test_at_strength_zero_nothing_is_steered_and_nothing_misplaced(experiment):
-    still = replace(experiment, strengths=[0.0])
-    for name in ("studies", "bodies", "others", "settings", "seen"):
+    still = replace(experiment)
+    for name in ("studies", "bodies", "others", "seen"):
         setattr(still, name, getattr(experiment, name))
+    still.settings = {key: setting._replace(strength=0.0)
+                      for key, setting in experiment.settings.items()}
     found = still.run(["base", "hybrid", "random-vectors"]).set_index("arm")
     assert not still.misplaced() and (found["steered"] == 0).all()
     assert found.loc["hybrid", "tokens"].tolist() == found.loc["base", "tokens"].tolist()

@@ -244,7 +244,9 @@ def test_everything_is_fitted_in_every_body(found):
     own, other = (vectors.fit(PAIR, "untrained", found, [1], 3, body_seed=x)[1] for x in (None, 9))
     assert torch.equal(own.vectors, fitted[1].vectors)
     assert not torch.equal(own.vectors, other.vectors)
-    rows, coefficients, one = vectors.fit_others(PAIR, found, 1, 3)
+    others = vectors.fit_others(PAIR, found, [0, 1], 3)
+    rows, coefficients, one = others[1]
+    assert [*others] == [0, 1] and not torch.equal(one, others[0][2])
     assert coefficients(rows).shape == (3, 3) and one.shape == rows[0].shape
 
 
@@ -253,5 +255,5 @@ def test_everything_is_fitted_in_words_too(in_words):
     for body in ("base", "untrained"):
         one = vectors.fit(pair, body, found, [1], 3)[1]
         assert one.both.shape == (3, 32) and np.isfinite(one.losses).all() and one.vectors.any()
-    rows, coefficients, one = vectors.fit_others(pair, found, 1, 3)
+    rows, coefficients, one = vectors.fit_others(pair, found, [1], 3)[1]
     assert coefficients(rows).shape == (3, 3) and one.shape == rows[0].shape

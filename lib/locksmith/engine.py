@@ -2,7 +2,7 @@
 
 What makes it quick where `generate` is slow on small models:
 1. the KV cache is allocated once and written in place (no concatenation at every token);
-2. n samples of a prompt share its prefill;
+2. n samples of a prompt share its prefill, and so do equal prompts that follow each other;
 3. finished rows leave the batch at once: the last live rows move into their places;
 4. the output head sees only the last position (Gemma's 262k-token head never sees a prompt);
 5. Llama-shaped models of up to 1024 dimensions run with fused q/k/v and gate/up matrices and
@@ -245,15 +245,18 @@ def sample(model: PreTrainedModel, prompts: Sequence[Sequence[int]], n: int = 1,
     keys = prompt if keys is None else torch.tensor(keys, dtype=torch.int64)[prompt]
     own = any(s.rows is not None or s.gate is not None and not control.guides
               for s in control.steer)
+    # Rows that are steered differently cannot share a prefill; else equal neighbours have one.
+    new = torch.tensor([i > 0 and x != prompts[i - 1] for i, x in enumerate(prompts)])
+    text = rows if own else new.cumsum(0)[prompt]
     training = {x: x.training for x in (model, *(guide for guide, _ in control.guides))}
     for x in training:
         x.eval()
     parts = []
     try:
         for part in rows.split(batch_size):
-            # Rows that are steered differently cannot share the prefill of their prompt.
-            owner = torch.arange(len(part)) if own else prompt[part] - prompt[part[0]]
-            needed = [prompts[p] for p in (prompt[part] if own else prompt[part].unique())]
+            owner = text[part] - text[part[0]]
+            first = torch.searchsorted(owner, torch.arange(int(owner[-1]) + 1))
+            needed = [prompts[p] for p in prompt[part[first]]]
             starts = torch.tensor([len(x) for x in prompts])[prompt[part]]
             u = drawing.uniforms(seed, keys[part, None], number[part, None],
                          starts[:, None] + torch.arange(max_new_tokens))

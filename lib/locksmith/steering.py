@@ -2,11 +2,11 @@
 count of what was steered, models that read along, and what is done to the logits."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -26,6 +26,15 @@ class Moment:
     prompt_lengths: torch.Tensor
     u: torch.Tensor
     guides: list
+
+    def part(self, mine: Bool[Tensor, " rows"]) -> "Moment":
+        """The same moment for some of its rows alone."""
+        kept = {name: value[mine] for name in (
+            "rows", "tokens", "positions", "hidden", "prompt_lengths", "u")
+            if (value := getattr(self, name)) is not None}
+        return replace(self, **kept, guides=[
+            (logits[mine], None if hidden is None else hidden[mine])
+            for logits, hidden in self.guides])
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,21 @@
 
 Three questions, each a few lines on top of `engine.sample`:
 1. who decides, who executes: `swap` takes the tokens of decisions (openings of steps, the end) from
-   one model and everything between them from another;
+   one model and everything between them from another, `Script` takes them from no model at all;
 2. when to steer: a gate looks at every position and chooses a category of step, or none. Some ask
    the thinking model (`Oracle` and `Disagreement`, of Venhoff et al., arXiv 2510.07364, section 3),
    `Probe` asks only the base's own residual stream, the others are controls;
 3. how much a vector gives away: `ceiling` puts the thinking model's own token in at exactly the
    steered positions, `rerank` lets it pick among the steered model's candidates.
 
-An `Intervention` says all that is special about one arm, `run` lets it answer. All draws at one
+An `Intervention` says all that is special about one arm, `run` lets arms answer. All draws at one
 position use one uniform number (`Moment.u`), also those that a gate makes: where two models agree
 on the distribution they agree on the token, and all arms of a seed are paired.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ from transformers import PreTrainedModel
 from locksmith import drawing, rollouts, steering
 from locksmith.errors import BadInput
 from locksmith.experiments import taxonomy
-from locksmith.loading import Pair
+from locksmith.loading import Model, Pair
 from locksmith.steering import Moment
 
 # What a number that is derived from u is for: see _fresh.
@@ -74,6 +75,39 @@ def swap(decisions: taxonomy.Decisions) -> Callable[[Tensor, Moment], Tensor]:
         theirs = decision | decisions.owns(moment)[:, None]
         return torch.where(theirs, decides, executes + (left - right))
     return process
+
+
+class Script:
+    """A logits processor for `engine.sample`: the task's script says which step opens or that the
+    answer ends, the sampled model executes.
+
+    Where openings tell the steps, one begins wherever the model draws a token of a decision;
+    elsewhere a sentence does where the one before has ended, and in it the model draws none.
+    problems: that of each row.
+    """
+
+    def __init__(self, model: Model, task: ModuleType, problems: Sequence):
+        self.model, self.task, self.problems = model, task, problems
+        self.decisions = taxonomy.decisions(model, task)
+        self.left = {}  # row -> what is still to be put in of an opening
+
+    def __call__(self, logits: Float[Tensor, "rows vocabulary"],
+                 moment: Moment) -> Float[Tensor, "rows vocabulary"]:
+        decision = self.decisions.decision.to(logits.device)
+        if self.decisions.told:
+            opens, logits = decision[draw(logits, moment.u)], logits.clone()
+        else:
+            opens, logits = self.decisions.owns(moment), logits.masked_fill(decision, -torch.inf)
+        written = moment.positions[:, -1] + 1 - moment.prompt_lengths
+        for i, row in enumerate(moment.rows.tolist()):
+            if opens[i] and not self.left.get(row):
+                ids = moment.tokens[i, moment.tokens.shape[1] - int(written[i]):].tolist()
+                opening = self.task.script(self.problems[row], self.model.decode(ids))
+                self.left[row] = self.model.encode(opening)
+            if self.left.get(row):
+                logits[i] = -torch.inf
+                logits[i, self.left[row].pop(0)] = 0
+        return logits
 
 
 # --- when to steer: choosers, Moment -> (R,) int64, a category or -1 ------------------------------
@@ -245,17 +279,20 @@ def rerank(gate: Gate, candidates: int = 4) -> Callable[[Tensor, Moment], Tensor
     return process
 
 
-# --- one arm --------------------------------------------------------------------------------------
+# --- arms -----------------------------------------------------------------------------------------
+
+SCRIPT = "script"  # who decides where no model does
+
 
 @dataclass(frozen=True)
 class Intervention:
     """How an arm answers.
 
     runs: role of the model whose tokens are drawn. decides: role of a model that decides while
-    `runs` executes (`swap`). gate: a chooser; where it fires, its category's vector of `vectors`
-    (K, D) is added after block `layer`, times `strength` and what `coefficients` says (see `Gate`).
-    processor: what is drawn there instead of the steered model's own, `ceiling` or `rerank`.
-    BadInput for what does not go together.
+    `runs` executes (`swap`), or SCRIPT. gate: a chooser; where it fires, its category's vector of
+    `vectors` (K, D) is added after block `layer`, times `strength` and what `coefficients` says
+    (see `Gate`). processor: what is drawn there instead of the steered model's own, `ceiling` or
+    `rerank`. BadInput for what does not go together.
     """
     runs: str = "base"
     decides: str | None = None
@@ -280,16 +317,20 @@ class Intervention:
         """Whether its gate asks the thinking model."""
         return self.gate is not None and self.gate.n_guides > 0
 
+    @property
+    def n_guides(self) -> int:
+        """How many of (thinking model, unsteered base) its gate and its processor look at."""
+        return max(self.gate.n_guides, int(self.processor is not None))
+
 
 @dataclass
 class Run:
     """What one arm did with one pair: P problems, n answers to each.
 
     correct, trace (P, n) bool; tokens (P, n) int, generated; stopped (P, n) bool, ended by itself
-    (else cut off at the cap); steered (P,), tokens that were chosen at a steered position, and
-    n_steered, how often a vector was added; counts: attempts, valid_attempts, backtracks, (P, n)
-    each, as the task's grader counts them; ids, which: P lists of n lists of int, the tokens, and
-    the category steered at each (-1: none).
+    (else cut off at the cap); steered (P,), tokens that were chosen at a steered position; counts:
+    attempts, valid_attempts, backtracks, (P, n) each, as the task's grader counts them; ids, which:
+    P lists of n lists of int, the tokens, and the category steered at each (-1: none).
 
     bits: what the gate hands over per steered token: the entropy in bits of its decision at one
     token (not to steer, or which category), taken over all tokens of the run, divided by the share
@@ -302,11 +343,15 @@ class Run:
     tokens: np.ndarray
     stopped: np.ndarray
     steered: np.ndarray
-    n_steered: int
     counts: dict
     bits: float
     ids: list
     which: list
+
+    @property
+    def n_steered(self) -> int:
+        """How often a vector was added."""
+        return int(self.steered.sum())
 
     def frame(self) -> pd.DataFrame:
         """A row a problem: how many answers; means over them of correct, trace, truncated, tokens;
@@ -322,34 +367,98 @@ class Run:
 COUNTS = ("attempts", "valid_attempts", "backtracks")
 
 
-def run(pair: Pair, arm: Intervention, n_problems: int, n: int, max_new_tokens: int,
-        split: str = "test") -> Run:
-    """Lets an arm answer the first problems of a split, n times each; the pair's seed is also that
-    of the draws, which all arms share."""
-    model, gate, control = pair.load(arm.runs), None, steering.Control()
-    if arm.decides:
-        control = steering.Control(guides=[pair.load(arm.decides).net],
-                                   logits_processor=swap(taxonomy.decisions(model, pair.rules)))
-    if arm.gate:
-        gate = Gate(arm.gate, len(arm.vectors), arm.strength, arm.coefficients)
-        n_guides = max(arm.gate.n_guides, int(arm.processor is not None))
-        guides = [(pair.load("thinking").net, arm.gate.layer), model.net] if n_guides else []
-        control = steering.Control([steering.Steer(arm.layer, arm.vectors, gate=gate)],
-                                   guides[:n_guides], arm.processor and arm.processor(gate))
-    answers = rollouts.answer(model, pair.rules, pair.problems(n_problems, split), n,
-                              max_new_tokens=max_new_tokens, seed=pair.seed, control=control)
-    which = [[-1] * len(ids) for row in answers.ids for ids in row]
-    steered = np.zeros(len(answers.ids))
+def run(pair: Pair, arms: dict, n_problems: int, n: int, max_new_tokens: int,
+        split: str = "test") -> dict:
+    """Lets arms (name -> Intervention) answer the first problems of a split, n times each: name ->
+    Run. The pair's seed is also that of the draws, which all arms share.
+
+    Arms that steer one model go side by side, so that its prompts are read once for all of them.
+    """
+    problems, bodies, out = pair.problems(n_problems, split), {}, {}
+    how = {"max_new_tokens": max_new_tokens, "seed": pair.seed}
+    for name, arm in arms.items():
+        if arm.gate:
+            bodies.setdefault(arm.runs, {})[name] = arm
+        else:
+            out[name] = _unsteered(pair, arm, problems, n, how)
+    for body, some in bodies.items():
+        out |= _side_by_side(pair, body, some, problems, n, how)
+    return {name: out[name] for name in arms}
+
+
+def _unsteered(pair, arm, problems, n, how):
+    """The Run of a model alone, or of one that executes what another, or the script, decides."""
+    model = pair.load(arm.runs)
+    if arm.decides == SCRIPT:
+        rows = [problem for problem in problems for _ in range(n)]
+        how = how | {"control": steering.Control(
+            logits_processor=Script(model, pair.rules, rows))}
+    elif arm.decides:
+        how = how | {"control": steering.Control(
+            guides=[pair.load(arm.decides).net],
+            logits_processor=swap(taxonomy.decisions(model, pair.rules)))}
+    return _result(rollouts.answer(model, pair.rules, problems, n, **how))
+
+
+def _side_by_side(pair, body, arms, problems, n, how):
+    """name -> Run of arms that steer one model, as `run`. They take turns within each problem."""
+    model, some = pair.load(body), [*arms.values()]
+    gates = [Gate(arm.gate, len(arm.vectors), arm.strength, arm.coefficients) for arm in some]
+    # All gates that look at the thinking model's stream look at it after one block.
+    layer = next((arm.gate.layer for arm in some if arm.gate.layer is not None), None)
+    n_guides = max(arm.n_guides for arm in some)
+    guides = [(pair.load("thinking").net, layer), model.net][:n_guides] if n_guides else []
+
+    def among(i):
+        def mine(moment):
+            return moment.rows // n % len(some) == i
+
+        def gate(moment):
+            strengths = moment.hidden.new_zeros(*moment.positions.shape, gates[i].categories)
+            if (here := mine(moment)).any():
+                strengths[here] = gates[i](moment.part(here))
+            return strengths
+
+        def process(logits, moment):
+            if (here := mine(moment)).any():
+                logits[here] = some[i].processor(gates[i])(logits[here], moment.part(here))
+            return logits
+        return gate, process
+    own = [among(i) for i in range(len(some))]
+
+    def process(logits, moment):
+        logits = logits.clone()
+        for arm, (_, change) in zip(some, own):
+            logits = change(logits, moment) if arm.processor else logits
+        return logits
+    answers = rollouts.answer(
+        model, pair.rules, [problem for problem in problems for _ in some], n,
+        keys=[i for i in range(len(problems)) for _ in some], **how,
+        control=steering.Control(
+            [steering.Steer(arm.layer, arm.vectors, gate=gate)
+             for arm, (gate, _) in zip(some, own)], guides,
+            process if any(arm.processor for arm in some) else None))
+    return {name: _result(answers, i, len(some), gates[i], arm.asks)
+            for i, (name, arm) in enumerate(arms.items())}
+
+
+def _result(answers, i=0, of=1, gate=None, asks=False):
+    """The Run of the i-th `of` arms that took turns; asks: its gate asked the thinking model."""
+    mine = slice(i, None, of)
+    ids, lengths = answers.ids[mine], answers.lengths[mine]
+    which = [[-1] * len(one) for row in ids for one in row]
+    steered = np.zeros(len(ids))
     if gate:
-        fired = gate.table(answers.rollouts.tokens).tolist()
+        tokens, n = answers.rollouts.tokens, lengths.shape[1]
+        rows = torch.arange(len(tokens)).view(-1, of, n)[:, i].reshape(-1)
+        fired = gate.table(tokens)[rows].tolist()
         which = [row[:len(one)] for row, one in zip(fired, which, strict=True)]
-        at = answers.rollouts.steered_at.sum(1).cpu().numpy()
-        steered = at.reshape(answers.lengths.shape).sum(1)
-    return Run(answers.correct, answers.trace, answers.lengths, answers.stopped, steered,
-               answers.rollouts.steered,
-               {name: answers.table(name) for name in COUNTS},
-               handed_over(np.concatenate(which)) if arm.asks else 0.0,
-               answers.ids, rollouts.by_problem(which, n))
+        at = answers.rollouts.steered_at[rows].sum(1).cpu().numpy()
+        steered = at.reshape(lengths.shape).sum(1)
+    return Run(answers.correct[mine], answers.trace[mine], lengths, answers.stopped[mine], steered,
+               {name: answers.table(name)[mine] for name in COUNTS},
+               handed_over(np.concatenate(which)) if asks else 0.0,
+               ids, rollouts.by_problem(which, lengths.shape[1]))
 
 
 def handed_over(which: Int[np.ndarray, " tokens"]) -> float:

@@ -2,19 +2,23 @@
 
     study      traces, kinds of steps                          (`vectors.study`)
     fit_base   vectors in the base, at each layer              (`vectors.fit`)
-    validate   layer, strength and threshold, by a rule        (`pick`)
+    validate   the hybrid's layer and strength, by a rule      (`pick`)
     fit_controls
                the same in other bodies, and other ways
+    validate_controls
+               every other arm's setting, by the same rule
     run        every arm of `steering_arms` on test problems
     summary    intervals and shares of the gap recovered
+    answers    paired differences of such shares               (QUESTIONS)
 
-Outcomes are a tidy table, a row a problem: task, arm, setting (strength or threshold, NaN where
-there is one only), seed, start (the unsteered model that the arm is measured from, None for models
-themselves), bits, and the columns of `hybrid.Run.frame`.
+Outcomes are a tidy table, a row a problem: task, arm, seed, start (the unsteered model that the arm
+is measured from, None for models themselves), bits, and the columns of `hybrid.Run.frame`.
 """
 
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -28,6 +32,42 @@ from locksmith.loading import Model
 
 MOST = 0.12  # the largest share of tokens that may be steered, the published one
 PARTNERS = ("distilled", "taught")  # models that may take the thinking model's part
+TOGETHER = 12  # arms of a pair that answer side by side in one job
+
+
+class Question(NamedTuple):
+    """What the gap's share that one arm recovers minus another's tells. yes: what a difference
+    above 0 says, no: what one below 0 does."""
+    answer: str
+    asks: str
+    arm: str
+    against: str
+    yes: str
+    no: str
+
+
+QUESTIONS = [Question(*row) for row in (
+    ("when", "Do the moments matter?", "bias-only", "bias-at-random",
+     "one shared nudge needs the right moments", "random moments do better"),
+    ("which", "Does the kind's own vector matter?", "hybrid", "bias-only",
+     "there is something to choose among", "one shared nudge does better"),
+    ("which", "Does it have to be the right kind?", "hybrid", "other-category",
+     "the right kind is needed", "another kind's vector does better"),
+    ("what", "Is a vector more than the next word?", "hybrid", "logit-push",
+     "it does more than raise its words", "raising the words does better"),
+    ("what", "Is it more than any fitted vector?", "hybrid", "unrelated-vectors",
+     "it uses what the base learned", "an unrelated model's vectors do better"),
+    ("what", "Does its direction matter?", "hybrid", "random-vectors",
+     "the direction matters", "random directions do better"),
+    ("selection", "Is it more than picking among the base's words?", "hybrid", "reranking-alone",
+     "vectors add to a choice", "a choice alone does better"),
+    ("execution", "What does the base's execution lose?", "thinking",
+     "thinking-decides-base-executes", "the base executes worse", "the base executes better"),
+    ("no oracle", "What does the thinking model add beside a probe?", "hybrid", "probe",
+     "it says more than the base knows", "the probe does better"),
+    ("no oracle", "What does it add to a fixed script?", "thinking-decides-base-executes",
+     "script-decides-base-executes", "its decisions are worth more than a script's",
+     "the script does better"))]
 
 
 def share(outcomes: pd.DataFrame) -> float:
@@ -52,8 +92,10 @@ class Experiment:
 
     layers, strengths, thresholds: what is tried. fit_steps: of Adam for a set of vectors.
     n_problems, n_samples: test problems and answers to each. studies, bodies (body -> layer ->
-    Fitted), others: (task, seed) -> what was fitted. settings: task -> Setting. tried: outcomes on
-    validation problems. outcomes: on test problems. runs: (task, arm, setting, seed) -> hybrid.Run.
+    Fitted), others (layer -> what `vectors.fit_others` gives): (task, seed) -> what was fitted.
+    settings: (task, arm) -> Setting, of arms with a choice. tried: outcomes on validation problems,
+    with the columns of Setting and `choice`, its number. outcomes: on test problems. runs: (task,
+    arm, seed) -> hybrid.Run.
     """
     pool: Executor
     pairs: dict
@@ -84,10 +126,9 @@ class Experiment:
 
     def answers(self, n_traces: int) -> int:
         """About how many answers the whole experiment draws."""
-        tried = len(self.layers) * len(self.strengths) + len(self.thresholds)
-        arms = len(steering_arms.ARMS) * len(self.strengths)
-        return len(self.pairs) * (n_traces + tried * self.n_validation
-                                  + arms * self.n_problems * self.n_samples)
+        tried = len(self.layers) * len(self.strengths)
+        return len(self.pairs) * (n_traces + len(steering_arms.ARMS) * (
+            tried * self.n_validation + self.n_problems * self.n_samples))
 
     def check(self) -> None:
         """BadInput, before anything long runs, for a pair that cannot take part: two vocabularies,
@@ -129,19 +170,18 @@ class Experiment:
         self._fit({(key, "base"): dict(layers=self.layers) for key in self.pairs})
 
     def fit_controls(self) -> None:
-        """At the chosen layer: vectors in other bodies, with true kinds where the task knows them,
-        and other ways to fit."""
+        """Vectors in other bodies and by other ways at every layer, and with true kinds, where the
+        task knows them, at the hybrid's."""
         jobs = {}
-        for (task, seed), pair in self.pairs.items():
-            twin = ["twin"] * self.has(task, "twin")
-            bodies = [*twin, "untrained", "unrelated"]
-            if pair.rules.OPENINGS:
-                bodies += [f"{body}, true kinds" for body in ["base", *twin]]
-            layer = self.settings[task].layer
-            jobs |= {((task, seed), body): dict(layers=[layer]) for body in bodies}
+        for key, pair in self.pairs.items():
+            twin, layer = ["twin"] * self.has(key[0], "twin"), self.setting(key[0]).layer
+            jobs |= {(key, body): dict(layers=self.layers)
+                     for body in [*twin, "untrained", "unrelated"]}
+            jobs |= {(key, f"{body}, true kinds"): dict(layers=[layer])
+                     for body in ["base", *twin] if pair.rules.OPENINGS}
         self._fit(jobs)
         self.others = parallel.run(self.pool, vectors.fit_others, {
-            key: dict(pair=pair, found=self.studies[key], layer=self.settings[key[0]].layer,
+            key: dict(pair=pair, found=self.studies[key], layers=self.layers,
                       steps=self.fit_steps) for key, pair in self.pairs.items()})
 
     def _fit(self, jobs):
@@ -158,84 +198,101 @@ class Experiment:
 
     # --- what is chosen
 
+    def setting(self, task: str, arm: str = "hybrid") -> Setting:
+        """The setting of an arm; that of the hybrid where there is nothing to choose."""
+        return self.settings.get((task, arm)) or self.settings[task, "hybrid"]
+
     def steers_too_much(self, task: str) -> bool:
-        """Whether no setting kept to MOST of the tokens, so that `pick` chose among all."""
-        here = self.tried[self.tried["task"] == task]
-        chosen = here[(here["layer"] == self.settings[task].layer)
-                      & (here["strength"] == self.settings[task].strength)]
-        return share(chosen) > MOST
+        """Whether no setting of the hybrid kept to MOST of the tokens, so that `pick` chose among
+        all."""
+        here = self.tried[(self.tried["task"] == task) & (self.tried["arm"] == "hybrid")]
+        layer, strength, _ = self.setting(task)
+        return share(here[(here["layer"] == layer) & (here["strength"] == strength)]) > MOST
 
     def validate(self) -> None:
-        """Chooses layer and strength of the hybrid, then the probe's threshold, by `pick`."""
-        arms = {(*key, (layer, strength)): self._steered(key, layer, strength)
-                for key in self.pairs for layer in self.layers for strength in self.strengths}
-        runs = self._answer(arms, n_problems=self.n_validation, n=1, split="validation")
-        self.tried = pd.concat([
-            run.frame().assign(task=task, seed=seed, layer=layer, strength=strength)
-            for (task, seed, (layer, strength)), run in runs.items()], ignore_index=True)
-        chosen = {task: pick(rows, ["layer", "strength"])
-                  for task, rows in self.tried.groupby("task", sort=False)}
-        probes = {}
+        """Chooses layer and strength of the hybrid, by `pick`."""
+        self.settings |= {(task, "hybrid"): Setting(self.layers[0], self.strengths[0])
+                          for task in self.tasks}
+        self.tried, runs = self._validate(["hybrid"])
         for task, seed in self.pairs:
-            layer, strength = int(chosen[task]["layer"]), float(chosen[task]["strength"])
-            weight, intercept = self.bodies[task, seed]["base"][layer].probe
-            arm = self._steered((task, seed), layer, strength)
-            probes |= {(task, seed, x): replace(arm, gate=hybrid.Probe(weight, intercept, x))
-                       for x in self.thresholds}
-            self.seen[task, seed] = seen(runs[task, seed, (layer, strength)],
+            self.seen[task, seed] = seen(runs[task, seed, ("hybrid", self.setting(task))],
                                          self.studies[task, seed].n)
-            self.settings[task] = Setting(layer, strength, None)
-        sensed = self._answer(probes, n_problems=self.n_validation, n=1, split="validation")
-        frame = pd.concat([run.frame().assign(task=task, seed=seed, threshold=x)
-                           for (task, seed, x), run in sensed.items()], ignore_index=True)
-        for task, rows in frame.groupby("task", sort=False):
-            threshold = float(pick(rows, ["threshold"])["threshold"])
-            self.settings[task] = self.settings[task]._replace(threshold=threshold)
 
-    def _steered(self, key, layer, strength):
-        return steering_arms.steered(self.pairs[key], self.studies[key], self.bodies[key]["base"],
-                                     layer, strength)
+    def validate_controls(self) -> None:
+        """Chooses the settings of all other arms, by `pick`; models answer beside them."""
+        rest = [name for name in steering_arms.ARMS if name != "hybrid"]
+        self.tried = pd.concat([self.tried, self._validate(rest)[0]], ignore_index=True)
+
+    def _validate(self, names):
+        """(outcomes, runs) of all settings of some arms; the best ones become their settings."""
+        arms, tried = {}, {}
+        for key in self.pairs:
+            fits = self.fits(key)
+            for name in names:
+                settings = steering_arms.settings(name, fits)
+                if name in ("base", "thinking"):  # a share of the gap needs them
+                    settings = [fits.setting]
+                made = {x: steering_arms.make(name, fits._replace(setting=x)) for x in settings}
+                arms |= {(*key, (name, x)): arm for x, arm in made.items() if arm is not None}
+                tried[key[0], name] = settings
+        runs = self._answer(arms, n_problems=self.n_validation, n=1, split="validation")
+        table = pd.concat([self._table(arms[key], *key[:2], key[2][0], run).assign(
+            choice=tried[key[0], key[2][0]].index(key[2][1]), **key[2][1]._asdict())
+            for key, run in runs.items()], ignore_index=True)
+        for (task, name), rows in table.groupby(["task", "arm"], sort=False):
+            if name not in ("base", "thinking"):
+                self.settings[task, name] = tried[task, name][int(pick(rows, ["choice"])["choice"])]
+        return table.astype({"threshold": float}), runs
 
     # --- what is run
 
     def fits(self, key: tuple) -> Fits:
-        """All that is known of a pair, for its arms."""
-        network, coefficients, one = self.others.get(key, (None, None, None))
-        return Fits(self.pairs[key], self.studies[key], self.settings[key[0]], self.bodies[key],
-                    network, coefficients, one, *self.seen.get(key, (0.0, [])),
-                    self.strengths or [self.settings[key[0]].strength], self.thresholds)
+        """All that is known of a pair, for its arms, with the hybrid's setting."""
+        return Fits(self.pairs[key], self.studies[key], self.setting(key[0]), self.bodies[key],
+                    self.others.get(key, {}), *self.seen.get(key, (0.0, [])), self.strengths,
+                    self.thresholds)
 
     def run(self, ids: list[str] | None = None) -> pd.DataFrame:
-        """Lets every arm of `steering_arms`, or those of `ids`, answer the test problems."""
-        arms = {(*key, (name, setting)): arm for key in self.pairs
-                for name in ids or steering_arms.ARMS
-                for setting, arm in steering_arms.settings(name, self.fits(key)).items()}
+        """Lets every arm of `steering_arms`, or those of `ids`, answer the test problems, each at
+        its setting."""
+        arms = {}
+        for key in self.pairs:
+            fits = self.fits(key)
+            made = {name: steering_arms.make(name, fits._replace(
+                setting=self.setting(key[0], name))) for name in ids or steering_arms.ARMS}
+            arms |= {(*key, name): arm for name, arm in made.items() if arm is not None}
         runs = self._answer(arms, n_problems=self.n_problems, n=self.n_samples)
-        tables = []
-        for (task, seed, (name, setting)), run in runs.items():
-            arm = arms[task, seed, (name, setting)]
-            self.runs[task, name, setting, seed] = run
-            start = arm.runs if arm.gate else "base" if arm.decides else None
-            tables.append(run.frame().assign(task=task, arm=name, setting=setting, seed=seed,
-                                             start=start, bits=run.bits))
-        self.outcomes = pd.concat(tables, ignore_index=True).astype({"setting": float})
+        self.runs = {(task, name, seed): run for (task, seed, name), run in runs.items()}
+        self.outcomes = pd.concat([self._table(arms[key], *key, run)
+                                   for key, run in runs.items()], ignore_index=True)
         return self.outcomes
+
+    def _table(self, arm, task, seed, name, run):
+        start = arm.runs if arm.gate else "base" if arm.decides else None
+        return run.frame().assign(task=task, arm=name, seed=seed, start=start, bits=run.bits)
 
     def _answer(self, arms, **how):
         """(task, seed, anything) -> Run, in the order of `arms`."""
         how |= {"max_new_tokens": self.max_new_tokens}
-        jobs = {key: dict(pair=self.pairs[key[:2]], arm=arm, **how) for key, arm in arms.items()}
-        done = parallel.run(self.pool, hybrid.run, jobs)
+        jobs = {}
+        for key, pair in self.pairs.items():
+            mine = [x for x in arms if x[:2] == key]
+            for first in range(0, len(mine), TOGETHER):
+                some = {x: arms[x] for x in mine[first:first + TOGETHER]}
+                jobs[key, first] = dict(pair=pair, arms=some, **how)
+        done = {}
+        for runs in parallel.run(self.pool, hybrid.run, jobs).values():
+            done |= runs
         return {key: done[key] for key in arms}
 
     def with_partner(self, role: str, n_traces: int, autoencoder: str) -> "Experiment":
         """The same experiment with another model in the thinking model's part, at the same setting:
         with its own traces, categories and vectors, and with the arms that are compared run."""
         pairs = {key: pair._replace(thinking=pair.name(role)) for key, pair in self.pairs.items()}
-        other = replace(self, pairs=pairs, strengths=[])
+        other = replace(self, pairs=pairs)
         other.settings = self.settings
         other._study({key: [study.n] for key, study in self.studies.items()}, n_traces, autoencoder)
-        other._fit({(key, "base"): dict(layers=[self.settings[key[0]].layer]) for key in pairs})
+        other._fit({(key, "base"): dict(layers=[self.setting(key[0]).layer]) for key in pairs})
         other.run(["base", *partner_ids(role)])
         return other
 
@@ -279,8 +336,9 @@ class Experiment:
         out = []
         for task in self.tasks:
             pair, study, fitted = self.first(task)
-            dims = len(fitted[self.settings[task].layer].bias)
-            net = sum(p.numel() for p in self.others[task, pair.seed][1].parameters())
+            layer = self.setting(task).layer
+            dims, (_, net, _) = len(fitted[layer].bias), self.others[task, pair.seed][layer]
+            net = sum(p.numel() for p in net.parameters())
             vectors_, probe = (study.n + 1) * dims, (study.n + 1) * (dims + 1)
             own = pair.load("base").net.num_parameters()
             out += [dict(task=task, arm=arm, parameters=n, share=n / own) for arm, n in (
@@ -292,9 +350,8 @@ class Experiment:
         """A test problem that the base fails and hybrid and thinking model solve, if there is one:
         (its question, [(arm, whether right, its answer with steered tokens in brackets)])."""
         seed = next(seed for other, seed in self.pairs if other == task)
-        pair, strength = self.pairs[task, seed], self.settings[task].strength
-        runs = {name: self.runs[task, name, strength if name == "hybrid" else None, seed]
-                for name in ("base", "hybrid", "thinking")}
+        pair = self.pairs[task, seed]
+        runs = {name: self.runs[task, name, seed] for name in ("base", "hybrid", "thinking")}
         right = {name: run.correct[:, 0] for name, run in runs.items()}
         i = int((right["hybrid"] & right["thinking"] & ~right["base"]).argmax())
         model = pair.load("base")
@@ -357,65 +414,71 @@ def conditions(quantity: str) -> dict:
     return {"k": 1} if quantity in quantities.NEEDS else {}
 
 
-def summary(outcomes: pd.DataFrame, settings: dict) -> pd.DataFrame:
-    """A row a task, arm, setting and quantity: value, low, high, and whether the setting `counts`.
+def summary(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """A row a task, arm and quantity: value, low, high.
 
     Beside `measures` there is gap_recovered, (arm - start) / (thinking - start) in accuracy, every
-    term resampled together over problems and seeds; no row where there is no clear gap. settings:
-    task -> Setting. The hybrid and the probe count at what validation chose, every other arm at the
-    setting that serves it best here.
+    term resampled together over problems and seeds; no row where there is no clear gap.
     """
     out = []
     for task, here in outcomes.groupby("task", sort=False):
         of = {arm: rows for arm, rows in here.groupby("arm", sort=False)}
-        for arm, all_settings in of.items():
-            best = _counting(arm, all_settings, settings[task])
-            for setting, rows in all_settings.groupby("setting", sort=False, dropna=False):
-                found, start = measures(rows), rows["start"].iloc[0]
-                if start is not None:
-                    found["gap_recovered"] = stats.gap_recovered(
-                        scores(rows), scores(of[start]), scores(of["thinking"]))
-                counts = setting == best or pd.isna(setting)
-                out += [dict(task=task, arm=arm, setting=setting, quantity=quantity, counts=counts,
-                             value=float(x.value), low=float(x.low), high=float(x.high))
-                        for quantity, x in found.items() if x is not None]
+        for arm, rows in of.items():
+            found, start = measures(rows), rows["start"].iloc[0]
+            if start is not None:
+                found["gap_recovered"] = stats.gap_recovered(
+                    scores(rows), scores(of[start]), scores(of["thinking"]))
+            out += [dict(task=task, arm=arm, quantity=quantity, value=float(x.value),
+                         low=float(x.low), high=float(x.high))
+                    for quantity, x in found.items() if x is not None]
     return pd.DataFrame(out)
 
 
-def _counting(arm, rows, setting):
-    """The setting of an arm that counts."""
-    if arm in ("hybrid", "probe"):
-        return setting.strength if arm == "hybrid" else setting.threshold
-    return rows.groupby("setting", sort=False)["correct"].mean().idxmax() if (
-        rows["setting"].notna().any()) else None
-
-
-def counted(outcomes: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """The outcomes at the settings that count; table: their `summary`."""
-    keys = table.loc[table["counts"], ["task", "arm", "setting"]].drop_duplicates()
-    return outcomes.merge(keys, on=["task", "arm", "setting"])
-
-
-def differences(outcomes: pd.DataFrame, arm: str = "hybrid") -> pd.DataFrame:
-    """Accuracy of an arm minus that of every control, on the same problems and seeds: task,
-    against, value, low, high. outcomes: at the settings that count. Models themselves are no
-    controls here."""
-    out, changed = [], outcomes[outcomes["start"].notna()]
-    for task, here in changed.groupby("task", sort=False):
+def differences(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """Shares of the gap compared in pairs, on the same problems and seeds: task, arm, against,
+    value, low, high, of QUESTIONS and of the hybrid against every other control that starts from
+    the base. No row of a task without a clear gap, or of an arm that was not run."""
+    out = []
+    for task, here in outcomes.groupby("task", sort=False):
+        start = here.groupby("arm", sort=False)["start"].first()
         of = {name: scores(rows) for name, rows in here.groupby("arm", sort=False)}
-        for name in of:
-            if names.get(name).role == "control":
-                value, low, high = map(float, stats.difference(of[arm], of[name]))
-                out.append(dict(task=task, against=name, value=value, low=low, high=high))
-    return pd.DataFrame(out)
+        asked = [(x.arm, x.against) for x in QUESTIONS]
+        asked += [("hybrid", name) for name in of
+                  if names.get(name).role == "control" and start[name] == "base"]
+        for arm, against in dict.fromkeys(asked):
+            found = {arm, against} <= set(of) and stats.gap_difference(
+                of[arm], of[against], of["base"], of["thinking"])
+            if found:
+                value, low, high = map(float, found)
+                out.append(dict(task=task, arm=arm, against=against, value=value, low=low,
+                                high=high))
+    return pd.DataFrame(out, columns=["task", "arm", "against", "value", "low", "high"])
 
 
-def curve(table: pd.DataFrame, quantity: str) -> pd.DataFrame:
-    """A row an arm and setting of a `summary`: a quantity, and `share`, of the tokens steered."""
-    keys = ["task", "arm", "setting"]
-    share = table[table["quantity"] == "steered_share"][[*keys, "value"]]
-    share = share.rename(columns={"value": "share"})
-    return table[table["quantity"] == quantity].merge(share, on=keys)
+def answers(compared: pd.DataFrame) -> pd.DataFrame:
+    """`differences` of QUESTIONS, with the question's fields and what the interval `says`."""
+    asked = pd.DataFrame(QUESTIONS)
+    table = asked.merge(compared, on=["arm", "against"])
+    says = [row.yes if row.low > 0 else row.no if row.high < 0 else "these data do not tell"
+            for row in table.itertuples()]
+    order = {task: i for i, task in enumerate(compared["task"].unique())}
+    return table.assign(says=says).sort_values("task", key=lambda x: x.map(order), kind="stable")
+
+
+def curve(tried: pd.DataFrame, setting: Callable[[str, str], Setting]) -> pd.DataFrame:
+    """Validation outcomes of every arm over its strengths or thresholds, at the layer that was
+    chosen for it: task, arm, `share` of the tokens steered, accuracy, and `recovered`, the share of
+    the gap between the models' accuracies. setting: (task, arm) -> the chosen one."""
+    out = []
+    for task, here in tried.groupby("task", sort=False):
+        low, high = (here[here["arm"] == arm]["correct"].mean() for arm in ("base", "thinking"))
+        for (arm, layer, _), rows in here.groupby(["arm", "layer", "choice"], sort=False):
+            if layer == setting(task, arm).layer and rows["steered"].any():
+                accuracy = rows["correct"].mean()
+                recovered = (accuracy - low) / (high - low) if high > low else np.nan
+                out.append(dict(task=task, arm=arm, share=share(rows), accuracy=accuracy,
+                                recovered=recovered))
+    return pd.DataFrame(out, columns=["task", "arm", "share", "accuracy", "recovered"])
 
 
 def steps_taken(outcomes: pd.DataFrame) -> pd.DataFrame:

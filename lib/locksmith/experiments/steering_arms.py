@@ -2,16 +2,16 @@
 
 A new arm, say a new control, is one function here and one entry of its name in arms.yml:
 
-    @over_strengths
+    @over_settings
     def doubled_bias(fits):
         "a stronger nudge is enough"
         return replace(hybrid(fits), vectors=0 * fits.vectors + 2 * fits.fitted.bias)
 
 It is then on the page by itself: in the tables, the figures and the facts. Its id is the function's
-name with hyphens, its docstring says what would follow if it did as well as the hybrid. It is run
-`over_strengths`, and counts at the one that serves it best on the test problems, which favours
-controls; or `once`, at the strength that validation chose for the hybrid. An arm that a pair has
-not got (a twin, the true kinds of steps) returns None and leaves the page.
+name with hyphens, its docstring says what would follow if it did as well as the hybrid. It is tried
+`over_settings`, all blocks and strengths, on validation problems, where the rule that chooses for
+the hybrid (`recovery.pick`) chooses for it; or runs `once`, at the hybrid's own setting. An arm
+that a pair has not got (a twin, the true kinds of steps) returns None and leaves the page.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from locksmith.experiments import hybrid as decoding
 from locksmith.experiments import taxonomy, vectors
@@ -29,28 +28,26 @@ from locksmith.loading import Pair
 
 
 class Setting(NamedTuple):
-    """What validation chose for a task: block and strength of the hybrid, the probe's threshold."""
+    """Where and how an arm steers: block, strength, and of a probe its threshold."""
     layer: int
     strength: float
-    threshold: float
+    threshold: float | None = None
 
 
 class Fits(NamedTuple):
     """All that is known of a pair before its arms run.
 
-    bodies: {body: {layer: vectors.Fitted}} of "base", "untrained", "unrelated" (untrained, with
-    other first weights), "twin", and "base, true kinds", "twin, true kinds" where there are such;
-    network, coefficients, one: of `vectors.fit_others`. rate, frequencies (K,): how often the
-    hybrid steered on validation problems, and how often which category. strengths, thresholds:
-    those that are tried.
+    setting: the one to make an arm for. bodies: {body: {layer: vectors.Fitted}} of "base",
+    "untrained", "unrelated" (untrained, with other first weights), "twin", and "base, true kinds",
+    "twin, true kinds" where there are such; others: {layer: what `vectors.fit_others` gives}.
+    rate, frequencies (K,): how often the hybrid steered on validation problems, and how often which
+    category. strengths, thresholds: those that are tried.
     """
     pair: Pair
     study: vectors.TraceStudy
     setting: Setting
     bodies: dict
-    network: torch.Tensor
-    coefficients: nn.Module
-    one: torch.Tensor
+    others: dict
     rate: float
     frequencies: list
     strengths: list
@@ -58,7 +55,7 @@ class Fits(NamedTuple):
 
     @property
     def fitted(self) -> vectors.Fitted:
-        """What was fitted in the base at the chosen layer."""
+        """What was fitted in the base at this layer."""
         return self.bodies["base"][self.setting.layer]
 
     @property
@@ -67,41 +64,40 @@ class Fits(NamedTuple):
         return self.fitted.both
 
 
-# id -> (function, how its settings vary)
+# id -> (function, from Fits to the settings that are tried)
 ARMS: dict[str, tuple[Callable, Callable]] = {}
 
 
-def _register(vary):
+def _register(tried):
     def register(function):
-        ARMS[function.__name__.replace("_", "-")] = function, vary
+        ARMS[function.__name__.replace("_", "-")] = function, tried
         return function
     return register
 
 
-once = _register(lambda arm, fits: {None: arm})
-over_strengths = _register(lambda arm, fits: {x: replace(arm, strength=x) for x in fits.strengths})
-over_thresholds = _register(lambda arm, fits: {
-    x: replace(arm, gate=arm.gate._replace(threshold=x)) for x in fits.thresholds})
+once = _register(lambda fits: [])
+over_settings = _register(lambda fits: [
+    fits.setting._replace(layer=layer, strength=x)
+    for layer in fits.bodies["base"] for x in fits.strengths])
+over_strengths = _register(lambda fits: [fits.setting._replace(strength=x)
+                                         for x in fits.strengths])
+over_thresholds = _register(lambda fits: [fits.setting._replace(threshold=x)
+                                          for x in fits.thresholds])
 
 
-def settings(name: str, fits: Fits) -> dict:
-    """{strength, threshold or None: Intervention} of an id, {} where the pair has not got what it
-    takes."""
-    function, vary = ARMS[name]
-    arm = function(fits)
-    return {} if arm is None else vary(arm, fits)
+def make(name: str, fits: Fits) -> Intervention | None:
+    """The arm of an id at the setting of `fits`; None where the pair has not got what it takes."""
+    return ARMS[name][0](fits)
+
+
+def settings(name: str, fits: Fits) -> list[Setting]:
+    """What is tried of an arm on validation problems; [] where there is nothing to choose."""
+    return ARMS[name][1](fits)
 
 
 def meanings() -> dict:
     """Id -> what would follow if the arm did as well as the hybrid, of those that say so."""
     return {name: function.__doc__ for name, (function, _) in ARMS.items() if function.__doc__}
-
-
-def steered(pair: Pair, study: vectors.TraceStudy, fitted: dict, layer: int, strength: float,
-            body: str = "base") -> Intervention:
-    """The hybrid of a body: its vectors and bias, where thinking model and body disagree."""
-    return Intervention(runs=body, gate=decoding.Disagreement(study.tell),
-                        vectors=fitted[layer].both, layer=layer, strength=strength)
 
 
 def same_norm(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -110,9 +106,13 @@ def same_norm(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _in_body(fits, body, study=None):
-    found = fits.bodies.get(body)
-    return found and steered(fits.pair, study or fits.study, found, fits.setting.layer,
-                             fits.setting.strength, body.partition(",")[0])
+    """The hybrid of a body: its vectors and bias, where thinking model and body disagree."""
+    if body not in fits.bodies:
+        return None
+    return Intervention(runs=body.partition(",")[0],
+                        gate=decoding.Disagreement((study or fits.study).tell),
+                        vectors=fits.bodies[body][fits.setting.layer].both,
+                        layer=fits.setting.layer, strength=fits.setting.strength)
 
 
 # --- models, and who decides ----------------------------------------------------------------------
@@ -138,6 +138,12 @@ def thinking_decides_base_executes(fits: Fits) -> Intervention:
 
 
 @once
+def script_decides_base_executes(fits: Fits) -> Intervention | None:
+    there = hasattr(fits.pair.rules, "script")
+    return Intervention(decides=decoding.SCRIPT) if there else None
+
+
+@once
 def base_decides_thinking_executes(fits: Fits) -> Intervention:
     return Intervention(runs="thinking", decides="base")
 
@@ -154,7 +160,7 @@ def thinking_decides_untrained_executes(fits: Fits) -> Intervention:
 
 # --- the hybrid, and other ways to its vectors and times ------------------------------------------
 
-@over_strengths
+@over_settings
 def hybrid(fits: Fits) -> Intervention | None:
     return _in_body(fits, "base")
 
@@ -165,12 +171,13 @@ def probe(fits: Fits) -> Intervention:
     return replace(hybrid(fits), gate=decoding.Probe(weight, intercept, fits.setting.threshold))
 
 
-@over_strengths
+@over_settings
 def network(fits: Fits) -> Intervention:
-    return replace(hybrid(fits), vectors=fits.network, coefficients=fits.coefficients)
+    rows, coefficients, _ = fits.others[fits.setting.layer]
+    return replace(hybrid(fits), vectors=rows, coefficients=coefficients)
 
 
-@over_strengths
+@over_settings
 def difference_of_means(fits: Fits) -> Intervention:
     return replace(hybrid(fits), vectors=fits.fitted.means)
 
@@ -210,31 +217,38 @@ def _nothing_added(fits):
 
 # --- controls -------------------------------------------------------------------------------------
 
-@over_strengths
+@over_settings
 def bias_only(fits: Fits) -> Intervention:
     """being nudged is enough"""
     return replace(hybrid(fits), vectors=torch.zeros_like(fits.vectors) + fits.fitted.bias)
 
 
-@over_strengths
+@over_settings
+def bias_at_random(fits: Fits) -> Intervention:
+    """being nudged is enough, whenever it comes"""
+    return replace(bias_only(fits), gate=random_positions(fits).gate)
+
+
+@over_settings
 def one_vector(fits: Fits) -> Intervention:
     """there is nothing to choose among"""
-    return replace(hybrid(fits), vectors=torch.zeros_like(fits.vectors) + fits.one)
+    *_, one = fits.others[fits.setting.layer]
+    return replace(hybrid(fits), vectors=torch.zeros_like(fits.vectors) + one)
 
 
-@over_strengths
+@over_settings
 def other_category(fits: Fits) -> Intervention:
     """*which* does not matter"""
     return replace(hybrid(fits), gate=decoding.OtherCategory(hybrid(fits).gate, fits.study.n))
 
 
-@over_strengths
+@over_settings
 def random_vectors(fits: Fits) -> Intervention:
     """the directions do not matter"""
     return replace(hybrid(fits), vectors=vectors.random_like(fits.vectors, fits.pair.seed))
 
 
-@over_strengths
+@over_settings
 def random_positions(fits: Fits) -> Intervention:
     """*when* does not matter"""
     return replace(hybrid(fits), gate=decoding.RandomPositions(fits.rate, fits.frequencies))
@@ -247,7 +261,7 @@ def always_on(fits: Fits) -> Intervention:
     return replace(hybrid(fits), gate=decoding.Always(commonest))
 
 
-@over_strengths
+@over_settings
 def twin_vectors(fits: Fits) -> Intervention | None:
     """fitting teaches"""
     return _in_body(fits, "twin")
@@ -259,14 +273,14 @@ def twin_vectors_true_kinds(fits: Fits) -> Intervention | None:
     return _with_kinds(fits, "twin")
 
 
-@over_strengths
+@over_settings
 def untrained_vectors(fits: Fits) -> Intervention:
     """the words' first embeddings are enough"""
     there = fits.bodies["untrained"][fits.setting.layer].both
     return replace(hybrid(fits), vectors=same_norm(there, fits.vectors))
 
 
-@over_strengths
+@over_settings
 def unrelated_vectors(fits: Fits) -> Intervention:
     """any fitted vector will do"""
     there = fits.bodies["unrelated"][fits.setting.layer].both
@@ -282,7 +296,7 @@ def logit_push(fits: Fits) -> Intervention:
                    vectors=same_norm(push, fitted[max(fitted)].both))
 
 
-@over_strengths
+@over_settings
 def reranking(fits: Fits) -> Intervention:
     """its likelihood does the work"""
     return replace(hybrid(fits), processor=decoding.rerank)

@@ -48,14 +48,16 @@ class TokenStep(NamedTuple):
 def steps(model: Model, task: ModuleType, texts: list, starts: list) -> list[TokenStep]:
     """`TokenStep`s of texts (lists of token ids, prompt included) whose answers begin at `starts`.
 
-    A token belongs to the step in which its characters begin; a space before a word is part of the
-    word's token. Tokens between the steps that a task sees belong to none.
+    A token belongs to the step in which its characters begin; a space before a step is part of it,
+    also where it is a token of its own. Other tokens between the steps that a task sees belong to
+    none.
     """
     out = []
     for i, (ids, first) in enumerate(zip(texts, starts, strict=True)):
-        spans, at = model.spans(ids[first:]), 0
-        for step in task.steps(model.decode(ids[first:])):
-            while at < len(spans) and spans[at][1] <= step.start:
+        spans, at, text = model.spans(ids[first:]), 0, model.decode(ids[first:])
+        for step in task.steps(text):
+            while at < len(spans) and spans[at][1] <= step.start and (
+                    spans[at][0] == spans[at][1] or text[spans[at][0]:step.start].strip()):
                 at += 1
             begin = at
             # What adds no character, such as padding, goes with what stands before it.

@@ -60,7 +60,7 @@ class Traces(NamedTuple):
 def traces(pair: Pair, n: int, max_new_tokens: int) -> Traces:
     """One trace of the thinking model a training problem, the correct ones; all of them where none
     is correct. BadInput where they hold no step."""
-    thinking, base = pair.load("thinking", exact=True), pair.load("base")
+    thinking, base = pair.load("thinking"), pair.load("base")
     problems = pair.problems(n, "train")
     drawn = rollouts.answer(thinking, pair.rules, problems, seed=pair.seed,
                             max_new_tokens=min(max_new_tokens, TRACE_TOKENS))
@@ -159,7 +159,7 @@ def _train(body, layer, batches, parameters, added, steps, seed):
         for _ in range(steps):
             queue = queue or torch.randperm(len(batches), generator=order).tolist()
             batch = batches[queue.pop()]
-            stream = (batch.hidden + added(batch)).to(body.device)
+            stream = (batch.hidden + added(batch)).to(body.device, body.dtype)
             logits = top(inputs_embeds=stream, use_cache=False).logits[batch.row, batch.column]
             loss = F.cross_entropy(logits.float(), batch.target.to(body.device))
             gradients = torch.autograd.grad(loss, [*parameters])
@@ -362,7 +362,7 @@ def study(pair: Pair, n_traces: int, max_new_tokens: int, sizes: list, layers: l
     name of `taxonomy.AUTOENCODERS`.
     """
     found = traces(pair, n_traces, max_new_tokens)
-    model, base = pair.load("thinking", exact=True), pair.load("base")
+    model, base = pair.load("thinking"), pair.load("base")
     cut = max(1, 2 * len(found.texts) // 3)
     fitted, held_out = found.part(0, cut), found.part(cut, len(found.texts))
     fitted = fitted if fitted.steps else found
@@ -440,7 +440,7 @@ def fit(pair: Pair, body: str, found: TraceStudy, layers: list, steps: int,
     body_seed: of the body's weights, where they are not those of the pair's seed (an untrained
     model of that seed shares its first weights with a lab's base, its words' embeddings included).
     """
-    net = pair.load(body, exact=True, seed=body_seed).net
+    net = pair.load(body, seed=body_seed).net
     at = marks(found.traces.steps, found.categories)
     differ = disagreeing(net, found.traces, found.places, found.tell, pair.seed)
     out = {}
@@ -456,12 +456,16 @@ def fit(pair: Pair, body: str, found: TraceStudy, layers: list, steps: int,
     return out
 
 
-def fit_others(pair: Pair, found: TraceStudy, layer: int, steps: int) -> tuple:
-    """In the base: (`network`'s vectors (n, D) and Coefficients, one vector (D,) for all steps)."""
-    net = pair.load("base", exact=True).net
+def fit_others(pair: Pair, found: TraceStudy, layers: list, steps: int) -> dict:
+    """In the base: {layer: (`network`'s vectors (n, D) and Coefficients, one vector (D,) for all
+    steps)}."""
+    net = pair.load("base").net
     at = marks(found.traces.steps, found.categories)
     differ = disagreeing(net, found.traces, found.places, found.tell, pair.seed) or at
-    how = {"layer": layer, "steps": steps, "seed": pair.seed,
-           "stream": activations.residuals(net, found.traces.texts, [layer])[layer]}
-    one, _ = optimised(net, found.traces, [m._replace(category=0) for m in at], 1, **how)
-    return *network(net, found.traces, differ, found.n, **how), one[0]
+    out = {}
+    for layer in layers:
+        how = {"layer": layer, "steps": steps, "seed": pair.seed,
+               "stream": activations.residuals(net, found.traces.texts, [layer])[layer]}
+        one, _ = optimised(net, found.traces, [m._replace(category=0) for m in at], 1, **how)
+        out[layer] = *network(net, found.traces, differ, found.n, **how), one[0]
+    return out

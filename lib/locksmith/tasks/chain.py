@@ -312,6 +312,13 @@ def strategy(problem: Problem, text: str) -> bool:
     return done >= sum(len(links) for _, links in problem.chains)
 
 
+def script(problem: Problem, text: str) -> str:
+    """The next opening by the script: a try for every link, the conclusion, the end."""
+    links = sum(len(links) for _, links in problem.chains)
+    done = len(grammar.steps(grammar.words(text)))
+    return "try" if done < links else "so" if done == links else "<eos>"
+
+
 def review(problem: Problem, text: str) -> str:
     """A review document up to its critique; text: a finished answer."""
     words = [word for word in grammar.words(text) if word not in grammar.END]

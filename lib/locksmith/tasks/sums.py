@@ -9,6 +9,7 @@ be continued. Nothing rewards either way.
 """
 
 import random
+import re
 from dataclasses import replace
 
 from locksmith import words
@@ -85,6 +86,17 @@ def _work(text):
 def strategy(problem: words.WordProblem, text: str) -> bool:
     """Written out: as many equations as the sum has signs."""
     return words.written_out(text, len(problem.question.split()[2::2]))
+
+
+def script(problem: words.WordProblem, text: str) -> str:
+    """The next opening by the script: the first term, then the last number written, until there are
+    as many steps as the sum has signs; then the conclusion, and the end of the line."""
+    calculation = problem.question.removesuffix(".").split()[1:]
+    signs, done = len(calculation) // 2, len(words.steps(text))
+    written = re.findall(r"-?[0-9]+", text)
+    if done < signs:
+        return f" {written[-1] if written else calculation[0]}"
+    return " The" if done == signs else "\n"
 
 
 def grade(problem: words.WordProblem, text: str) -> Grade:
