@@ -402,3 +402,20 @@ def test_gpu_equals_cpu(model):
     again = score(model, [PROMPTS[i] for i in gpu.prompt], gpu.ids())
     for got, want in zip(gpu.logprobs, again):
         assert torch.allclose(got[:len(want)], want, atol=1e-3)
+
+
+def test_equal_neighbours_are_read_once_and_draw_as_they_would_alone(monkeypatch):
+    """Prompts that follow each other and are equal share a prefill; each has its own numbers."""
+    model, read, batch = llama(), [], engine._Batch
+
+    def counted(model, control, prompts, *rest):
+        read.append(len(prompts))
+        return batch(model, control, prompts, *rest)
+    monkeypatch.setattr(engine, "_Batch", counted)
+    prompts = [[1, 4, 5], [1, 4, 5], [1, 4], [1, 4, 5]]
+    how = dict(max_new_tokens=12, stop={2, 9}, seed=3)
+    together = sample(model, prompts, 2, keys=[5, 6, 7, 8], **how).ids()
+    alone = [sample(model, [prompt], 2, keys=[key], **how).ids()
+             for prompt, key in zip(prompts, [5, 6, 7, 8])]
+    assert together == sum(alone, []) and read == [3, 1, 1, 1, 1]
+    assert together[:2] != together[2:4]
