@@ -75,7 +75,8 @@ def test_every_control_changes_what_its_row_says_and_nothing_else(fits):
     assert (on.layer, on.runs, on.strength) == (1, "base", 2.0)
     assert isinstance(on.gate, hybrid.Disagreement) and torch.equal(on.vectors, fits.vectors)
     for name, wanted in {
-            "bias-only": {"vectors"}, "bias-at-random": {"vectors", "gate"}, "one-vector": {"vectors"}, "random-vectors": {"vectors"},
+            "bias-only": {"vectors"}, "bias-at-random": {"vectors", "gate"},
+            "one-vector": {"vectors"}, "random-vectors": {"vectors"},
             "untrained-vectors": {"vectors"}, "unrelated-vectors": {"vectors"},
             "difference-of-means": {"vectors"}, "network": {"vectors", "coefficients"},
             "logit-push": {"vectors", "layer"}, "other-category": {"gate"}, "oracle": {"gate"},

@@ -33,10 +33,8 @@ pages). `load(name)` gives the module, which has
     stated(text) -> [(start, end)]
                                   where a continuation states its answer
 
-A task may also have
-
-    script(problem, text) -> str  the opening of the next step, or what ends the answer, by a fixed
-                                  script that reads no meaning: the decider that knows no model
+A task may also have `script(problem, text)`: the opening of the next step (str), or what ends the
+answer, by a fixed script that reads no meaning. It is the decider that knows no model.
 
 The lab's two, whose generators a profile states, also tell how many different problems a split has
 and how many tokens a prompt (`count`, `prompt_length`), for the checks of parameters.
