@@ -138,5 +138,7 @@ class Replayed:
         self.runner.move(src, dst, t)
 
     def close(self) -> None:
+        if self.graphs:
+            torch.cuda.synchronize()  # the last one may still run
         self.graphs, self.made_for, self.touch, self.logits = [], None, None, None
         self.runner.close()
