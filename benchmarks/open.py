@@ -94,7 +94,7 @@ def step(pair, repeats, shared=True, copied=False, groups=4):
         sequences = [asked[i // 8] + ids for i, ids in enumerate(drawn.ids())]
         updating, _ = timed(
             rl.update, trained.net, optimizer, sequences, [len(asked[i // 8]) for i in range(32)],
-            gain, trained.micro_tokens, logits, pad_token_id=sampled.pad)
+            gain, trained.micro_tokens, logits, pad_token_id=sampled.pad, by_prompt=shared)
         for part, value in zip(found, (merging, sampling, updating)):
             found[part].append(value)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

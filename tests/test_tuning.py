@@ -219,14 +219,21 @@ def test_logits_of_the_last_positions_make_the_same_policy_gradient_step():
     found, rng = [], random.Random(0)
     rows = [[rng.randrange(2, 258) for _ in range(20 + i)] for i in range(6)]
     lengths = [12 + i % 3 for i in range(6)]
-    for logits in (lambda net, ids: tuning.shared_prefix_logits(net, ids, 11),
-                   lambda net, ids: net(input_ids=ids).logits):
+    for row in rows[1::2]:  # three answers to the one prompt of these
+        row[:12] = rows[1][:12]
+    lengths[1::2] = [12, 12, 12]
+    read = []
+    for by_prompt, logits in ((True, lambda net, ids: tuning.shared_prefix_logits(net, ids, 11)),
+                              (False, lambda net, ids: net(input_ids=ids).logits)):
         trained = model.adapter(TOY.load("base", exact=True).net, 4, 0)
         weight = [p for p in trained.parameters() if p.requires_grad]
         rl.update(trained, torch.optim.SGD(weight, 0.1), rows, lengths,
-                  torch.tensor([1.0, -1, 0.5, 0, 2, -1]), 64, logits)
+                  torch.tensor([1.0, -1, 0.5, 0, 2, -1]), 64,
+                  lambda net, ids, logits=logits: read.append(len(ids)) or logits(net, ids),
+                  by_prompt=by_prompt)
         found.append(torch.cat([p.detach().flatten() for p in weight]))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+    assert sorted(read[:4]) == [1, 1, 1, 2] and read[4:] == [2, 2, 1]
 
 
 def test_vectors_in_training_are_those_in_sampling(home):

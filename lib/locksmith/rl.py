@@ -85,22 +85,26 @@ def advantages(rewards: Sequence[float], samples: int) -> Float32[Tensor, " roll
 def update(net: nn.Module, optimizer: torch.optim.Optimizer, sequences: list[list[int]],
            prompt_lengths: list[int], advantage: Float32[Tensor, " rollouts"], micro_tokens: int,
            logits: Callable[[nn.Module, Tensor], Tensor] = model.logits, bonus: float = 0.0,
-           pad_token_id: int = vocabulary.PAD) -> tuple[float, float]:
+           pad_token_id: int = vocabulary.PAD, by_prompt: bool = False) -> tuple[float, float]:
     """One policy-gradient step on a batch: sum of advantage x log-prob, over all sampled tokens.
 
     Groups without contrast have no gradient and cost nothing, unless there is a `bonus` on the
     entropy of every sampled token. logits: (net, ids (B, T)) -> (B, S, V), those of the last S <= T
-    positions, none sampled before. Returns (gradient norm, entropy in nats a token). BadInput for a
-    gradient that is not finite; the weights are then as before.
+    positions, none sampled before. by_prompt: a micro-batch has answers to one prompt alone, which
+    `logits` reads once for all of them, so that `micro_tokens` counts it once. Returns (gradient
+    norm, entropy in nats a token). BadInput for a gradient that is not finite; the weights are then
+    as before.
     """
     live = [i for i in range(len(sequences)) if advantage[i] != 0 or bonus]
-    live.sort(key=lambda i: len(sequences[i]))
+    prompts = [tuple(s[:n]) if by_prompt else () for s, n in zip(sequences, prompt_lengths)]
+    live.sort(key=lambda i: (prompts[i], len(sequences[i])))
     n_tokens = sum(len(s) for s in sequences) - sum(prompt_lengths)
     entropy, counted, place = 0.0, 0, next(net.parameters()).device
     optimizer.zero_grad()  # of a step that was not taken
     while live:
-        longest = len(sequences[live[-1]])
-        micro = live[-max(1, micro_tokens // longest):]
+        prompt, longest = prompts[live[-1]], len(sequences[live[-1]])
+        rows = max(1, (micro_tokens - len(prompt)) // (longest - len(prompt)))
+        micro = [i for i in live[-rows:] if prompts[i] == prompt]
         del live[-len(micro):]
         ids = torch.full((len(micro), longest), pad_token_id)
         sampled = torch.zeros(len(micro), longest, dtype=torch.bool)

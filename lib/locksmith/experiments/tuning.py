@@ -44,7 +44,7 @@ from locksmith.loading import Model, Pair
 
 COUNTS = ("attempts", "checks", "backtracks")
 FEW_WORDS = 256  # a vocabulary so small that logits of all positions cost nothing
-LEAN_TOKENS = 3072  # a micro-batch for larger ones: some 4 GiB with logits over 262k tokens
+LEAN_TOKENS = 1024  # a micro-batch for larger ones: 4 GiB for a model of half a billion weights
 ENGLISH = 24  # questions
 
 
@@ -195,6 +195,11 @@ class Trained(NamedTuple):
         return lean
 
     @property
+    def reads_once(self) -> bool:
+        """Whether what rows begin with is read once."""
+        return not self._few_words
+
+    @property
     def micro_tokens(self) -> int:
         """Ids of a micro-batch."""
         return finetune.MICRO_TOKENS if self._few_words else LEAN_TOKENS
@@ -316,7 +321,7 @@ def reinforce(trained: Trained, pair: Pair, problems: list, recipe: dict, reward
     model, _ = trained.ask()
     inputs = [model.ask(pair.rules, problem) for problem in problems]
     update = functools.partial(rl.update, logits=trained.logits(inputs), bonus=bonus,
-                               pad_token_id=model.pad)
+                               pad_token_id=model.pad, by_prompt=trained.reads_once)
     return rl.learn(trained.net, problems, recipe | {"micro_tokens": trained.micro_tokens},
                     pair.seed,
                     rollout_fn(trained.ask, pair.rules, recipe), rewards.REWARDS[reward], update,
