@@ -103,7 +103,7 @@ def update(net: nn.Module, optimizer: torch.optim.Optimizer, sequences: list[lis
     optimizer.zero_grad()  # of a step that was not taken
     while live:
         prompt, longest = prompts[live[-1]], len(sequences[live[-1]])
-        rows = max(1, (micro_tokens - len(prompt)) // (longest - len(prompt)))
+        rows = max(1, (micro_tokens - len(prompt)) // max(1, longest - len(prompt)))
         micro = [i for i in live[-rows:] if prompts[i] == prompt]
         del live[-len(micro):]
         ids = torch.full((len(micro), longest), pad_token_id)
