@@ -1,6 +1,7 @@
 """Chapter 5's study: every method on one axis, by hand and on a toy pair in words."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,13 +24,15 @@ def study():
 def walked():
     """A study that went all the way, with little of everything."""
     made = study()
-    made.try_out(made.methods([1], [" The"]))
+    made.try_out(made.methods([1], [" The", " It"]))
     made.thinking()
     made.vote()
-    made.fine_tune([1], 2, 2, tuning.Recipe(2, 24, 0.001))
+    made.fine_tune([1], 2, 2, tuning.Recipe(2, 24, 0.001), [0.001])
     recipe = dict(steps=2, problems=2, samples=2, max_new_tokens=8)
-    made.reinforce(recipe, {"last-vector-rl": (0.3, dict(trains="vectors", layers=[1], apart=True)),
-                            "lora-rl": (0.01, dict(trains="adapter"))})
+    made.reinforce(recipe, {
+        "last-vector-rl": ([0.3], dict(trains="vectors", layers=[1], apart=True)),
+        "lora-rl": ([0.01, 0.1], dict(trains="adapter"))})
+    made.choose()
     return made
 
 
@@ -37,11 +40,11 @@ def test_everything_that_a_task_in_words_has_is_there_and_the_rest_is_not(walked
     ids = {name.id for _, name in walked.scores}
     assert ids == {"base", "cognitive-tools", "dummy-tools", "prefix", "thinking", "matched-vote",
                    # no documents; the toy solves nothing itself
-                   "guess", "last-vector-rl", "lora-rl"}
+                   "guess", "last-vector-rl", "lora-rl", "chosen-key"}
     assert all(arms.get(name) for name in ids)
-    tools = {name.given["variant"] for _, name in walked.scores if name.id == "cognitive-tools" and
-             name.conditions}
-    assert tools == {"understand", "recall", "examine", "backtrack", "examine+backtrack"}
+    # nor kinds of steps, for tools one by one
+    assert [name for _, name in walked.scores if name.id == "cognitive-tools"] == [
+        treatment("cognitive-tools")]
     for scores in walked.scores.values():
         assert scores.correct.shape == (2, 4)
 
@@ -54,7 +57,7 @@ def test_votes_stay_within_what_the_tools_spent(walked):
 
 def test_facts_of_a_walk_are_in_the_vocabulary_and_costs_are_counted(walked):
     record = results.Recorder("toy", "05", seeds=[0, 1], n_problems=4, n_samples=1)
-    shown = walked.record(record, a_step=4)
+    shown = walked.record(record)
     assert record.get("sums", "prefix", "tokens_per_answer", variant="The").value > 0
     assert record.get("sums", "last-vector-rl", "tokens_per_answer", position="first token") is None
     tokens = 4 * np.mean([sum(p["tokens"] for p in log["curve"])
@@ -87,11 +90,59 @@ def test_the_best_within_a_budget_by_hand():
                                                                   None]
 
 
+def test_what_stands_for_several_is_chosen_on_validation_problems_within_the_budget(monkeypatch):
+    """Openings, tools and trainings whose validation and test results say the opposite."""
+    made = study()
+    spent = {"lora-rl": 9.0, "vector-rl": 11.0, "thinking": 100.0}
+    monkeypatch.setattr(made, "operations", lambda task, name: spent.get(name.id, 0.0))
+    found = {treatment("thinking"): (0.9, 30), treatment("base"): (0.99, 30),
+             treatment("prefix", variant="The"): (0.3, 30),
+             treatment("prefix", variant="It"): (0.2, 30),
+             treatment("cognitive-tools"): (0.8, 301), treatment("lora-rl"): (0.5, 300),
+             treatment("vector-rl"): (0.7, 30), treatment("few-shot", examples=1): (0.1, 30)}
+    for name, (right, _) in found.items():
+        made.scores["sums", name] = Scores(np.full((2, 4), 1 - right), None, None)
+        made.logs["sums", name] = [{}, {}]
+    made.validation = {("sums", name): pair for name, pair in found.items()}
+    made.choose()
+    assert made.chosen == {("sums", treatment("prefix")): treatment("prefix", variant="The"),
+                           ("sums", treatment("chosen-key")): treatment("lora-rl")}
+    assert made.scores["sums", treatment("chosen-key")].correct[0, 0] == 0.5
+    assert made.scores["sums", treatment("prefix")].correct[0, 0] == 0.7
+
+
+def test_all_seeds_take_the_rate_at_which_the_first_is_right_most_often(monkeypatch):
+    made, arm, asked = study(), treatment("lora-rl"), []
+
+    def run(function, jobs):
+        asked.extend(jobs)
+        return {key: SimpleNamespace(lr=lr, log={"validation": ({0.1: 0.5, 0.2: 0.6, 0.3: 0.6}[lr],
+                                                                7)}) for key, lr in jobs.items()}
+    monkeypatch.setattr(made, "run", run)
+    jobs = {("sums", arm, seed): lambda lr: lr for seed in (0, 1)}
+    done = made.at_best_rate(tuning.reinforced, jobs, {"lora-rl": [0.1, 0.2, 0.3]})
+    assert {key: found.lr for key, found in done.items()} == {
+        ("sums", arm, 0): 0.2, ("sums", arm, 1): 0.2}
+    assert len(asked) == 4 and made.validation == {("sums", arm): (0.6, 7)}
+
+
+def test_tools_are_compared_with_their_controls(walked):
+    made, rng = study(), np.random.default_rng(0)
+    base, full = ((rng.random((2, 200)) < rate).astype(float) for rate in (0.1, 0.7))
+    for name, correct in (("base", base), ("thinking", full), ("dummy-tools", base),
+                          ("cognitive-tools", (base + full) / 2)):
+        made.scores["sums", treatment(name)] = Scores(correct, None, None)
+    tool, dummy = treatment("cognitive-tools"), treatment("dummy-tools")
+    assert made.difference("sums", tool, dummy) == pytest.approx(made.recovered("sums", tool))
+
+
 def test_every_arm_that_a_rule_of_the_claim_reads_is_one_of_the_study(walked):
     rules = next(c for c in claims.load()["claims"] if c["id"] == "cheaper-keys")["parts"]
     text = "\n".join(part["rule"] for part in rules)
-    own = set(re.findall(r"(?:^|\s)([a-z-]+)\.gap_recovered", text))
-    others = set(re.findall(r"(\d\d):([a-z-]+)\.gap_recovered", text))
+    own = set(re.findall(r"(?:^|\s)([a-z-]+)\.[a-z]", text))
+    others = set(re.findall(r"(\d\d):([a-z-]+)\.[a-z]", text))
     assert own <= {name.id for _, name in walked.scores} | {"vector-rl", "sft-solved",
                                                             "rl-higher-rate"}
     assert own and all(name in cheaper_keys.OTHERS[chapter] for chapter, name in others)
+    against = set(re.findall(r"cognitive-tools\.gap_difference\[against=([a-z-]+)\]", text))
+    assert against <= set(cheaper_keys.RIVALS)

@@ -314,8 +314,9 @@ def test_jobs_on_random_models(home):
     found = tuning.tuned(CHAIN, pairs, tuning.Recipe(2, 6, 0.001), SIZE, pairs, validation)
     assert found.correct.shape == found.strategy.shape == (4, 2)
     assert found.log["text_loss"] > 0 and found.log["verdicts"].shape == (1,)
-    assert found.log["validation"] == tuning.validated(CHAIN, pairs, tuning.Recipe(2, 6, 0.001),
-                                                       validation)
+    right, tokens = found.log["validation"]
+    assert right == tuning.validated(CHAIN, pairs, tuning.Recipe(2, 6, 0.001), validation)
+    assert 1 <= tokens <= SIZE.max_new_tokens
     apart = tuning.reinforced(CHAIN, problems * 2, small(), SIZE, trains="vectors", layers=[1],
                               apart=True)
     assert apart.log["first token"].shape == apart.log["later tokens"].shape == (4, 2)

@@ -2,7 +2,8 @@
 
 A `Comparison` runs the test-time methods of `test_time` and the small trainings of `tuning` on the
 same base and test problems, and takes in what other chapters measured. An arm is an id of arms.yml
-under conditions, such as few-shot with 2 examples.
+under conditions, such as few-shot with 2 examples. What is best of several, a rate, an opening or
+the cheap method as such, is chosen on validation problems.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import numpy as np
 from locksmith import parallel, results, stats
 from locksmith.arms import Treatment, treatment
 from locksmith.experiments import test_time, tools, tuning
-from locksmith.experiments.one_problem import log10, parameters
+from locksmith.experiments.one_problem import log10, parameters, rl_tokens
 
 # What other chapters measured against the same base and thinking model.
 OTHERS = {"01": ("hybrid", "probe"),
@@ -23,6 +24,12 @@ OTHERS = {"01": ("hybrid", "probe"),
                  "cot-decoding", "power-sampling"),
           "03": ("critiques", "rl-one-problem", "rl-same-budget", "random-reward", "format-reward",
                  "entropy-alone")}
+
+
+# Among which the cheap method is chosen.
+KEYS = ("few-shot", "prefix", "cognitive-tools", "sft-solved", "vector-rl", "last-vector-rl",
+        "lora-rl", "rl-higher-rate")
+RIVALS = ("dummy-tools", "matched-vote")  # of the tools
 
 
 def by_share(item: tuple) -> tuple:
@@ -49,13 +56,16 @@ class Shown(NamedTuple):
 
 class Comparison:
     """pairs: {(task, seed): Pair}; size: of every arm. scores: (task, Treatment) -> `Scores`; logs:
-    (task, Treatment) -> one dict a seed, what a method or a training says of itself."""
+    (task, Treatment) -> one dict a seed, what a method or a training says of itself; validation:
+    (task, Treatment) -> (share right, tokens an answer) of the first seed; chosen: (task,
+    Treatment) -> the Treatment that stands for it."""
 
     def __init__(self, pairs: dict, workers: Executor, size: tuning.Size):
         self.pairs, self.workers, self.size = pairs, workers, size
         self.tasks = list(dict.fromkeys(task for task, _ in pairs))
         self.seeds = list(dict.fromkeys(seed for _, seed in pairs))
-        self.scores, self.logs, self.tried = {}, {}, {}
+        self.checked = size._replace(n=1, split="validation")
+        self.scores, self.logs, self.tried, self.validation, self.chosen = {}, {}, {}, {}, {}
 
     def run(self, function: Callable, jobs: dict) -> dict:
         return parallel.run(self.workers, function, jobs)
@@ -63,7 +73,8 @@ class Comparison:
     # --- at test time
 
     def methods(self, shots: list, prefixes: list) -> dict:
-        """Treatment -> (method of `test_time`, options): `try_out` runs those that a task has."""
+        """Treatment -> (method of `test_time`, options): `try_out` runs those that a task has. The
+        tools stand one by one for tasks whose steps have kinds."""
         found = {treatment("base"): ("base", {}),
                  treatment("cognitive-tools"): ("cognitive_tools", {}),
                  treatment("dummy-tools"): ("dummy_tools", {})}
@@ -75,20 +86,27 @@ class Comparison:
                         for words in prefixes}
 
     def try_out(self, methods: dict, n: int | None = None, budgets: dict | None = None) -> None:
-        """Test-time methods on all pairs. budgets: (task, Treatment, seed) -> tokens an answer,
-        of a vote."""
-        jobs = {(task, name, seed): dict(
-            pair=pair, method=method, n=n or self.size.n, n_problems=self.size.n_problems,
-            max_new_tokens=self.size.max_new_tokens, **options,
-            **({"budget": budgets[task, name, seed]} if budgets else {}))
-            for name, (method, options) in methods.items()
-            for (task, seed), pair in self.pairs.items()
-            if method != "few_shot" or hasattr(pair.rules, "document")}
-        done = self.run(test_time.solve, jobs)
-        for task, name in dict.fromkeys(key[:2] for key in done):
+        """Test-time methods on all pairs, and those that may be chosen on validation problems of
+        the first seed. budgets: (task, Treatment, seed) -> tokens an answer, of a vote."""
+        def job(task, name, seed, size):
+            method, options = methods[name]
+            budget = {"budget": budgets[task, name, seed]} if budgets else {}
+            return dict(pair=self.pairs[task, seed], method=method, split=size.split, n=size.n,
+                        n_problems=size.n_problems, max_new_tokens=size.max_new_tokens, **options,
+                        **budget)
+        known = [(task, name) for name in methods for task in self.tasks
+                 if _has(self.pairs[task, self.seeds[0]].rules, name)]
+        size, first = self.size._replace(n=n or self.size.n), self.seeds[0]
+        done = self.run(test_time.solve, {
+            (*key, seed): job(*key, seed, size) for key in known for seed in self.seeds})
+        for task, name in known:
             found = [done[task, name, seed] for seed in self.seeds]
             self.scores[task, name] = Scores(*(np.stack(x) for x in zip(*(f[:3] for f in found))))
             self.logs[task, name] = [f.log for f in found]
+        checked = self.run(test_time.solve, {key: job(*key, first, self.checked) for key in known
+                                             if key[1].id in KEYS})
+        self.validation |= {key: (float(found.correct.mean()), float(found.tokens.mean()))
+                            for key, found in checked.items()}
 
     def vote(self) -> None:
         """The controls within a budget: a vote within the tools' tokens on each problem, and
@@ -108,28 +126,43 @@ class Comparison:
 
     def thinking(self) -> None:
         """The thinking model as it is."""
-        self.keep(self.run(tuning.untouched, {(task, treatment("thinking"), seed): dict(
+        arm, first = treatment("thinking"), self.seeds[0]
+        self.keep(self.run(tuning.untouched, {(task, arm, seed): dict(
             pair=pair, which="thinking", size=self.size)
                                               for (task, seed), pair in self.pairs.items()}))
+        checked = self.run(tuning.untouched, {task: dict(
+            pair=self.pairs[task, first], which="thinking", size=self.checked)
+            for task in self.tasks})
+        self.validation |= {(task, arm): (float(o.correct.mean()), float(o.tokens.mean()))
+                            for task, o in checked.items()}
 
-    def fine_tune(self, solved: list, n_pool: int, samples: int, recipe: tuning.Recipe) -> None:
-        """SFT on the first problems that the base solved itself among n_pool,
-        as many as `solved`."""
+    def fine_tune(self, solved: list, n_pool: int, samples: int, recipe: tuning.Recipe,
+                  lrs: list) -> None:
+        """SFT on the first problems that the base solved itself among n_pool, as many as `solved`
+        where there are so many."""
         self.tried = self.run(tuning.self_solved, {key: dict(
             pair=pair, n_problems=n_pool, samples=samples, max_new_tokens=self.size.max_new_tokens)
             for key, pair in self.pairs.items()})
-        self.keep(self.run(tuning.tuned, {(task, treatment("sft-solved", examples=m), seed): dict(
-            pair=pair, pairs=sum(self.tried[task, seed][0][:m], []), recipe=recipe, size=self.size)
-            for (task, seed), pair in self.pairs.items() for m in solved
-            if self.tried[task, seed][0]}))
+
+        def job(pair, pairs):
+            return lambda lr: dict(pair=pair, pairs=pairs, recipe=recipe._replace(lr=lr),
+                                   size=self.size, chosen_on=self.checked)
+        jobs = {(task, treatment("sft-solved", examples=m), seed): job(pair, sum(found[:m], []))
+                for (task, seed), pair in self.pairs.items()
+                for found in [self.tried[task, seed][0]] for m in solved if len(found) >= m}
+        self.keep(self.at_best_rate(tuning.tuned, jobs, {"sft-solved": lrs}))
 
     def reinforce(self, recipe: dict, ways: dict) -> None:
-        """RL that trains little, on many problems. ways: arm id -> (learning rate, options of
+        """RL that trains little, on many problems. ways: arm id -> (learning rates, options of
         `tuning.reinforced`)."""
-        done = self.run(tuning.reinforced, {(task, treatment(name), seed): dict(
-            pair=pair, problems=tuning.pool(pair, recipe["steps"] * recipe["problems"]),
-            recipe=recipe | {"lr": lr}, size=self.size, **options)
-            for name, (lr, options) in ways.items() for (task, seed), pair in self.pairs.items()})
+        def job(pair, options):
+            problems = tuning.pool(pair, recipe["steps"] * recipe["problems"])
+            return lambda lr: dict(pair=pair, problems=problems, recipe=recipe | {"lr": lr},
+                                   size=self.size, chosen_on=self.checked, **options)
+        done = self.at_best_rate(tuning.reinforced, {
+            (task, treatment(name), seed): job(pair, options)
+            for name, (_, options) in ways.items() for (task, seed), pair in self.pairs.items()},
+            {name: lrs for name, (lrs, _) in ways.items()})
         self.keep(done)
         for part in ("first token", "later tokens"):
             for task, name in dict.fromkeys(key[:2] for key, o in done.items() if part in o.log):
@@ -137,6 +170,23 @@ class Comparison:
                 logs = [done[task, name, seed].log for seed in self.seeds]
                 self.scores[key] = Scores(np.stack([log[part].mean(1) for log in logs]), None, None)
                 self.logs[key] = logs
+
+    def at_best_rate(self, function: Callable, jobs: dict, rates: dict) -> dict:
+        """Outcomes of trainings by (task, Treatment, seed), all seeds at the learning rate at which
+        the first is right on most validation problems; of equals the first rate of the list.
+
+        jobs: the same keys -> (learning rate -> arguments of the function); rates: arm id -> list.
+        """
+        first = [key for key in jobs if key[2] == self.seeds[0]]
+        tried = self.run(function, {(*key, lr): jobs[key](lr) for key in first
+                                    for lr in rates[key[1].id]})
+        best = {key[:2]: max(rates[key[1].id], key=lambda lr: tried[*key, lr].log["validation"][0])
+                for key in first}
+        rest = self.run(function, {key: job(best.get(key[:2], rates[key[1].id][0]))
+                                   for key, job in jobs.items() if key not in first})
+        done = {key: tried[*key, best[key[:2]]] for key in first}
+        self.validation |= {key[:2]: o.log["validation"] for key, o in done.items()}
+        return done | rest
 
     def keep(self, done: dict) -> None:
         """Outcomes by (task, Treatment, seed); an arm that is not there for all seeds keeps those
@@ -158,31 +208,55 @@ class Comparison:
             return None
         return stats.gap_recovered(correct, base, full)
 
+    def choose(self, trained: float = 0.1, answer: float = 10) -> None:
+        """What stands for several, by validation problems: `prefix` for all openings, and
+        `chosen-key` for all KEYS within a budget, training as a share of full RL's and answers no
+        longer than so many times the thinking model's."""
+        for task in self.tasks:
+            full = self.operations(task, treatment("thinking")) or 0
+            longest = answer * self.validation[task, treatment("thinking")][1]
+            right = {name: right for (family, name), (right, tokens) in self.validation.items()
+                     if family == task and name.id in KEYS and tokens <= longest
+                     and len(self.scores[task, name].correct) == len(self.seeds)
+                     and self.operations(task, name) <= trained * full}
+            for arm, among in (("prefix", ("prefix",)), ("chosen-key", KEYS)):
+                if some := [name for name in right if name.id in among]:
+                    best, copy = max(some, key=right.get), treatment(arm)
+                    self.chosen[task, copy] = best
+                    self.scores[task, copy] = self.scores[task, best]
+                    self.logs[task, copy] = self.logs[task, best]
+
+    def difference(self, task: str, name: Treatment, other: Treatment) -> stats.Interval | None:
+        """Share of the gap minus another arm's, paired."""
+        base, full = (self.scores[task, treatment(which)].correct for which in ("base", "thinking"))
+        return stats.gap_difference(self.scores[task, name].correct,
+                                    self.scores[task, other].correct, base, full)
+
     def mean(self, task: str, name: Treatment, what: str) -> float:
         """Mean of what a method says of itself, over seeds and problems."""
         return float(np.mean([log[what].mean() for log in self.logs[task, name]]))
 
-    def operations(self, task: str, name: Treatment, a_step: int) -> float | None:
+    def operations(self, task: str, name: Treatment) -> float | None:
         """Operations that an arm spent once, mean over seeds; 0 for one that trains nothing; None
-        for a thinking model whose training is not known. a_step: rollouts of a step of RL."""
+        for a thinking model whose training is not known."""
         first, size = self.pairs[task, self.seeds[0]], parameters(self.pairs[task, self.seeds[0]])
         if name.id == "thinking":
             return first.rl_tokens and tuning.operations(size, first.rl_tokens, first.rl_tokens)
         logs = self.logs[task, name]
         if "curve" in logs[0]:
-            tokens = a_step * np.mean([sum(p["tokens"] for p in log["curve"]) for log in logs])
+            tokens = np.mean([rl_tokens(log) for log in logs])
             return tuning.operations(size, tokens, tokens)
         if "read" in logs[0]:
             return float(np.mean([tuning.operations(size, log["read"], self.tried[task, seed][1])
                                   for log, seed in zip(logs, self.seeds)]))
         return 0.0
 
-    def record(self, record: results.Recorder, a_step: int) -> dict:
+    def record(self, record: results.Recorder) -> dict:
         """Facts of every arm; returns (task, Treatment) -> `Shown`."""
         shown = {}
         for (task, name), scores in self.scores.items():
             about, given = (task, name.id), name.given
-            gap, spent = self.recovered(task, name), self.operations(task, name, a_step)
+            gap, spent = self.recovered(task, name), self.operations(task, name)
             tokens = None if scores.tokens is None else float(scores.tokens.mean())
             record.fact(*about, "pass_at_k", stats.mean_interval(scores.correct), k=1, **given)
             record.fact(*about, "gap_recovered", gap, **given)
@@ -193,6 +267,15 @@ class Comparison:
             if spent is not None:
                 record.fact(*about, "log10_flops", log10(spent), **given)
             shown[task, name] = Shown(gap, tokens, spent or None)
+        for task in self.tasks:
+            for rival in RIVALS:
+                tool, other = treatment("cognitive-tools"), treatment(rival)
+                record.fact(task, tool.id, "gap_difference", self.difference(task, tool, other),
+                            against=rival)
+        record.extra["chosen"] = {f"{task} {arm.label}": name.label
+                                  for (task, arm), name in self.chosen.items()}
+        record.extra["validation"] = {f"{task} {name.label}": found
+                                      for (task, name), found in self.validation.items()}
         return shown
 
     def of_other_chapters(self, profile: str) -> dict:
@@ -204,7 +287,7 @@ class Comparison:
                 continue
             known = results.Recorder.reopen(profile, chapter)
             for task in self.tasks:
-                full = self.operations(task, treatment("thinking"), 0)
+                full = self.operations(task, treatment("thinking"))
                 for name in names:
                     gap, tokens, spent = (known.get(task, name, quantity) for quantity in (
                         "gap_recovered", "tokens_per_answer", "log10_flops"))
@@ -221,9 +304,17 @@ class Comparison:
                          shown[task, treatment("thinking")].tokens)
         within = {name: point.gap for (family, name), point in shown.items()
                   if family == task and point.gap and point.tokens
+                  and (task, name) not in self.chosen
                   and point.tokens <= answer * longest * 1.05
                   and (point.operations or 0) <= trained * (full or 0)}
         if not within:
             return None
         name = max(within, key=lambda name: within[name].value)
         return name, within[name]
+
+
+def _has(task, name):
+    """Whether a task has what a method asks for: documents, or kinds of steps."""
+    if name.id == "few-shot":
+        return hasattr(task, "document")
+    return bool(task.OPENINGS) or name.id != "cognitive-tools" or not name.conditions

@@ -417,14 +417,18 @@ def said_of(model: Model, pair: Pair, judged: list | None) -> dict:
 def tuned(pair: Pair, pairs: list, recipe: Recipe, size: Size, judged: list | None = None,
           chosen_on: Size | None = None) -> Evaluation:
     """`Evaluation` of the base after `supervise`; log: losses, tokens read, text_loss, verdicts on
-    the pairs `judged`, and "validation", the share right where a size is `chosen_on`."""
+    the pairs `judged`, and "validation" where a size is `chosen_on`: (share right, tokens)."""
     trained = TRAINS[recipe.trains](pair)
     log = supervise(trained, trained.ask()[0], pairs, recipe, pair.seed)
     model, _ = trained.ask()
     log |= said_of(model, pair, judged)
     if chosen_on:
-        log["validation"] = outcome(model, pair, chosen_on).correct.mean()
+        log["validation"] = _right_and_long(outcome(model, pair, chosen_on))
     return outcome(model, pair, size, log=log)
+
+
+def _right_and_long(found):
+    return float(found.correct.mean()), float(found.tokens.mean())
 
 
 def validated(pair: Pair, pairs: list, recipe: Recipe, size: Size) -> float:
@@ -449,7 +453,7 @@ def reinforced(pair: Pair, problems: list, recipe: dict, size: Size, trains: str
         gate = _first if part == "first token" else _later
         log[part] = outcome(model, pair, size, [replace(s, gate=gate) for s in steer]).correct
     if chosen_on:
-        log["validation"] = outcome(model, pair, chosen_on, steer).correct.mean()
+        log["validation"] = _right_and_long(outcome(model, pair, chosen_on, steer))
     if not steer:
         log["text_loss"] = text_loss(model, held_out(pair))
     return outcome(model, pair, size, steer, log)
