@@ -72,10 +72,10 @@ def test_an_override_of_dvc_survives_merge_keys_and_stays_in_its_profile(tmp_pat
 def test_a_small_rate_survives_an_override_of_dvc(tmp_path, written):
     path = tmp_path / "params.yaml"
     path.write_text(FILE.read_text())
-    apply_overrides(path, [f"lab.rl.lr={written}", "smoke.chapters.ch05.lr=1e-4"])
+    apply_overrides(path, [f"lab.rl.lr={written}", "smoke.chapters.ch03.rl_lr=1e-4"])
     assert "2e-05" in path.read_text()
     assert params.load("lab", path)["rl"]["lr"] == 2e-5
-    assert params.load("smoke", path)["chapters"]["ch05"]["lr"] == 1e-4
+    assert params.load("smoke", path)["chapters"]["ch03"]["rl_lr"] == 1e-4
     assert load_yaml(path)["lab"]["rl"]["lr"] == 2e-5  # what a stage's `params` compare
 
 

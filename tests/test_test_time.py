@@ -79,6 +79,13 @@ def test_prefix_words_are_in_the_answer_and_are_counted(home, task, words):
     assert test_time.prefix(mine, "").continuations == test_time.base(mine).continuations
 
 
+def test_a_prefix_may_open_with_the_first_number_of_its_question():
+    mine = job("sums")
+    found = test_time.prefix(mine, " {number} +")
+    for problem, ids in zip(mine.problems, found.continuations, strict=True):
+        assert mine.model.decode(ids).startswith(f" {problem.question.split()[1]} +")
+
+
 @pytest.mark.parametrize("task", ["countdown", "chain"])
 def test_few_shot_documents_are_rich_and_leave_room(home, task, monkeypatch):
     mine, seen = job(task, cap=1000), []

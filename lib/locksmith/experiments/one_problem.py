@@ -157,7 +157,8 @@ class OneProblemStudy:
 
     def choose_rates(self, names: Iterable[str], rates: list, n: int) -> None:
         """Each arm's learning rate: of `rates`, the one at which the first seed, trained on the
-        middle single problem, is right on most of n validation problems; of equals the first."""
+        middle single problem, is right on most of n validation problems; of equals the first. One
+        rate alone is taken as it is."""
         seed, [q] = self.seeds[0], self.few(1)
         size = self.size._replace(n_problems=n, n=1, split="validation")
         texts = {(task, arm): self.texts(task, arm, q, seed)
@@ -165,10 +166,11 @@ class OneProblemStudy:
         found = self.run(tuning.validated, {(*key, rate): dict(
             pair=self.pairs[key[0], seed], pairs=pairs, size=size,
             recipe=self.recipe._replace(lr=rate))
-            for key, pairs in texts.items() if pairs for rate in rates})
+            for key, pairs in texts.items() if pairs and len(rates) > 1 for rate in rates})
         self.tried = {key: {rate: found[*key, rate] for rate in rates}
-                      for key, pairs in texts.items() if pairs}
-        self.rates = {key: max(rates, key=right.get) for key, right in self.tried.items()}
+                      for key in dict.fromkeys(key[:2] for key in found)}
+        self.rates = (dict.fromkeys(texts, rates[0]) if len(rates) == 1 else
+                      {key: max(rates, key=right.get) for key, right in self.tried.items()})
 
     def train(self, names: Iterable[str], singles: Iterable[int]) -> None:
         """Supervised arms on single problems, at the rates chosen for them; an arm without texts,

@@ -14,6 +14,7 @@ lab's tasks have: documents for `few_shot`, openings of steps for a `prefix` tha
 """
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from types import ModuleType
@@ -28,6 +29,7 @@ from locksmith.experiments import sampling, tools
 from locksmith.loading import Model, Pair
 
 GUESSED = 64  # training problems whose answers may be guessed
+NUMBER = "{number}"  # in a prefix
 
 
 class Job(NamedTuple):
@@ -66,14 +68,18 @@ def base(job: Job) -> decoding.Chosen:
 
 
 def prefix(job: Job, words: str) -> decoding.Chosen:
-    """words: the text that every answer begins with."""
-    ids = job.model.encode(words)
-    if len(ids) >= job.cap or job.model.decode(ids) != words:
+    """words: the text that every answer begins with; {number} in it is the question's first."""
+    texts = [words.replace(NUMBER, re.search(r"\d+", job.task.question(problem))[0])
+             if NUMBER in words else words for problem in job.problems]
+    given = [job.model.encode(text) for text in texts]
+    longest = max(map(len, given))
+    if longest >= job.cap or [job.model.decode(ids) for ids in given] != texts:
         raise BadInput(f"words is {words!r}; allowed is a text of fewer than {job.cap} tokens of "
                        "the model's own.")
-    found = job.sample([prompt + ids for prompt in job.prompts], job.cap - len(ids))
-    return found._replace(continuations=[ids + c for c in found.continuations],
-                          tokens=found.tokens + len(ids))
+    found = job.sample([prompt + ids for prompt, ids in zip(job.prompts, given)],
+                       job.cap - longest)
+    return found._replace(continuations=[ids + c for ids, c in zip(given, found.continuations)],
+                          tokens=found.tokens + np.array([*map(len, given)]))
 
 
 def few_shot(job: Job, shots: int) -> decoding.Chosen:
