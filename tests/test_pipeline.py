@@ -115,15 +115,19 @@ def test_every_stage_runs_into_a_rendered_book(book):
 
 def test_the_chapters_write_every_fact_that_a_rule_names(book):
     """Of the arm and chapter it names, at k = 1. A model that solves nothing leaves no gap, so that
-    an arm's accuracy stands for its share of it, and no trace to score under another model."""
+    accuracies, an arm's and a rival's, stand for shares of it, no trace to score under another
+    model, and nothing right to be fine-tuned on."""
     rows = claims.facts(book.folder / "results/facts.csv")
     there = {(r["chapter"], r["model"], r["quantity"]) for r in rows if r["profile"] == "smoke"}
     parts = [p for claim in claims.load(book.folder / "claims.yml")["claims"]
              for p in claim["parts"]]
     named = {(t["chapter"], t["model"], re.sub(r"k=\d+", "k=1", t["quantity"]))
              for part in parts for t in part["parsed"] if isinstance(t, dict)}
-    named = {(chapter, arm, "pass_at_k[k=1]" if quantity == "gap_recovered" else quantity)
-             for chapter, arm, quantity in named if not arm.endswith("-traces")}
+    rivals = {(chapter, against[1], "gap_recovered") for chapter, _, quantity in named
+              if (against := re.match(r"gap_difference\[against=([a-z-]+)", quantity))}
+    named = {(chapter, arm, "pass_at_k[k=1]" if quantity.startswith("gap_") else quantity)
+             for chapter, arm, quantity in named | rivals
+             if not arm.endswith("-traces") and not arm.startswith("sft-")}
     not_run = {name for name in named if name[0] == "twin"}  # a chapter that no edition has run yet
     assert len(named) > 30 and named - not_run <= there
 
