@@ -103,7 +103,7 @@ class _Steps(Trainer):
             loss += part.item()
         finite(loss, f"the loss of step {self.state.global_step}")
         self.losses.append(loss)
-        return torch.tensor(loss)
+        return torch.tensor(loss, device=self.args.device)  # where Trainer adds it up
 
 
 class _After(TrainerCallback):
