@@ -306,7 +306,7 @@ def gate(model: Model, task: ModuleType, behaviour: str, where: str,
                 at = (finished(task, ids) if behaviour == "check" else
                       _TABLE["no"].to(ids.device)[ids])
             on = on & at[:, -q:]
-        return on * strengths[moment.rows][:, None]
+        return on * strengths.to(ids.device)[moment.rows][:, None]
     return weigh
 
 
