@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from locksmith import arms, errors, loading, parallel, params, stats
+from locksmith import arms, errors, loading, parallel, params, quantities, stats
 from locksmith.book import claims
 from locksmith.experiments import hybrid, recovery, steering_arms, taxonomy, vectors
 from locksmith.experiments.steering_arms import Fits, Setting
@@ -148,18 +148,17 @@ def test_the_claim_finds_its_facts_here(monkeypatch):
     monkeypatch.chdir(ROOT)
     book = claims.load()
     claim = next(claim for claim in book["claims"] if claim["id"] == "hybrid-steering")
-    read = {(term["model"], term["quantity"]) for part in claim["parts"]
-            for term in part["parsed"] if isinstance(term, dict)}
-    assert read and {model for model, _ in read} <= set(steering_arms.ARMS)
+    read = [(term["model"], *quantities.parse(term["quantity"])) for part in claim["parts"]
+            for term in part["parsed"] if isinstance(term, dict)]
+    assert read and {model for model, *_ in read} <= set(steering_arms.ARMS)
     measured = {*recovery.measures(rows([1, 0])), "gap_recovered", "gap_difference"}
-    assert {quantity for _, quantity in read} <= measured
-    asked = {(term["model"], term["conditions"]["against"]) for part in claim["parts"]
-             for term in part["parsed"] if isinstance(term, dict)
-             and term["quantity"] == "gap_difference"}
-    assert asked <= {(x.arm, x.against) for x in recovery.QUESTIONS}
+    assert {quantity for _, quantity, _ in read} <= measured
+    asked = {(model, where["against"]) for model, quantity, where in read
+             if quantity == "gap_difference"}
+    assert asked and asked <= {(x.arm, x.against) for x in recovery.QUESTIONS}
     chapter = params.load("lab")["chapters"]["ch01"]
     assert chapter["n_problems"] >= book["needs"]["default"]["problems"]
-    assert chapter["tasks"] == claim["families"]
+    assert chapter["tasks"] == book["families"]["lab"]
 
 
 # --- what is chosen and compared ------------------------------------------------------------------
