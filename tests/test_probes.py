@@ -85,6 +85,26 @@ def test_interval_widens_where_seeds_differ():
     assert apart.high - apart.low > 2 * (same.high - same.low)
 
 
+def test_readers_of_the_same_places_are_compared_in_pairs():
+    """A forecast that is the chance itself, and one with noise on it: gaps are far surer than what
+    they are gaps of."""
+    rng, by_seed = np.random.default_rng(0), []
+    for _ in range(3):
+        chance, groups = rng.normal(size=600), np.arange(600) % 60
+        y = rng.random(600) < norm.cdf(2 * chance + rng.normal(size=60)[groups])
+        off = chance + rng.normal(scale=0.05, size=600)
+        by_seed.append(((off, y, groups), (chance, y, groups)))
+    near, best = zip(*by_seed)
+    one, gap = probes.auroc_interval(near), probes.difference(near, best)
+    assert gap.value == pytest.approx(one.value - probes.auroc_interval(best).value)
+    assert gap.high - gap.low < (one.high - one.low) / 4
+    share = probes.decodable_share(near, best)
+    assert share.low < 1 and 0.97 < share.value < 1.02 and share.high - share.low < 0.05
+    assert probes.decodable_share(best, best) == pytest.approx((1, 1, 1))
+    nothing = [(rng.normal(size=600), y, groups) for _, y, groups in best]
+    assert probes.decodable_share(near, nothing) is None
+
+
 def test_probe_reaches_the_closed_form_and_shuffled_labels_do_not():
     rng = np.random.default_rng(4)
     y, groups = rng.random(4000) < 0.5, np.arange(4000) % 40
@@ -152,14 +172,17 @@ def test_minimal_pairs_differ_in_one_number_and_end_alike(toys):
     pair, base = toys
     texts = places.documents(pair, base, 5, 6)
     found = places.places(sums, base, texts)
+    assert len(texts) == 35 and sum(bool(t.habits) for t in texts) == 5
+    texts = [t for t in texts if not t.habits]
+    found = places.places(sums, base, texts)
     assert len(texts) == 30 and found.place.tolist() == [len(t.ids) - 1 for t in texts]
-    assert [t.last for t in texts[:6]] == ["step", "error"] * 2 + ["conclude", "error"]
+    assert [t.last for t in texts[:6]] == [("step",), ("error",)] * 2 + [("conclude",), ("error",)]
     for right, wrong in zip(texts[::2], texts[1::2], strict=True):
         one, other = (base.decode(t.ids[t.start:]) for t in (right, wrong))
         assert one.endswith(".") and other.endswith(".") and base.decode(right.ids).startswith("Q:")
         said, instead = (x.strip(".").split(" = ") for x in (one, other))
         assert said[:-1] == instead[:-1] and said[-1] != instead[-1]
-    assert found.choice["conclude"].tolist() == [t.last != "error" for t in texts]
+    assert found.choice["conclude"].tolist() == [t.last != ("error",) for t in texts]
     up, down = found.sides("error")
     assert up.sum() == down.sum() == 15
 
@@ -168,11 +191,30 @@ def test_what_is_read_as_wrong_in_a_right_working_is_not_called_right(toys):
     _, base = toys
     problem = words.WordProblem("sums", "What is it?", "17",
                                 "5 + 7 = 12. 80 - 25% = 60. 12 + 5 = 17.")
-    pair = SimpleNamespace(rules=sums, task="sums", generator={}, problems=lambda n,
+    pair = SimpleNamespace(rules=sums, task="sums", seed=0, generator={}, problems=lambda n,
                            split: [problem])
-    texts = places.documents(pair, base, 1, 6)
-    assert [t.last for t in texts] == ["step", "error", "conclude", "error"]
+    *texts, _ = places.documents(pair, base, 1, 6)
+    assert [t.last for t in texts] == [("step",), ("error",), ("conclude",), ("error",)]
     assert base.decode(texts[2].ids).endswith("80 - 25% = 60. 12 + 5 = 17.")
+
+
+def test_what_a_base_does_is_drawn_by_its_chance_and_not_told_by_the_order_of_examples(toys,
+                                                                                       monkeypatch):
+    pair, base = toys
+    [problem] = pair.problems(1, "validation")
+    given = places.asked(base, sums, problem, "work")
+    opening = base.decode([*given.forced, *given.last])
+    assert problem.working.startswith(opening.strip()) and opening.endswith(" =")
+    monkeypatch.setattr(places, "DRAWN", 4000)
+    monkeypatch.setattr(places.next_words, "chances", lambda *given: np.array([0.3]))
+    text = places.documents(pair, base, 1, 2)[-1]
+    assert text.habits == {"work": 0.3} and len(text.ids) == text.start
+    assert abs(text.last.count("work") / 4000 - 0.3) < 0.03 and set(text.last) == {"work", "answer"}
+    shown = base.decode(text.ids).split("\nA: ")[1:]
+    assert [x.split("\n")[0].count("=") for x in shown] == [0, 0, 0, 3]
+    found = places.places(sums, base, [text])
+    assert found.sides("work")[0].sum() == text.last.count("work")
+    assert not found.choice["error"].any()
 
 
 def test_steps_of_an_answer_in_words_are_found_at_their_last_token(toys):
@@ -182,15 +224,27 @@ def test_steps_of_an_answer_in_words_are_found_at_their_last_token(toys):
     text = places.Text([*asked, *base.encode(said)], len(asked), 0)
     found = places.places(sums, base, [text])
     read = [base.decode(text.ids[:p + 1]) for p in found.place]
-    assert [x.split("= ")[-1] for x in read] == ["12.", "8.", "17."]
-    assert found.opens.tolist() == ["step", "error", "conclude"]
+    assert [x.split("= ")[-1] for x in read[1:]] == ["12.", "8.", "17."] and read[0].endswith("A:")
+    assert found.opens.tolist() == ["work", "step", "error", "conclude"]
 
 
-def test_kinds_and_attempts_in_words_are_read_from_the_text():
+def test_attempts_in_words_and_whether_an_answer_is_worked_out_are_read_from_the_text():
     said = " 5 + 7 = 13. Wait, that is not right. 5 + 7 = 13. The answer is 12."
-    grade = SimpleNamespace(behaviours=())
-    assert places.kinds(sums, grade, said) == ["step", "backtracking", "step", "conclude"]
+    assert places.works_out(sums, said)
+    assert not any(places.works_out(sums, other) for other in (
+        " The answer is 12.", " 12.", "", " It is easy. 5 + 7 = 12."))
     assert places.attempts(sums, said) == ["5 + 7 = 13"] * 2
+
+
+def test_a_wrong_first_step_is_what_going_back_is_asked_after(toys):
+    _, base = toys
+    problem = sums.problems("test", 1, 0, sums.GENERATOR)[0]
+    given = places.asked(base, sums, problem, "error")
+    said, right = base.decode(given.ids[given.start:]), problem.working.split(".")[0]
+    assert said != f" {right}." and said.split(" = ")[0] == f" {right}".split(" = ")[0]
+    assert given.forced == [] and given.last == places.opening_ids(base, sums, "error")
+    ends = places.asked(base, sums, problem, "conclude")
+    assert base.decode(ends.ids[ends.start:]) == f" {problem.working}"
 
 
 def test_models_must_share_a_vocabulary_and_a_shape(toys):
@@ -279,6 +333,8 @@ def test_gate_in_words_opens_where_a_sentence_of_the_answer_may_end(toys):
     found = places.gate(base, sums, "error", "choice", torch.tensor([0.5]))(now)
     assert found[0].nonzero()[:, 0].tolist() == [len(asked) + i for i, c in enumerate(said)
                                                  if c in ".!"]
+    worked = places.gate(base, sums, "work", "choice", torch.tensor([0.5]))(now)
+    assert worked[0].nonzero()[:, 0].tolist() == [len(asked) - 1]
 
 
 def plain_model():
@@ -325,12 +381,12 @@ def test_counts_tell_repetition_truncation_and_valid_steps():
     assert found["repeated"] == pytest.approx(1 / 3) and found["valid"] == pytest.approx(2 / 3)
 
 
-def test_an_error_in_words_is_answered_by_going_back():
+def test_counts_in_words_tell_whether_it_was_worked_out():
     problem = sums.problems("test", 1, 0, sums.GENERATOR)[0]
     text = " 1 + 1 = 3. Wait, that is not right. 1 + 1 = 2. The answer is 2."
-    row = directions.counts(sums, sums.grade(problem, text), text, 9, True, "error")
+    row = directions.counts(sums, sums.grade(problem, text), text, 9, True, "work")
     found = dict(zip(COUNTS, row, strict=True))
-    assert found["rate"] == 1 / 4 and found["valid"] == 1 / 2 and not found["truncated"]
+    assert found["rate"] == 1 and found["valid"] == 1 / 2 and not found["truncated"]
 
 
 def test_the_best_layer_is_never_the_last_and_in_words_of_the_middle():
@@ -441,11 +497,13 @@ def test_a_pair_in_words_is_read_and_its_error_has_a_direction(inside, toys):
     found = reading.read(pair, ["base", "thinking"], {"error": 0}, Sizes(16, 6, 8), [(0, 0)])
     assert found.counts["documents", "error"] == {"conclude": 16, "error": 48, "step": 32,
                                                   "of all": 48}
+    assert found.counts["documents", "work"] == {"answer": 16 * places.DRAWN, "of all": 0}
     assert found.vector("thinking", "error").shape == found.vector("base", "error").shape
     assert not found.stable and not any(p.source == "traces" for p in found.scores)
-    unsteered = directions.steer(pair, "base", Target("error", 0),
-                                 {"v": found.vector("base", "error")}, [-1, 0, 1], 2, 4)
-    assert unsteered["v"].shape == (3, 2, len(COUNTS))
+    vectors = {"v": 200 * found.vector("base", "error"), "0": np.zeros(32)}
+    steered = directions.steer_exactly(pair, "base", Target("error", 0), vectors, [-1, 0, 1], 2)
+    assert steered["v"].shape == (3, 2, 1) and np.allclose(steered["v"][1], steered["0"][2])
+    assert not np.allclose(steered["v"][0], steered["v"][2], rtol=0.01)
 
 
 def test_jobs_on_models_without_events_say_so(inside):

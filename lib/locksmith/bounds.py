@@ -22,8 +22,7 @@ _TOGETHER = (("problems", "samples"), ("n_problems", "n_samples"), ("rl_problems
              ("pool_problems", "pool_samples"), ("n_problems", "resample_samples"),
              ("n_problems", "matched_samples"), ("n_problems", "curve_samples"),
              ("n_problems", "power_chains"), ("seed_problems", "n_candidates"),
-             ("read_problems", "documents"), ("read_problems", "own_samples"),
-             ("word_sums", "word_samples"))
+             ("read_problems", "documents"), ("read_problems", "own_samples"))
 # The first of two parameters of a chapter is at most the second.
 _WITHIN = (("few_problems", "seed_problems"), ("seed_problems", "pool_problems"),
            ("traces_per_problem", "n_samples"))
@@ -241,7 +240,6 @@ def _with_lab(name, s, lab):
         return
     from locksmith import vocabulary  # a second of imports, which profiles without a lab save
 
-    yield most("word_sums", s.get("word_sums", 0), 0, "as models of the lab read no words")
     words = set(" ".join(s.get("prefixes", ())).split())
     yield "prefixes", words <= {*vocabulary.VOCABULARY}, "a list of the lab's words"
     if not (s["base_model"].startswith("lab/") and s["thinking_model"].startswith("lab/")):

@@ -198,9 +198,6 @@ SCHEMA = {
             "step_problems": "int 2..10000",
             "strengths": "set of float -4..4",
             "max_new_tokens": "int 1..131072",
-            "word_sums": "int 0..10000",
-            "word_samples": "int 2..1000000",
-            "word_tokens": "int 1..131072",
             **_PAIR,
         },
         "ch05": {

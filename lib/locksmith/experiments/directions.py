@@ -5,8 +5,9 @@ places (Venhoff et al., arXiv 2506.18167; Ward et al., arXiv 2507.12638, appendi
 mean over all tokens). One of `choice` contrast compares the two outcomes of a choice. They are
 kept as sums a problem, so that intervals can resample problems.
 
-Dose-response: the share of steps that are the behaviour against the strength at which a vector is
-added, all arms in one batch with common random numbers.
+Dose-response: how often the behaviour comes against the strength at which a vector is added. In the
+lab the share of steps that are the behaviour, all arms in one batch with common random numbers; in
+words the exact probability that the text goes on with it, where it is a choice.
 """
 
 from collections.abc import Sequence
@@ -19,22 +20,24 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from locksmith import activations, rollouts, stats, steering
+from locksmith import activations, prose, rollouts, stats, steering
+from locksmith.experiments import next_words
 from locksmith.experiments.places import (
-    FOLLOWS,
     Places,
     Sizes,
+    asked,
     attempts,
     documents,
     gate,
-    kinds,
     places,
+    works_out,
 )
 from locksmith.experiments.probes import Scored, auroc, enough, score
 from locksmith.loading import Model, Pair
 
-# What is counted of a trace: openings of the behaviour among all, and their number; whether it is
-# right; share of attempts (or equations) that stood there before, and that are valid.
+# What is counted of a trace: openings of the behaviour among all (in words: whether it is worked
+# out), and their number; whether it is right; share of attempts (or equations) that stood there
+# before, and that are valid. The first alone is known where nothing is sampled.
 COUNTS = ("rate", "opened", "correct", "tokens", "repeated", "truncated", "valid")
 
 
@@ -82,8 +85,9 @@ def means(x: Float[np.ndarray, "points width"], up: Bool[np.ndarray, " points"],
 
 def cosine(a: Float[np.ndarray, "... width"],
            b: Float[np.ndarray, "... width"]) -> Float[np.ndarray, "..."]:
-    """Cosine of the last axes."""
-    return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+    """Cosine of the last axes; NaN where a vector is 0, as a resample without events has it."""
+    with np.errstate(invalid="ignore"):
+        return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
 
 
 def cosine_interval(pairs: Sequence[Sequence[tuple[Means, Means]]], resamples: int = 1000,
@@ -125,8 +129,8 @@ def unit(x: np.ndarray, at: Places, behaviour: str) -> float:
 def counts(task: ModuleType, grade: Any, text: str, length: int, stopped: bool,
            behaviour: str) -> tuple:
     """One answer in COUNTS; length: its tokens."""
-    opened, tried = kinds(task, grade, text), attempts(task, text)
-    n = opened.count(FOLLOWS.get(behaviour, behaviour))
+    opened, tried = list(grade.behaviours), attempts(task, text)
+    n = opened.count(behaviour) if task.OPENINGS else int(works_out(task, text))
     return (n / max(len(opened), 1), n, grade.correct, length,
             1 - len(set(tried)) / len(tried) if tried else 0, not stopped,
             grade.valid_attempts / max(grade.attempts, 1))
@@ -171,6 +175,20 @@ def steer(pair: Pair, role: str, target: Target, vectors: dict, strengths: Seque
                 max_new_tokens, pair.seed)
 
 
+def steer_exactly(pair: Pair, role: str, target: Target, vectors: dict,
+                  strengths: Sequence[float], n_problems: int) -> dict[str, np.ndarray]:
+    """Dose-response in words on test problems, of the rate alone, without a sample: name ->
+    (strengths, problems, 1) float64, the probability that the behaviour's words come next where it
+    is a choice (`places.asked`)."""
+    model = pair.load(role)
+    arms = np.array([s * vector for vector in vectors.values() for s in strengths])
+    p = np.array([next_words.chances(model, asked(model, pair.rules, problem, target.behaviour),
+                                     target.layer, arms, target.where)
+                  for problem in pair.problems(n_problems) if prose.equations(problem.working)])
+    table = p.T.reshape(len(vectors), len(strengths), len(p), 1)
+    return dict(zip(vectors, table, strict=True))
+
+
 # --- at which layer -------------------------------------------------------------------------------
 
 def layer_scores(pair: Pair, behaviour: str, sizes: Sizes, strength: float) -> list[float] | None:
@@ -180,7 +198,7 @@ def layer_scores(pair: Pair, behaviour: str, sizes: Sizes, strength: float) -> l
     choice vector. In words, where a small base may never show the behaviour: the AUROC of the
     block's probe. None where there are too few events.
     """
-    model, task = pair.load("base", exact=not pair.rules.OPENINGS), pair.rules
+    model, task = pair.load("base"), pair.rules
     texts = documents(pair, model, sizes.n_problems, sizes.documents)
     at = places(task, model, texts)
     rows, y, groups = at.chosen(behaviour)

@@ -16,7 +16,15 @@ import numpy as np
 from locksmith import parallel, params, results, stats
 from locksmith.experiments import categories, directions, probes, reading, uncertainty
 from locksmith.experiments.directions import COUNTS, Target, noise, slope
-from locksmith.experiments.places import ANOTHER, Sizes, behaviours, documents, headline, places
+from locksmith.experiments.places import (
+    ANOTHER,
+    IN_WORDS,
+    Sizes,
+    behaviours,
+    documents,
+    headline,
+    places,
+)
 from locksmith.experiments.reading import AGAIN, STABLE, Form, ProbeSpec
 from locksmith.loading import ROLES, Model, Pair
 from locksmith.results import Recorder
@@ -25,6 +33,7 @@ COLUMN = {name: i for i, name in enumerate(COUNTS)}
 COMPARED = ("base", "thinking")
 WAYS = ("choice", "all")
 PROBE_STRENGTH = 0.5  # at which layers, windows and checkpoints are steered
+MEASURED = ("base-vector", "noise")  # arms of which more than the rate is told
 ON_THE_WAY = ("probe_auroc", "cosine", "behaviour_rate", "behaviour_slope")
 
 
@@ -41,7 +50,8 @@ class Dosed(NamedTuple):
 class LatentStudy:
     """One task. pairs: one a seed; roles: the models there are; layers: behaviour -> block;
     readings and knowing ({role: `Knowing`}), one a seed; doses: Dosed -> (seeds, strengths,
-    problems, COUNTS); early: Form -> the same at -, 0 and + PROBE_STRENGTH; way: (role, how far)
+    problems, COUNTS), in words of the first count alone; written: the same of all counts at the
+    strengths `written_at`; early: Form -> doses at -, 0 and + PROBE_STRENGTH; way: (role, how far)
     -> Milestone.
     """
     pairs: list[Pair]
@@ -55,6 +65,7 @@ class LatentStudy:
     found: list[categories.Found | None] = field(default_factory=list)
     knowing: list[dict] = field(default_factory=list)
     doses: dict[Dosed, np.ndarray] = field(default_factory=dict)
+    written: dict[Dosed, np.ndarray] = field(default_factory=dict)
     early: dict = field(default_factory=dict)
     way: dict = field(default_factory=dict)
 
@@ -94,10 +105,18 @@ class LatentStudy:
         return 1 + max(probe.layer for probe in self.readings[0].scores if probe.layer is not None)
 
     @property
+    def written_at(self) -> list[float]:
+        """The strengths at which whole answers are written. In words the rates are exact without
+        them, and what is asked of answers is whether more of the behaviour helps."""
+        return self.strengths if self.rules.OPENINGS else [s for s in self.strengths if s >= 0]
+
+    @property
     def n_answers(self) -> int:
-        """About how many answers the chapter samples: five arms at each strength, both ways."""
-        arms = 5 * len(self.strengths) * len(WAYS)
-        return len(self.pairs) * len(self.compared) * arms * self.n_problems
+        """About how many answers the chapter samples by steering: five arms at each strength and
+        both ways, in words two of each kind of direction."""
+        arms = 5 * len(WAYS) if self.rules.OPENINGS else 2 * len(MEASURED)
+        each = arms * len(self.written_at) * self.n_problems
+        return len(self.pairs) * len(self.compared) * each
 
     def of(self, behaviour: str) -> dict:
         """The condition of facts about a behaviour: none for the headline."""
@@ -119,8 +138,8 @@ class LatentStudy:
         self.readings = list(parallel.run(pool, reading.read, jobs).values())
 
     def categorise(self, pool: Executor, samples: int) -> None:
-        """Categories of the thinking model's steps, where the task knows no kinds of them."""
-        if self.rules.OPENINGS or "thinking" not in self.roles:
+        """Categories of the thinking model's steps, where nothing is known of them."""
+        if behaviours(self.rules) != IN_WORDS or "thinking" not in self.roles:
             return
         jobs = {pair.seed: {"pair": pair, "roles": self.roles, "layer": self.layer,
                             "sizes": self.sizes._replace(documents=samples)}
@@ -134,15 +153,34 @@ class LatentStudy:
                   if role != "untrained"
                   and (b == self.headline or (role in COMPARED and where == "choice"))]
         wanted = [w for w in wanted if all(self.arms(*w, i) for i in range(len(self.pairs)))]
-        how = {"n_problems": self.n_problems, "max_new_tokens": self.sizes.max_new_tokens}
         jobs = {(b, role, where, i): {
             "pair": pair, "role": role, "target": Target(b, self.layers[b], where),
-            "vectors": self.arms(b, role, where, i), "strengths": self.strengths, **how}
+            "vectors": self.arms(b, role, where, i), "strengths": self.strengths}
             for b, role, where in wanted for i, pair in enumerate(self.pairs)}
-        done = parallel.run(pool, directions.steer, jobs)
-        for w in wanted:
-            by_seed = [done[*w, i] for i in range(len(self.pairs))]
-            self.doses |= {Dosed(*w, arm): table for arm, table in _in_all(by_seed).items()}
+        self.doses = self._dosed(pool, jobs)
+        self.written = self.doses if self.rules.OPENINGS else self._dosed(pool, {
+            key: job | {"strengths": self.written_at,
+                        "vectors": {arm: job["vectors"][arm] for arm in MEASURED}}
+            for key, job in jobs.items()
+            if (key[0], key[2]) == (self.headline, "choice")}, written=True)
+
+    def _dosed(self, pool, jobs, written=False):
+        """Dosed -> the tables of all seeds, of jobs (behaviour, role, where, seed) -> options."""
+        done, out = self._steered(pool, jobs, written), {}
+        for which in dict.fromkeys(key[:3] for key in jobs):
+            by_seed = [done[*which, i] for i in range(len(self.pairs))]
+            out |= {Dosed(*which, arm): table for arm, table in _in_all(by_seed).items()}
+        return out
+
+    def _steered(self, pool, jobs, written=False):
+        """What each job of steering gives: counts of whole answers, or in words, where those are
+        not `written`, exact rates."""
+        how = {"n_problems": self.n_problems}
+        if written or self.rules.OPENINGS:
+            run, how["max_new_tokens"] = directions.steer, self.sizes.max_new_tokens
+        else:
+            run = directions.steer_exactly
+        return parallel.run(pool, run, {key: job | how for key, job in jobs.items()})
 
     def steer_early(self, pool: Executor) -> None:
         """The thinking model, steered at choices by the base's vectors from windows before the
@@ -158,11 +196,9 @@ class LatentStudy:
                        and (form.window or form.kind == "stable")}
             if vectors:
                 jobs[i] = {"pair": pair, "role": "thinking", "target": Target(b, self.layers[b]),
-                           "vectors": vectors, "strengths": [-PROBE_STRENGTH, 0, PROBE_STRENGTH],
-                           "n_problems": self.n_problems,
-                           "max_new_tokens": self.sizes.max_new_tokens}
+                           "vectors": vectors, "strengths": [-PROBE_STRENGTH, 0, PROBE_STRENGTH]}
         if len(jobs) == len(self.pairs):
-            self.early = _in_all(list(parallel.run(pool, directions.steer, jobs).values()))
+            self.early = _in_all(list(self._steered(pool, jobs).values()))
 
     def ask(self, pool: Executor, samples: int) -> None:
         """Whether the base and the thinking model know that they are wrong; samples: own
@@ -170,7 +206,7 @@ class LatentStudy:
         jobs = {(role, i): {"pair": pair, "role": role, "layer": self.layer,
                             "n_test": self.n_problems,
                             "sizes": self.sizes._replace(documents=samples),
-                            "strengths": self.strengths}
+                            "strengths": self.written_at}
                 for role in self.compared for i, pair in enumerate(self.pairs)}
         done = parallel.run(pool, uncertainty.uncertainty, jobs)
         self.knowing = [{role: done[role, i] for role in self.compared}
@@ -191,8 +227,13 @@ class LatentStudy:
 
     def auroc(self, *which: Hashable, **more: Hashable) -> stats.Interval | None:
         """AUROC of a `ProbeSpec` over seeds and problems, None where a seed had too few events."""
-        found = [read.scores.get(ProbeSpec(*which, **more)) for read in self.readings]
-        return None if None in found else probes.auroc_interval(found)
+        found = self.scored(ProbeSpec(*which, **more))
+        return found and probes.auroc_interval(found)
+
+    def scored(self, spec: ProbeSpec) -> list[probes.Scored] | None:
+        """What a probe says at its places, one a seed; None where a seed had too few events."""
+        found = [read.scores.get(spec) for read in self.readings]
+        return None if None in found else found
 
     def cosine(self, first: Form, other: Form | None,
                halves: bool = False) -> stats.Interval | None:
@@ -209,15 +250,22 @@ class LatentStudy:
                          if halves else pairs)
         return directions.cosine_interval(found)
 
-    def slope(self, dosed: Dosed, column: str = "rate") -> stats.Interval:
-        return stats.interval(lambda m: m, slope(self.doses[dosed][..., COLUMN[column]],
-                                                 self.strengths))
+    def slope(self, dosed: Dosed) -> stats.Interval:
+        """Of the behaviour's rate against strength."""
+        return stats.interval(lambda m: m, self._slopes(dosed))
+
+    def slope_difference(self, dosed: Dosed, other: Dosed) -> stats.Interval:
+        """The slope minus another's, paired by problem and random numbers."""
+        return stats.difference(self._slopes(dosed), self._slopes(other))
+
+    def _slopes(self, dosed):
+        return slope(self.doses[dosed][..., COLUMN["rate"]], self.strengths)
 
     def change(self, dosed: Dosed, strength: float, column: str) -> stats.Interval:
-        """A count at a strength minus that without steering, paired."""
-        table = self.doses[dosed][..., COLUMN[column]]
-        return stats.difference(table[:, self.strengths.index(strength)],
-                                table[:, self.strengths.index(0)])
+        """A count of whole answers at a strength minus that without steering, paired."""
+        table = self.written[dosed][..., COLUMN[column]]
+        return stats.difference(table[:, self.written_at.index(strength)],
+                                table[:, self.written_at.index(0)])
 
     def arms(self, b: str, role: str, where: str, i: int) -> dict[str, np.ndarray]:
         """The vectors that steer one model of a seed, by arm, all of one length; {} without the
@@ -317,10 +365,27 @@ def record_probes(rec: Recorder, study: LatentStudy) -> None:
         keep("shuffled-labels", ProbeSpec(b, "base", at, variant="shuffled"), on="base")
         keep("own-forecast", ProbeSpec(b, "base", None, variant="forecast"), on="base")
         keep("author", ProbeSpec(b, "author", None, variant="author"))
+        _record_against(rec, study, b)
         for role in ("base", "untrained"):
             keep(role, ProbeSpec(b, role, at, kind="point"), variant="point")
             keep(role, ProbeSpec(b, role, at, source="traces"), variant="traces")
         keep("embeddings", ProbeSpec(b, "base", -1, kind="point"), on="base", variant="point")
+
+
+def _record_against(rec, study, b):
+    """The base's probe beside those that read the same places: other models', and the habit."""
+    own = ProbeSpec(b, "base", study.layers[b])
+    of = {**study.of(b), "n_problems": study.sizes.n_problems,
+          "n_samples": study.sizes.documents}
+    mine = study.scored(own)
+    for role in study.roles:
+        other = study.scored(own._replace(reader=role))
+        if role != "base" and mine and other:
+            rec.fact(study.task, "base", "auroc_difference", probes.difference(mine, other),
+                     against=role, **of)
+    ceiling = study.scored(ProbeSpec(b, "author", None, variant="author"))
+    if mine and ceiling:
+        rec.fact(study.task, "base", "decodable_share", probes.decodable_share(mine, ceiling), **of)
 
 
 def record_categories(rec: Recorder, study: LatentStudy, samples: int) -> list[list]:
@@ -375,15 +440,15 @@ def record_doses(rec: Recorder, study: LatentStudy) -> None:
         where = {"position": "everywhere"} if dosed.where == "all" else {}
         of = {"on": dosed.role, **study.of(dosed.behaviour), **where}
         rec.fact(study.task, dosed.arm, "behaviour_slope", study.slope(dosed), **of)
-        if dosed.behaviour != study.headline or where or dosed.arm not in ("base-vector", "noise"):
-            continue
-        if not study.rules.OPENINGS:  # in words a wrong step is what the vector is about
-            rec.fact(study.task, dosed.arm, "behaviour_slope", study.slope(dosed, "valid"),
-                     on=dosed.role, behaviour="valid steps")
-        for s in study.strengths:
-            if s > 0:
+        for against in ("noise", "wrong-behaviour") if dosed.arm == "base-vector" else ():
+            other = dosed._replace(arm=against)
+            if other in study.doses:
+                rec.fact(study.task, dosed.arm, "slope_difference",
+                         study.slope_difference(dosed, other), against=against, **of)
+        if dosed.behaviour == study.headline and not where and dosed.arm in MEASURED:
+            for s in study.written_at:
                 for column, quantity in (("correct", "accuracy_change"),
-                                         ("tokens", "tokens_change")):
+                                         ("tokens", "tokens_change")) if s > 0 else ():
                     rec.fact(study.task, dosed.arm, quantity, study.change(dosed, s, column),
                              on=dosed.role, strength=s)
 
@@ -396,10 +461,8 @@ def asymmetry(study: LatentStudy, role: str, where: str) -> str | None:
         key = Dosed(study.headline, which, where, "base-vector")
         if key not in study.doses:
             return None
-        rates = (study.doses[key._replace(arm=arm)][..., COLUMN["rate"]]
-                 for arm in ("base-vector", "noise"))
-        own, other = (slope(rate, study.strengths) for rate in rates)
-        return bool(study.slope(key).low > 0 and stats.difference(own, other).low > 0)
+        against = study.slope_difference(key, key._replace(arm="noise"))
+        return bool(study.slope(key).low > 0 and against.low > 0)
 
     base, successor = moved("base"), moved(role)
     if None in (base, successor):
@@ -481,8 +544,8 @@ def record_uncertainty(rec: Recorder, study: LatentStudy, samples: int) -> None:
         doses = [know[role].dose for know in study.knowing]
         for name in uncertainty.ARMS if None not in doses else ():
             right = np.stack([dose[name][..., COLUMN["correct"]] for dose in doses])
-            zero = right[:, study.strengths.index(0)]
-            for i, s in enumerate(study.strengths):
+            zero = right[:, study.written_at.index(0)]
+            for i, s in enumerate(study.written_at):
                 if s:
                     rec.fact(study.task, f"{name}-direction", "accuracy_change",
                              stats.difference(right[:, i], zero), on=role, strength=s)

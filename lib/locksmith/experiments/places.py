@@ -4,13 +4,15 @@ All models read the same texts, token by token, so a pair shares one vocabulary:
 
     documents   worked answers to held-out problems. In the lab by corpus authors; in words the
                 task's own right steps, each once as it is and once with a wrong result (a minimal
-                pair: the text ends there, and one number differs)
+                pair: the text ends there, and one number differs). Of a task whose answers may be
+                worked out or given at once, also prompts, with what the base does next
     traces      the thinking model's own answers
 
 A *place* is the token before a step may open. What opens there is a kind of step where the task
 knows kinds. In words they are not known, but whether a written equation holds is: a place there is
 the end of a step, and it "opens" an `error` (the equation just written is wrong), a `conclude` (it
-holds, and the answer comes next) or a `step` (it holds, and another step comes).
+holds, and the answer comes next) or a `step` (it holds, and another step comes). Another is the end
+of a prompt, which opens `work` (the answer begins with the first step) or an `answer`.
 
 A *choice* is a place at which the behaviour competes with another step after the same kind of
 token.
@@ -19,9 +21,9 @@ token.
 import random
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,18 +33,20 @@ from torch import Tensor
 
 from locksmith import corpus, grammar, prose, rollouts, vocabulary
 from locksmith.errors import BadInput
+from locksmith.experiments import next_words
 from locksmith.loading import Model, Pair
 from locksmith.tasks import name_of
+from locksmith.words import WordProblem
 
 # What is asked about each task, stated before any run (the chapter says why): the first is the
-# headline. In words, `error` is a state of the text and no step: what should follow it is counted.
-BEHAVIOURS = {"countdown": ("wait", "check"), "chain": ("check", "wait")}
+# headline. In words, `error` is a state of the text and no step: what should follow it is going
+# back, which opens with these words.
+BEHAVIOURS = {"countdown": ("wait", "check"), "chain": ("check", "wait"), "sums": ("work", "error")}
 IN_WORDS = ("error", "conclude")
-FOLLOWS = {"error": "backtracking"}
-# How such steps begin in words.
 OPENINGS_IN_WORDS = {"error": ("Wait", "Hmm", "No"), "conclude": ("The answer", "So the answer")}
+DRAWN = 8  # outcomes of a prompt
 SLIPS = (-10, -2, -1, 1, 2, 10)  # wrong results are off by one of these
-ANOTHER = {"wait": "check", "check": "try", "error": "conclude"}  # behaviour, as a control
+ANOTHER = {"wait": "check", "check": "try", "error": "conclude", "work": "error"}  # as a control
 CONCLUDED = re.compile(r"answer is:?\s*(?=\S)")
 _TABLE = {name: torch.tensor([word in words for word in vocabulary.VOCABULARY]) for name, words in {
     "number": vocabulary.NUMBERS, "operator": vocabulary.OPERATORS, "equals": ("=",), "no": ("no",),
@@ -52,7 +56,7 @@ _TABLE = {name: torch.tensor([word in words for word in vocabulary.VOCABULARY]) 
 
 def behaviours(task: ModuleType) -> tuple[str, ...]:
     """The behaviours that the chapter asks about in a task, its headline first."""
-    return BEHAVIOURS[name_of(task)] if task.OPENINGS else IN_WORDS
+    return BEHAVIOURS.get(name_of(task), IN_WORDS)
 
 
 def headline(task: ModuleType) -> str:
@@ -64,8 +68,8 @@ def contrasts(task: ModuleType) -> list[tuple[str, str]]:
     if task.OPENINGS:
         return [("choice", "wait"), ("choice", "check"), ("choice", "try"),
                 *(("point", b) for b in task.OPENINGS)]
-    return [("choice", "error"), ("choice", "conclude"),
-            *(("point", b) for b in ("error", "conclude", "step"))]
+    asked = dict.fromkeys((*behaviours(task), *IN_WORDS))
+    return [*(("choice", b) for b in asked), *(("point", b) for b in (*asked, "step"))]
 
 
 class Sizes(NamedTuple):
@@ -80,14 +84,14 @@ class Sizes(NamedTuple):
 
 @dataclass(frozen=True)
 class Text:
-    """ids: prompt and answer; start: length of the prompt; problem: its index; habits: of a corpus
-    document, its hidden author's chance to do each behaviour; last: of a minimal pair, what its
-    end opens, the only place of it that is read."""
+    """ids: prompt and answer; start: length of the prompt; problem: its index; habits: the chance
+    with which its author, hidden or the base, does a behaviour; last: of a text that is read at its
+    end alone, what opens there: once, or as often as it was drawn."""
     ids: list
     start: int
     problem: int
-    habits: dict | None = None
-    last: str | None = None
+    habits: dict = field(default_factory=dict)
+    last: tuple[str, ...] = ()
 
 
 def documents(pair: Pair, model: Model, n_problems: int, each: int,
@@ -98,7 +102,8 @@ def documents(pair: Pair, model: Model, n_problems: int, each: int,
         return [text for i, problem in enumerate(problems)
                 for text in _by_authors(pair, model, problem, i, each, generator)]
     return [text for i, problem in enumerate(problems)
-            for text in _minimal_pairs(pair, model, problem, i, each)]
+            for text in (*_minimal_pairs(pair, model, problem, i, each),
+                         *_prompts(pair, model, problem, i))]
 
 
 def _by_authors(pair, model, problem, i, each, generator):
@@ -111,19 +116,52 @@ def _by_authors(pair, model, problem, i, each, generator):
                    len(problem.prompt), i, {"wait": author.persistence, "check": author.check})
 
 
+def _prompts(pair, model, problem, i):
+    """A prompt, worked examples last, and what the model does DRAWN times: drawn by its exact
+    chance. How the examples are ordered decides most of that; here it is the same for all texts."""
+    if "work" not in behaviours(pair.rules):
+        return
+    problem = replace(problem, examples=tuple(sorted(problem.examples, key=lambda x: bool(x[1]))))
+    ids = model.ask(pair.rules, problem)
+    [chance] = next_words.chances(model, asked(model, pair.rules, problem, "work"))
+    drawn = np.random.default_rng([pair.seed, i]).random(DRAWN) < chance
+    yield Text(ids, len(ids), i, {"work": chance},
+               tuple("work" if works else "answer" for works in drawn))
+
+
+def asked(model: Model, task: ModuleType, problem: WordProblem, behaviour: str) -> next_words.Asked:
+    """Where the text of a problem in words has come to, and which words open the behaviour there:
+    the first equation up to its "=" behind the prompt ("work"), or the openings behind a first step
+    that is wrong ("error") or behind the last right one ("conclude")."""
+    prompt = model.ask(task, problem)
+    if behaviour == "work":
+        *forced, last = model.encode(f" {problem.working[:problem.working.index('=') + 1]}")
+        return next_words.Asked(prompt, len(prompt), forced, [last])
+    written = prose.equations(problem.working)
+    chosen = written[0 if behaviour == "error" else -1]
+    said = problem.working[:_end(task, problem, chosen)]
+    if behaviour == "error":
+        said = _slip(random.Random(f"slip {problem.key}"), said, chosen)
+    return next_words.Asked([*prompt, *model.encode(f" {said}")], len(prompt), [],
+                            opening_ids(model, task, behaviour))
+
+
+def _end(task, problem, equation):
+    """Where the step ends in a problem's working that an equation of it stands in."""
+    return next(step.end for step in task.steps(problem.working) if step.end >= equation.end)
+
+
 def _minimal_pairs(pair, model, problem, i, each):
     """The right steps up to each equation, as it is and with a wrong result."""
     rng = random.Random(f"probe {pair.task} {problem.key}")
-    asked = model.ask(pair.rules, problem)
-    ends = [step.end for step in pair.rules.steps(problem.working)]
+    prompt = model.ask(pair.rules, problem)
     written = prose.equations(problem.working)
     right = [equation for equation in written if equation.holds]  # some are not as simple as read
     for equation in right[:each // 2]:
-        end = next(end for end in ends if end >= equation.end)
         opens = "conclude" if equation == written[-1] else "step"
-        upto = problem.working[:end]
+        upto = problem.working[:_end(pair.rules, problem, equation)]
         for text, last in ((upto, opens), (_slip(rng, upto, equation), "error")):
-            yield Text([*asked, *model.encode(f" {text}")], len(asked), i, last=last)
+            yield Text([*prompt, *model.encode(f" {text}")], len(prompt), i, last=(last,))
 
 
 def _slip(rng, text, equation):
@@ -177,10 +215,11 @@ class Places:
     opens: np.ndarray
     choice: dict
 
-    def positions(self, n_texts: int) -> list[list[int]]:
-        """One list of places a text, as `activations.residuals` takes them."""
+    def positions(self, n_texts: int,
+                  rows: Bool[np.ndarray, " places"] | slice = slice(None)) -> list[list[int]]:
+        """One list of places a text, as `activations.residuals` takes them; rows: of which."""
         out = [[] for _ in range(n_texts)]
-        for t, p in zip(self.text, self.place, strict=True):
+        for t, p in zip(self.text[rows], self.place[rows], strict=True):
             out[t].append(int(p))
         return out
 
@@ -205,18 +244,18 @@ class Places:
 
 def places(task: ModuleType, model: Model, texts: list[Text]) -> Places:
     """The `Places` of texts, in their order."""
-    rows = [(i, place, text.problem, opens, failed, done) for i, text in enumerate(texts)
-            for place, opens, failed, done in (_by_grammar(task, text) if task.OPENINGS else
-                                               _by_equations(task, model, text))]
-    columns = zip(*rows, strict=True) if rows else [[]] * 6
-    text, place, problem, opens, failed, done = map(np.array, columns)
-    names = ("wait", "check") if task.OPENINGS else ("conclude", "error")
-    return Places(text, place, problem, opens,
-                  dict(zip(names, (failed.astype(bool), done.astype(bool)))))
+    rows = [(i, place, text.problem, opens, choices) for i, text in enumerate(texts)
+            for place, opens, choices in (_by_grammar(task, text) if task.OPENINGS else
+                                          _in_words(task, model, text))]
+    columns = zip(*rows, strict=True) if rows else [[]] * 5
+    *known, choices = columns
+    names = ("wait", "check") if task.OPENINGS else ("work", *IN_WORDS)
+    return Places(*map(np.array, known),
+                  {b: np.array([b in here for here in choices], bool) for b in names})
 
 
 def _by_grammar(task, text):
-    """(place, what opens, after a check that said no, after a finished attempt) of a lab's text.
+    """(place, what opens, behaviours for which it is a choice) of a lab's text.
 
     `wait` is a choice after a check that said no, against concluding; `check` after a finished
     attempt, against going on or concluding.
@@ -228,18 +267,32 @@ def _by_grammar(task, text):
     for p in here[:-1].nonzero()[:, 0].tolist():
         opens = grammar.BEHAVIOUR.get(vocabulary.VOCABULARY[text.ids[p + 1]])
         if opens:
-            yield p, opens, bool(failed[p]), bool(done[p])
+            yield p, opens, {"wait"} if failed[p] else {"check"} if done[p] else set()
 
 
-def _by_equations(task, model, text):
-    """(place, what opens, the equation holds, True) of a text in words, at steps with an
-    equation."""
+_CHOICES = {"work": {"work"}, "answer": {"work"}, "error": {"error"},
+            "step": {"error", "conclude"}, "conclude": {"error", "conclude"}}  # what opens there
+
+
+def _in_words(task, model, text):
+    """(place, what opens, behaviours for which it is a choice) of a text in words: at its end where
+    that is known, or at the prompt's and at steps with an equation."""
+    for opens in text.last:
+        yield len(text.ids) - 1, opens, _CHOICES[opens]
     if text.last:
-        yield len(text.ids) - 1, text.last, text.last != "error", True
         return
+    if "work" in behaviours(task):
+        opens = "work" if works_out(task, model.decode(text.ids[text.start:])) else "answer"
+        yield text.start - 1, opens, _CHOICES[opens]
     for place, holds, concludes in steps_in_words(task, model, text):
         opens = ("conclude" if concludes else "step") if holds else "error"
-        yield place, opens, holds, True
+        yield place, opens, _CHOICES[opens]
+
+
+def works_out(task: ModuleType, text: str) -> bool:
+    """Whether an answer in words begins with an equation."""
+    first = next(iter(task.steps(text)), None)
+    return first is not None and bool(prose.equations(text[first.start:first.end]))
 
 
 def steps_in_words(task: ModuleType, model: Model, text: Text) -> list[tuple[int, bool, bool]]:
@@ -291,14 +344,17 @@ def gate(model: Model, task: ModuleType, behaviour: str, where: str,
     """A gate of `steering.Steer`: strengths for output rows, at the places `where` names.
 
     where: "all" from the end of the prompt on (the published way), or "choice", the places where
-    the behaviour is a choice, read from the tokens so far (in words: where a sentence may end).
+    the behaviour is a choice, read from the tokens so far (in words: the end of the prompt for
+    working out, or where a sentence may end).
     """
     ends = None if task.OPENINGS else sentence_ends(model)
 
     def weigh(moment):
         q, ids = moment.positions.shape[1], moment.tokens
         on = moment.positions >= moment.prompt_lengths[:, None] - 1
-        if where == "choice":
+        if where == "choice" and behaviour == "work":
+            on = moment.positions == moment.prompt_lengths[:, None] - 1
+        elif where == "choice":
             if ends is not None:
                 at = ends.to(ids.device)[ids]
                 on = moment.positions >= moment.prompt_lengths[:, None]
@@ -325,20 +381,6 @@ def opening_ids(model: Model, task: ModuleType, behaviour: str) -> list[int]:
     if task.OPENINGS:
         return [model.encode(opening[0])[0] for opening in task.OPENINGS[behaviour]]
     return sorted({model.encode(f" {opening}")[0] for opening in OPENINGS_IN_WORDS[behaviour]})
-
-
-def kinds(task: ModuleType, grade: Any, text: str) -> list[str]:
-    """The kinds of an answer's steps: the task's, or in words "backtracking", "conclude" or "step"
-    by how a step begins."""
-    if task.OPENINGS:
-        return list(grade.behaviours)
-    return [_kind(text[step.start:step.end]) for step in task.steps(text)]
-
-
-def _kind(step):
-    if step.startswith(OPENINGS_IN_WORDS["error"]):
-        return "backtracking"
-    return "conclude" if CONCLUDED.search(step) else "step"
 
 
 def attempts(task: ModuleType, text: str) -> list:

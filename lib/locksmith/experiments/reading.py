@@ -3,7 +3,8 @@
 Every model reads all texts; its residual stream is kept at all places; probes are fitted, and the
 sums for difference-of-means vectors are kept problem by problem. What a probe has to be compared
 with: the same on an untrained model, on the embeddings alone, on shuffled labels, the model's own
-forecast of the next token, and in the lab what the document's hidden author does by habit.
+forecast of the next token, and the habit of the text's author, the chance with which the outcome
+was drawn: of a hidden author in the lab, of the base itself where it is read what that does next.
 """
 
 from collections.abc import Hashable, Sequence
@@ -91,7 +92,7 @@ def read(pair: Pair, roles: list[str], layers: dict[str, int], sizes: Sizes,
     before the place, (0, 0) the place itself.
     """
     task, out = pair.rules, Reading()
-    models = {role: pair.load(role, exact=True) for role in roles}
+    models = {role: pair.load(role, exact=bool(task.OPENINGS)) for role in roles}
     writer = models.get("thinking", models["base"])
     problems = pair.problems(sizes.n_problems, "validation")
     sources = {"documents": documents(pair, models["base"], sizes.n_problems, sizes.documents),
@@ -109,15 +110,16 @@ def read(pair: Pair, roles: list[str], layers: dict[str, int], sizes: Sizes,
             if source == "documents":
                 out.norms |= {(role, b): unit(streams[at], found, b) for b, at in layers.items()}
         compared = {role: models[role] for role in ("base", "thinking") if role in models}
-        forecasts = {role: forecast(model, task, texts, found) for role, model in compared.items()}
+        forecasts = {role: forecast(model, task, texts, found) for role, model in compared.items()
+                     if task.OPENINGS or role == "base"}
         out.scores |= references(source, task, forecasts, texts, found)
         for b, layer in layers.items():
             if task.OPENINGS:
                 back = came_back(forecasts, found, b, pair.seed)
                 out.stable |= {(source, b, role): times for role, times in back.items()}
             for role, model in compared.items() if source == "documents" else ():
-                here = stream(model, texts, found, [layer])[layer]
                 if (source, b, role) in out.stable:
+                    here = stream(model, texts, found, [layer])[layer]
                     out.means |= stable_form(role, here, found, b, back[role], sizes.n_problems)
                 scores, vectors = before(model, texts, found, b, layer, windows, sizes.n_problems)
                 out.scores |= {ProbeSpec(b, role, layer, window=w): s for w, s in scores.items()}
@@ -179,24 +181,32 @@ def forms(source: str, role: str, task: ModuleType, found: Places, streams: dict
 
 def forecast(model: Model, task: ModuleType, texts: list[Text],
              found: Places) -> dict[str, np.ndarray]:
-    """behaviour -> the model's own probability (N,) that it opens next, at each of the places."""
-    logits = activations.logits(model.net, [t.ids for t in texts], found.positions(len(texts)))
-    p = logits.softmax(-1)
-    return {b: p[:, opening_ids(model, task, b)].sum(-1).double().numpy() for b in behaviours(task)}
+    """behaviour -> the model's own probability (N,) that it opens next, at each of the places; NaN
+    where it is none or its words are more than one."""
+    asked = [b for b in behaviours(task) if b != "work"]
+    rows = found.opens != "" if task.OPENINGS else np.any([found.choice[b] for b in asked], 0)
+    out = {b: np.full(len(rows), np.nan) for b in asked}
+    if rows.any():
+        p = activations.logits(model.net, [t.ids for t in texts],
+                               found.positions(len(texts), rows)).softmax(-1)
+        for b in asked:
+            out[b][rows] = p[:, opening_ids(model, task, b)].sum(-1).double().numpy()
+    return out
 
 
 def references(source: str, task: ModuleType, forecasts: dict, texts: list[Text],
                found: Places) -> dict:
-    """What no probe needs to beat: the models' own forecasts, and the author's hidden habit."""
+    """What no probe needs to beat: the models' own forecasts, and the author's habit."""
     out = {}
     for b in behaviours(task):
         rows, y, groups = found.chosen(b)
         if not enough(y, groups):
             continue
         for role, own in forecasts.items():
-            out[ProbeSpec(b, role, None, source, variant="forecast")] = Scored(
-                own[b][rows], y, groups)
-        if texts[0].habits:
+            if b in own:
+                out[ProbeSpec(b, role, None, source, variant="forecast")] = Scored(
+                    own[b][rows], y, groups)
+        if all(b in texts[t].habits for t in found.text[rows]):
             habit = np.array([texts[t].habits[b] for t in found.text[rows]])
             out[ProbeSpec(b, "author", None, source, variant="author")] = Scored(habit, y, groups)
     return out
