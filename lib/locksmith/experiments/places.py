@@ -44,7 +44,7 @@ from locksmith.words import WordProblem
 BEHAVIOURS = {"countdown": ("wait", "check"), "chain": ("check", "wait"), "sums": ("work", "error")}
 IN_WORDS = ("error", "conclude")
 OPENINGS_IN_WORDS = {"error": ("Wait", "Hmm", "No"), "conclude": ("The answer", "So the answer")}
-DRAWN = 8  # outcomes of a prompt
+PROMPTS, DRAWN = 4, 16  # prompts a problem that is read, and outcomes of each
 SLIPS = (-10, -2, -1, 1, 2, 10)  # wrong results are off by one of these
 ANOTHER = {"wait": "check", "check": "try", "error": "conclude", "work": "error"}  # as a control
 CONCLUDED = re.compile(r"answer is:?\s*(?=\S)")
@@ -101,9 +101,12 @@ def documents(pair: Pair, model: Model, n_problems: int, each: int,
     if pair.rules.OPENINGS:
         return [text for i, problem in enumerate(problems)
                 for text in _by_authors(pair, model, problem, i, each, generator)]
-    return [text for i, problem in enumerate(problems)
-            for text in (*_minimal_pairs(pair, model, problem, i, each),
-                         *_prompts(pair, model, problem, i))]
+    pairs = [text for i, problem in enumerate(problems)
+             for text in _minimal_pairs(pair, model, problem, i, each)]
+    if "work" not in behaviours(pair.rules):
+        return pairs
+    return pairs + [_prompt(pair, model, problem, i // PROMPTS, i)
+                    for i, problem in enumerate(pair.problems(PROMPTS * n_problems, split))]
 
 
 def _by_authors(pair, model, problem, i, each, generator):
@@ -116,17 +119,15 @@ def _by_authors(pair, model, problem, i, each, generator):
                    len(problem.prompt), i, {"wait": author.persistence, "check": author.check})
 
 
-def _prompts(pair, model, problem, i):
+def _prompt(pair, model, problem, block, i):
     """A prompt, worked examples last, and what the model does DRAWN times: drawn by its exact
-    chance. How the examples are ordered decides most of that; here it is the same for all texts."""
-    if "work" not in behaviours(pair.rules):
-        return
+    chance. Where the worked example stands decides most of that; here it is the same for all."""
     problem = replace(problem, examples=tuple(sorted(problem.examples, key=lambda x: bool(x[1]))))
     ids = model.ask(pair.rules, problem)
     [chance] = next_words.chances(model, asked(model, pair.rules, problem, "work"))
     drawn = np.random.default_rng([pair.seed, i]).random(DRAWN) < chance
-    yield Text(ids, len(ids), i, {"work": chance},
-               tuple("work" if works else "answer" for works in drawn))
+    return Text(ids, len(ids), block, {"work": chance},
+                tuple("work" if works else "answer" for works in drawn))
 
 
 def asked(model: Model, task: ModuleType, problem: WordProblem, behaviour: str) -> next_words.Asked:

@@ -23,6 +23,7 @@ from locksmith.experiments.places import (
     behaviours,
     contrasts,
     documents,
+    headline,
     opening_ids,
     places,
     traces,
@@ -121,6 +122,8 @@ def read(pair: Pair, roles: list[str], layers: dict[str, int], sizes: Sizes,
                 if (source, b, role) in out.stable:
                     here = stream(model, texts, found, [layer])[layer]
                     out.means |= stable_form(role, here, found, b, back[role], sizes.n_problems)
+                if b != headline(task) or b == "work":  # before an answer stands the question
+                    continue
                 scores, vectors = before(model, texts, found, b, layer, windows, sizes.n_problems)
                 out.scores |= {ProbeSpec(b, role, layer, window=w): s for w, s in scores.items()}
                 out.means |= {Form(role, b, b, window=w): m for w, m in vectors.items()}
