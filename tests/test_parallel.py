@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from locksmith import errors, loading, model, parallel, params
+from locksmith import device, errors, loading, model, parallel, params
 from locksmith.experiments import sampling, skills
 from repository import smoke_lab
 
@@ -36,6 +36,16 @@ def test_processes_and_the_serial_pool_give_the_same_in_the_order_of_the_jobs(tm
             assert list(there) == list(here) == list(jobs)
             np.testing.assert_equal(there, here)
         assert pool.submit(threads).result() == serial.submit(threads).result() == 1
+
+
+@pytest.mark.parametrize("profile, free, n", [("open", 75, 6), ("open", 8, 1), ("open", 500, 16),
+                                              ("paper", 75, 1)])
+def test_processes_with_small_models_share_a_gpu(monkeypatch, profile, free, n):
+    monkeypatch.setattr(device, "pick", lambda where: (torch.device("cuda"), torch.bfloat16))
+    monkeypatch.setattr(device, "free_bytes", lambda place: free * 2**30)
+    monkeypatch.setattr(device, "workers", lambda: 16)
+    with parallel.workers(profile) as pool:
+        assert pool._max_workers == n
 
 
 def test_the_serial_pool_leaves_its_process_as_it_was():

@@ -19,6 +19,8 @@ from locksmith import device
 if sys.platform == "linux":
     import fcntl
 
+GPU_SHARE = 12 * 2**30  # bytes: a model of 0.5 B parameters in float32 and bf16, and its training
+
 
 class Serial(Executor):
     """Runs a job when it is submitted, in this process and in one thread;
@@ -39,14 +41,17 @@ class Serial(Executor):
 
 
 def workers(profile: str, where: str = "auto") -> Executor:
-    """A pool of one-thread processes, one a core, or a single one if `where` is or picks a GPU.
+    """A pool of one-thread processes, one a core. On a GPU, if `where` is or picks one, a single
+    process; under profile open, whose models are small, as many as find GPU_SHARE free.
 
     A job of these profiles takes less time than a process takes to import torch:
     it runs right here.
     """
     if profile in ("smoke", "toy"):
         return Serial()
-    n = device.workers() if device.pick(where)[0].type == "cpu" else 1
+    n, place = device.workers(), device.pick(where)[0]
+    if place.type != "cpu":
+        n = max(min(n, device.free_bytes(place) // GPU_SHARE), 1) if profile == "open" else 1
     return ProcessPoolExecutor(n, mp_context=get_context("spawn"), initializer=_start)
 
 
