@@ -37,6 +37,7 @@ prompt = words.prompt
 grade, steps, stated, strategy = words.grade, words.steps, words.stated, words.works_out
 guess, review, critique, verdict = (
     words.guess_answer, words.review, words.critique, words.verdict)
+turned, form, fact_prompt = words.turned, words.form, words.fact_prompt
 '''
 ARM = '''
 
@@ -55,7 +56,6 @@ CLAIM = '''
     claim: Twice the bias is no better than the bias.
     published: []
     ours: Accuracy under twice the bias.
-    families: [products]
     parts:
       - id: low
         kind: core
