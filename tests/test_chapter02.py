@@ -126,6 +126,16 @@ def test_methods_average_over_their_chains():
     assert found["cot-decoding"].tokens.max() <= 3 * NEW
 
 
+def test_a_random_answer_is_the_mean_over_those_of_a_split():
+    drawn = draw(split="validation", stream="methods", temperature=0.5)
+    asked, outcome = PAIR.problems(N, "validation"), sampling.averaged(drawn)
+    assert drawn.problems == asked and asked != PAIR.problems(N)
+    assert outcome.tokens.tolist() == drawn.lengths.mean(1).tolist()
+    for i, problem in enumerate(asked):
+        grades = [COUNTDOWN.grade(problem, text) for text in drawn.texts[i]]
+        assert outcome.correct[i] == np.mean([g.correct for g in grades])
+
+
 def test_selectors_choose_among_what_was_drawn():
     drawn = draw(TOYS)
     for n in (1, 3):
@@ -204,10 +214,10 @@ def test_corrupted_traces_differ_in_one_result(text):
 
 def answers(task, rows, right):
     """What `successes` reads of answers."""
-    return SimpleNamespace(task=tasks.name_of(task), texts=rows, correct=np.array(right))
+    return SimpleNamespace(task=tasks.name_of(task), texts=rows, trace=np.array(right))
 
 
-def test_only_right_traces_that_can_be_changed_are_scored():
+def test_only_sound_traces_that_can_be_changed_are_scored():
     thinking = answers(SUMS, [[WRITTEN, WRITTEN, WRITTEN], [" The answer is 3.", WRITTEN, WRITTEN]],
                        [[1, 0, 1], [1, 1, 0]])
     base = answers(SUMS, [[WRITTEN], [WRITTEN]], [[0], [1]])
@@ -279,6 +289,43 @@ def test_means_over_missing_traces_leave_them_out():
     values = np.array([[[1.0, np.nan], [2.0, 6.0], [np.nan, np.nan]]])
     found = sampling.mean_of_some(values)
     assert found.value == pytest.approx(3) and (found.low, found.high) == (1, 4)
+
+
+def test_a_lead_is_paired_by_problem_and_seed():
+    nan = np.nan
+    mine = np.array([[[1.0, nan], [2.0, 6.0], [nan, nan], [5.0, 5.0]]])
+    other = np.array([[[0.0, 2.0], [1.0, nan], [3.0, 3.0], [nan, nan]]])
+    found = sampling.lead(mine, other)
+    assert found[..., 0].tolist()[0][:2] == [0, 3] and np.isnan(found[0, 2:]).all()
+    assert sampling.mean_of_some(found).value == pytest.approx(1.5)
+
+
+def test_the_hardest_are_chosen_and_judged_on_different_samples():
+    rng = np.random.default_rng(0)
+    correct = rng.random((2, 8, 10)) < np.linspace(0.05, 0.95, 8)[:, None]
+    chosen, solved = sampling.hardest(correct)
+    for seed in range(2):
+        by_hand = sorted(range(8), key=lambda i: (correct[seed, i, :5].sum(), i))[:2]
+        assert np.flatnonzero(chosen[seed]).tolist() == sorted(by_hand)
+        assert solved[seed].tolist() == [correct[seed, i, 5:].any() for i in range(8)]
+    changed = correct.copy()
+    changed[..., 5:] = ~changed[..., 5:]
+    assert (sampling.hardest(changed)[0] == chosen).all()
+
+
+def test_what_was_drawn_again_finds_its_problems():
+    found = {5: ([0, 3], SimpleNamespace(correct=np.array([[False, True], [False, False]])))}
+    assert sampling.solved_again((2, 4), [1, 5], found).tolist() == [
+        [False] * 4, [True, False, False, False]]
+
+
+def test_one_base_for_all_seeds_is_asked_once():
+    lab_pairs = loading.pairs("lab", ["countdown", "chain"], [0, 1])
+    assert all(sampling.first_asked(lab_pairs, "base")[key] == key for key in lab_pairs)
+    one = loading.pairs("toy", ["sums"], [0, 1, 2], base="toy",
+                        thinking="toy+checkpoints/seed{seed}")
+    assert set(sampling.first_asked(one, "base").values()) == {("sums", 0)}
+    assert all(sampling.first_asked(one, "thinking")[key] == key for key in one)
 
 
 def test_the_lab_profile_serves_the_claims():

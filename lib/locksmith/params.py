@@ -170,6 +170,7 @@ SCHEMA = {
             "matched_samples": "int 1..1000000",
             "entropy_problems": "int 1..10000",
             "traces_per_problem": "int 1..10000",
+            "n_validation": "int 1..10000",
             "temperatures": "set of float 0.01..100",
             "power_alpha": "float 1..100",
             "power_block": "int 1..131072",

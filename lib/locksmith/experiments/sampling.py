@@ -53,6 +53,14 @@ class Likelihood(NamedTuple):
     tokens: list
 
 
+def first_asked(pairs: dict, role: str) -> dict:
+    """Key of each pair -> key of the first pair on its task with the very same model in a role:
+    its own, but where one base stands before several runs of RL and need not be asked again."""
+    firsts = {}
+    return {key: firsts.setdefault((pair.task, pair.name(role), pair.folder(role)), key)
+            for key, pair in pairs.items()}
+
+
 def stream_seed(seed: int, stream: str) -> int:
     """The engine's seed for one of STREAMS: no two draws of a chapter share random numbers."""
     return 1000 * STREAMS[stream] + seed
@@ -63,10 +71,10 @@ def stream_seed(seed: int, stream: str) -> int:
 
 def draw(pair: Pair, role: str, n_problems: int, n: int, max_new_tokens: int,
          temperature: float = 1.0, stream: str | None = None,
-         only: Sequence | None = None) -> Answers:
-    """n answers of a model to each test problem, or to those whose indices are `only`; their
+         only: Sequence | None = None, split: str = "test") -> Answers:
+    """n answers of a model to each problem of a split, or to those whose indices are `only`; their
     rollouts are as small as they can be, because they travel between processes."""
-    model, problems = pair.load(role), pair.problems(n_problems)
+    model, problems = pair.load(role), pair.problems(n_problems, split)
     only = list(range(n_problems)) if only is None else [int(i) for i in only]
     answers = rollouts.answer(
         model, pair.rules, [problems[i] for i in only], n, max_new_tokens=max_new_tokens,
@@ -159,6 +167,21 @@ def read_answer(model: Model, task: ModuleType, problem: Any, ids: list) -> tupl
 
 # --- choosing among samples -----------------------------------------------------------------------
 
+def averaged(answers: Answers) -> MethodOutcome:
+    """`MethodOutcome` of one answer, taken at random among those there are."""
+    return MethodOutcome(answers.correct.mean(1), answers.trace.mean(1), answers.lengths.mean(1),
+                         {})
+
+
+def hardest(correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(chosen, solved), (seeds, problems) bool, from (seeds, problems, samples): the quarter of a
+    seed's problems that the first half of the samples solves least often, ties in their order; and
+    which problems the other half solves, so that choosing and judging share no sample."""
+    half = correct.shape[-1] // 2
+    ranks = correct[..., :half].sum(-1).argsort(1, kind="stable").argsort(1)
+    return ranks < correct.shape[1] // 4, correct[..., half:].any(-1)
+
+
 
 def select(answers: Answers, rows: list) -> dict:
     """Arm -> `MethodOutcome` of the selectors that need no grader, among the rollouts `rows`."""
@@ -174,6 +197,17 @@ def select(answers: Answers, rows: list) -> dict:
 def first(answers: Answers, n: int) -> list:
     """The rows of the first n samples of each problem."""
     return np.flatnonzero(answers.rollouts.sample.numpy() < n).tolist()
+
+
+def solved_again(shape: tuple[int, int], seeds: Sequence[int], found: dict) -> np.ndarray:
+    """`shape` (seeds, problems) bool: whether further samples solve a problem; found: seed ->
+    (indices of its problems that were drawn again, their answers)."""
+    solved = np.zeros(shape, bool)
+    for i, seed in enumerate(seeds):
+        if seed in found:
+            only, answers = found[seed]
+            solved[i, only] = answers.correct.any(-1)
+    return solved
 
 
 # --- traces --------------------------------------------------------------------------------------
@@ -206,18 +240,18 @@ def corrupted(text: str, rng: random.Random) -> str | None:
 
 
 def successes(answers: Answers, n: int) -> list:
-    """(index of the problem, right trace), the first n a problem that can be shuffled and
+    """(index of the problem, sound trace), the first n a problem that can be shuffled and
     corrupted."""
     task, pairs = tasks.load(answers.task), []
-    for i, (texts, right) in enumerate(zip(answers.texts, answers.correct)):
-        usable = (text for text, good in zip(texts, right) if good
+    for i, (texts, sound) in enumerate(zip(answers.texts, answers.trace)):
+        usable = (text for text, good in zip(texts, sound) if good
                   and shuffled(task, text, random.Random(0)) and corrupted(text, random.Random(0)))
         pairs += [(i, text) for text in itertools.islice(usable, n)]
     return pairs
 
 
 def variants(thinking: Answers, base: Answers, n: int, seed: int) -> dict:
-    """Arm -> [(index of the problem, text)]: n right traces a problem of either model, and the
+    """Arm -> [(index of the problem, text)]: n sound traces a problem of either model, and the
     thinking model's with their steps shuffled and with one result made wrong."""
     task, traces, rng = tasks.load(thinking.task), successes(thinking, n), random.Random(seed)
     return {"thinking-traces": traces, "base-traces": successes(base, n),
@@ -278,6 +312,18 @@ def table(traces: list, values: list, shape: tuple[int, int]) -> np.ndarray:
     for (i, _), value in zip(traces, values, strict=True):
         out[i, np.isnan(out[i]).argmax()] = value
     return out
+
+
+def lead(values: np.ndarray, against: np.ndarray) -> np.ndarray:
+    """Mean of a problem's traces minus that of others of its: two (seeds, problems, traces), NaN
+    for none -> (seeds, problems, 1), NaN for a problem that lacks either."""
+    means = []
+    for some in (values, against):
+        there = ~np.isnan(some)
+        with np.errstate(invalid="ignore"):
+            means.append(np.where(there, some, 0).sum(-1, keepdims=True)
+                         / there.sum(-1, keepdims=True))
+    return means[0] - means[1]
 
 
 def mean_of_some(values: np.ndarray) -> stats.Interval:
