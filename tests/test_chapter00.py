@@ -60,3 +60,35 @@ def test_a_checkpoint_is_measured_in_every_way(tmp_path, family):
         assert tally["tokens"] * samples == pytest.approx((tally["tokens"] * samples).round())
     summary = skills.summary(skills.stack([found["sampled"]] * 2))
     assert summary["tokens_per_answer"].value == pytest.approx(found["sampled"]["tokens"].mean())
+
+
+def test_an_attempt_hits_the_target_that_is_open():
+    problem = countdown.Problem((3, 7, 9), (30, 63))
+    first, second, wrong = "3 * 7 = 21 + 9 = 30", "9 - 3 = 6 + 7 = 13", "3 * 7 = 20 + 9 = 30"
+    words = f"try {wrong} wait {first} check 30 yes so 3 * 7 + 9 try {first} maybe {second} <eos>"
+    assert countdown.hits(problem, words) == [False, True, False, False]
+    assert countdown.hits(countdown.Problem((3, 7, 9), (30, 13)), words)[2:] == [False, True]
+    tally = skills.tally(countdown, [problem], [words.split(), ["try", *first.split()]])
+    assert tally["hits"].tolist() == [1] and tally["first_hits"].tolist() == [0.5]
+
+
+def test_a_gain_is_split_and_paired():
+    rng = np.random.default_rng(1)
+
+    def side(share, rate, valid):
+        strategy = rng.random((3, 30, 2)) < share
+        right = rng.random((3, 30, 2)) < np.where(strategy, rate, 0.1)
+        attempts = rng.integers(1, 9, (3, 30)).astype(float)
+        return {"strategy": strategy, "right": right, "correct": right.mean(-1),
+                "attempts": attempts, "valid_attempts": valid * attempts}
+    base, thinking = side(0.2, 0.8, 0.9), side(0.8, 0.8, 0.85)
+    found = skills.gain(base, thinking)
+    assert found["gain"].value == pytest.approx(
+        found["gain_when"].value + found["gain_how"].value)
+    assert found["gain"].value == pytest.approx(
+        thinking["right"].mean() - base["right"].mean())
+    assert found["gain_when"].low > found["gain_how"].high
+    change = found["valid_attempts_change"]  # the same share everywhere: no spread is left
+    assert [*change] == pytest.approx([-0.05] * 3)
+    base["attempts"] = base["valid_attempts"] = np.zeros((3, 30))
+    assert "valid_attempts_change" not in skills.gain(base, thinking)

@@ -80,3 +80,13 @@ def test_tokenizers_that_differ_are_refused():
     answers = replace(answers_of(PAIRS[0], TEXTS["countdown"]))
     with pytest.raises(errors.BadInput, match="tokenizer is not that of toy"):
         divergence.kl(pair, answers)
+
+
+def test_answers_are_those_that_a_chapter_samples():
+    pair = PAIRS[1]
+    drawn = rollouts.answer(pair.load("thinking"), pair.rules, pair.problems(3), 2,
+                            max_new_tokens=12, seed=0)
+    found, again = divergence.of_answers(pair, 3, 2, 12), divergence.kl(pair, drawn)
+    for position in divergence.POSITIONS:
+        assert (found[position].nats == again[position].nats).all()
+    assert sum(x.tokens.sum() for x in found.values()) == drawn.lengths.sum()

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from locksmith import activations, tasks
+from locksmith import activations, rollouts, tasks
 from locksmith.errors import BadInput
 from locksmith.experiments import sampling
 from locksmith.loading import Model, Pair
@@ -24,6 +24,13 @@ class Divergence(NamedTuple):
     """Of P problems: nats (P,), summed over tokens; tokens (P,), how many there are."""
     nats: np.ndarray
     tokens: np.ndarray
+
+
+def of_answers(pair: Pair, n_problems: int, n: int, max_new_tokens: int) -> dict[str, Divergence]:
+    """`kl` at n answers of the thinking model to each of the first test problems, drawn at
+    temperature 1 with the random numbers of the pair's seed."""
+    return kl(pair, rollouts.answer(pair.load("thinking"), pair.rules, pair.problems(n_problems), n,
+                                    max_new_tokens=max_new_tokens, seed=pair.seed))
 
 
 def kl(pair: Pair, answers: Answers) -> dict[str, Divergence]:

@@ -26,8 +26,10 @@ def tally(task: ModuleType, problems: Sequence,
           traces: Sequence[list[str]]) -> dict[str, np.ndarray]:
     """Counts of `traces` (lists of words, problem-major, equally many a problem).
 
-    Returns {name: float64 (problems,)}: for each of COUNTS the mean over a problem's samples, and
-    "attempts_at", "valid_at" (problems, positions), the same by place in the trace.
+    Returns {name: float64 (problems,)}: for each of COUNTS the mean over a problem's samples;
+    "attempts_at", "valid_at" (problems, positions), the same by place in the trace; "strategy",
+    "right" (problems, samples) bool, what each answer does; and where the task tells which attempts
+    find what they seek, "hits" and "first_hits" (problems,), of all attempts and of the first.
     """
     n = len(traces) // len(problems)
     rows, at, valid_at = [], [], []
@@ -39,8 +41,16 @@ def tally(task: ModuleType, problems: Sequence,
         at.append(np.bincount(bins, minlength=len(POSITIONS)))
         valid_at.append(np.bincount(bins, valid, minlength=len(POSITIONS)))
     mean = [np.reshape(x, (len(problems), n, -1)).mean(1) for x in (rows, at, valid_at)]
-    return {**dict(zip(COUNTS, mean[0].T, strict=True)),
-            "attempts_at": mean[1], "valid_at": mean[2]}
+    each = [(task.strategy(problems[i // n], words), row[0])
+            for i, (words, row) in enumerate(zip(traces, rows))]
+    strategy, right = np.array(each, bool).T.reshape(2, len(problems), n)
+    out = {**dict(zip(COUNTS, mean[0].T, strict=True)), "attempts_at": mean[1], "valid_at": mean[2],
+           "strategy": strategy, "right": right}
+    if hasattr(task, "hits"):
+        found = [task.hits(problems[i // n], words) for i, words in enumerate(traces)]
+        out["hits"], out["first_hits"] = (np.reshape(x, (-1, n)).mean(1) for x in (
+            [sum(hit) for hit in found], [sum(hit[:1]) for hit in found]))
+    return out
 
 
 def valid_attempts(task: ModuleType, problem: Any, words: list[str]) -> list[bool]:
@@ -93,12 +103,27 @@ def summary(tally: dict[str, np.ndarray]) -> dict[str, stats.Interval]:
     """{name of the fact: Interval} of a stacked tally; a share of nothing is left out."""
     out = {"pass_at_k[k=1]": stats.mean_interval(tally["correct"]),
            "trace_pass_at_k[k=1]": stats.mean_interval(tally["trace"]),
+           "strategy_share": stats.mean_interval(tally["strategy"]),
            "valid_attempts": stats.share(tally["valid_attempts"], tally["attempts"]),
            "correct_checks": stats.share(tally["correct_checks"], tally["checks"])}
     for name in ("attempts", "checks", "backtracks", "tokens"):
         quantity = "tokens_per_answer" if name == "tokens" else name
         out[quantity] = stats.interval(lambda mean: mean, tally[name])
     return {name: interval for name, interval in out.items() if interval is not None}
+
+
+def gain(base: dict[str, np.ndarray],
+         thinking: dict[str, np.ndarray]) -> dict[str, stats.Interval]:
+    """{name of the fact: Interval} of what RL gained, paired, from the stacked tallies of both."""
+    when, how = stats.gain_parts(*((side["strategy"], side["right"]) for side in (base, thinking)))
+    counts = [side[name] for side in (thinking, base) for name in ("valid_attempts", "attempts")]
+    out = {"gain": stats.difference(thinking["correct"], base["correct"]),
+           "gain_when": when, "gain_how": how}
+    if all(count.sum() for count in counts[1::2]):
+        with np.errstate(invalid="ignore"):  # a resample may hold no attempt
+            out["valid_attempts_change"] = stats.interval(
+                lambda valid, tried, before, tries: valid / tried - before / tries, *counts)
+    return out
 
 
 def by_position(tally: dict[str, np.ndarray]) -> dict[str, stats.Interval]:

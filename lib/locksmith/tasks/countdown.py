@@ -194,6 +194,16 @@ def grade(problem: Problem, words: str | list[str]) -> Grade:
                  valid, checks, honest, behaviours.count("wait"), behaviours)
 
 
+def hits(problem: Problem, words: str | list[str]) -> list[bool]:
+    """For each attempt of a trace, in order, whether it reaches the target that is open."""
+    out, answered = [], 0
+    for behaviour, content in grammar.steps(grammar.words(words)):
+        if behaviour in ("try", "wait"):
+            out.append(_attempt(content, problem) == problem.targets[min(answered, PARTS - 1)])
+        answered += behaviour == "conclude"
+    return out
+
+
 def labels(words: list[str]) -> list[str]:
     return grammar.labels(words)
 
