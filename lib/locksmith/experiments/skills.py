@@ -103,7 +103,7 @@ def summary(tally: dict[str, np.ndarray]) -> dict[str, stats.Interval]:
     """{name of the fact: Interval} of a stacked tally; a share of nothing is left out."""
     out = {"pass_at_k[k=1]": stats.mean_interval(tally["correct"]),
            "trace_pass_at_k[k=1]": stats.mean_interval(tally["trace"]),
-           "strategy_share": stats.mean_interval(tally["strategy"]),
+           "strategy_share": stats.mean_interval(tally["strategy"].mean(-1)),
            "valid_attempts": stats.share(tally["valid_attempts"], tally["attempts"]),
            "correct_checks": stats.share(tally["correct_checks"], tally["checks"])}
     for name in ("attempts", "checks", "backtracks", "tokens"):
