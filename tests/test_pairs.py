@@ -18,7 +18,7 @@ from repository import ROOT, environment
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 TOY = params.load("toy", ROOT / "params.yaml")["chapters"]
-CHAPTERS = [path.stem for path in sorted((ROOT / "chapters").glob("0*.ipynb"))
+CHAPTERS = [path.stem for path in sorted((ROOT / "chapters").glob("0[1-5]*.ipynb"))
             if params.chapter_key(notebooks.number(path)) in TOY]
 ONE = "02_base_model_sampling"
 
@@ -101,6 +101,18 @@ def test_one_command_runs_chapters_on_a_pair_and_one_makes_their_pages(home):
     done = command(home, "pages", "build", "--profile", "paper")
     assert done.returncode == 2 and "is not the one with which" in done.stderr
     assert first.exists()
+
+
+def test_two_toy_models_walk_from_their_rl_to_the_page(home):
+    subprocess.run([sys.executable, "-m", "locksmith.experiments.real_rl", "--profile", "toy"],
+                   cwd=home, env=environment(ROOT), check=True, capture_output=True)
+    _, record, page = run(home, "06_real_weights", "toy")
+    families = {fact["family"] for fact in record["facts"]}
+    assert families == {"sums", "sums_thinking", "gsm_symbolic", "chat"}
+    arms = {fact["model"] for fact in record["facts"] if fact["family"] == "sums"}
+    assert arms == {"base", "thinking", "random-reward", "format-reward", "rl-one-problem"}
+    assert len(record["provenance"]["checkpoints"]) == 5
+    assert page.count("image/png") == 5 and "Left out" not in page
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS[2:])

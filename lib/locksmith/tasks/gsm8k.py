@@ -25,6 +25,11 @@ SOURCE = ("github.com/openai/grade-school-math at 3101c7d5072418e28b9008a6636bde
           "grade_school_math/data")
 
 
+def folder() -> Path:
+    """Where its two files are looked for."""
+    return Path(os.environ.get("LOCKSMITH_GSM8K") or cache_dir() / "gsm8k")
+
+
 def _read(path):
     """Problems of a file, in its order. BadInput for one that is missing or has another
     checksum."""
@@ -54,12 +59,11 @@ def problems(split: str, n: int, seed: int, generator: dict) -> list[words.WordP
     """n problems of a split, in an order drawn from the seed."""
     if split not in words.SPLITS:
         raise BadInput(f"split is {split!r}; allowed are {', '.join(words.SPLITS)}.")
-    folder = Path(os.environ.get("LOCKSMITH_GSM8K") or cache_dir() / "gsm8k")
-    tested = {p.key for p in _read(folder / "test.jsonl")}
+    tested = {p.key for p in _read(folder() / "test.jsonl")}
     if split == "test":
-        found = _read(folder / "test.jsonl")
+        found = _read(folder() / "test.jsonl")
     else:  # of words' three parts by hash, the last fifth validates
-        found = [p for p in _read(folder / "train.jsonl") if p.key not in tested
+        found = [p for p in _read(folder() / "train.jsonl") if p.key not in tested
                  and (words.split_of(p.question) == "validation") == (split == "validation")]
     random.Random(f"gsm8k {split} {seed}").shuffle(found)
     if n > len(found):
