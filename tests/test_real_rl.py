@@ -38,7 +38,8 @@ def test_the_stage_writes_an_adapter_a_run_and_its_record(here, capsys):
     change = max(float((a - b).detach().abs().max()) for a, b in
                  zip(trained.net.parameters(), base.net.parameters()))
     assert change == 0  # random weights answer nothing right, so nothing rewards them
-    drawn = loading.load(f"toy+{real_rl.folder('toy', 'toy', 'random')}/seed0", exact=True)
+    place = real_rl.folder("toy", "toy", "random") / "seed0"
+    drawn = pair._replace(thinking=f"toy+{place}").load("thinking", exact=True)
     assert any((a != b).any() for a, b in zip(drawn.net.parameters(), base.net.parameters()))
     assert {fact["family"] for fact in record["facts"]} == {"sums", "sums_thinking"}
     assert pair.generator == own["present"]["sums"]

@@ -106,7 +106,7 @@ def test_an_arm_is_asked_by_its_adapter_and_in_two_roundings(monkeypatch):
     monkeypatch.chdir(ROOT)
     pair = real_rl.pair("toy", "present", 1)
     assert two_models.name(pair, "base") == "toy"
-    assert two_models.name(pair, "correct") == pair.name("thinking")
+    assert two_models.name(pair, "correct") == pair.thinking
     problems = pair.problems(2, "validation")
     one, other = (two_models.measure(pair, "base", problems, 2, 6, other_rounding=x)
                   for x in (False, True))

@@ -129,6 +129,7 @@ SCHEMA = {
         "present": _REAL,
         "absent": _REAL,
         "accept_terms": "bool",
+        "tokens": "int 0..1048576",
         "steps": "int 1..100000",
         "problems": "int 1..10000",
         "samples": "int 2..1000000",

@@ -38,6 +38,7 @@ from locksmith import (
     grading,
     loading,
     model,
+    narrowing,
     parallel,
     params,
     prose,
@@ -58,8 +59,8 @@ REWARDS = {"format": "strategy", "random": "random"}  # of an arm; any other's i
 NAMES = {"format": "format-reward", "random": "random-reward", "one-problem": "rl-one-problem",
          "sft-right": "sft-right"}
 MEASURED = ("correct", "trace", "strategy", "attempts", "valid_attempts")
-CODE = (cache, drawing, engine, finetune, grading, model, prose, rewards, rl, rollouts, sums,
-        tuning, words)
+CODE = (cache, drawing, engine, finetune, grading, model, narrowing, prose, rewards, rl, rollouts,
+        sums, tuning, words)
 
 
 def pair(profile: str, role: str, seed: int) -> Pair:
@@ -68,7 +69,7 @@ def pair(profile: str, role: str, seed: int) -> Pair:
     base = own[role]["model"]
     trained = folder(profile, base, "correct") / "seed{seed}"
     return Pair(profile, "sums", seed, base, f"{base}{loading.ADAPTER}{trained.as_posix()}",
-                accept_terms=own["accept_terms"])
+                accept_terms=own["accept_terms"], tokens=own["tokens"])
 
 
 def folder(profile: str, base: str, arm: str) -> Path:
@@ -121,7 +122,8 @@ def start(pair: Pair, n_problems: int, samples: int, max_new_tokens: int) -> tup
     """(hash of a base's weights, how often it solves each of n_problems training problems, which
     of them is to be the single one: the middle of those that it solves at all)."""
     rates = tuning.difficulty(pair, n_problems, samples, max_new_tokens)
-    return weights(pair.load("base").net), rates.tolist(), tuning.spread(rates, 3)[1]
+    whole = pair._replace(tokens=0).load("base", exact=True)
+    return weights(whole.net), rates.tolist(), tuning.spread(rates, 3)[1]
 
 
 def train(pair: Pair, arm: str, setting: dict, recipe: dict, base: str, single: int) -> dict:
@@ -183,7 +185,7 @@ def run(profile: str) -> None:
     config = params.load(profile)
     own, seeds = config["real"], config["seeds"]
     recipe = {name: own[name] for name in ("steps", "problems", "samples", "lr", "rank",
-                                           "max_new_tokens", "target_tokens")}
+                                           "max_new_tokens", "target_tokens", "tokens")}
     with parallel.workers(profile) as pool:
         begun = parallel.run(pool, start, {role: dict(
             pair=pair(profile, role, seeds[0]), n_problems=own["pool_problems"],

@@ -39,10 +39,10 @@ class Measured(NamedTuple):
 
 
 def name(pair: Pair, arm: str) -> str:
-    """The name of an arm's model, of the pair's seed: the base with its adapter."""
+    """The name of an arm's model, one a seed: the base with its adapter."""
     if arm == "base":
         return pair.base
-    place = real_rl.folder(pair.profile, pair.base, arm) / f"seed{pair.seed}"
+    place = real_rl.folder(pair.profile, pair.base, arm) / "seed{seed}"
     return f"{pair.base}{loading.ADAPTER}{place.as_posix()}"
 
 
@@ -50,7 +50,7 @@ def measure(pair: Pair, arm: str, problems: list, n: int, max_new_tokens: int,
             temperature: float = 1.0, other_rounding: bool = False) -> Measured:
     """`Measured` of an arm on problems of the pair's task. other_rounding: of its weights and
     sums, float32 where `device.pick` gives bfloat16 and the other way round."""
-    model = loading.load(name(pair, arm), accept_terms=pair.accept_terms)
+    model = pair._replace(thinking=name(pair, arm)).load("thinking")
     if other_rounding:
         model.net.to(rounding()[1])
     drawn = rollouts.answer(model, pair.rules, problems, n, max_new_tokens=max_new_tokens,
