@@ -128,14 +128,24 @@ def test_profile_follows_the_hardware(monkeypatch, capsys):
     assert page == {"profile": "lab"}  # not on Colab
     monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    colab.adapt(page, "02")
-    assert page == {"profile": "lab"}
+    gpu = {"profile": "lab", "accept_terms": False}
+    colab.adapt(gpu, "00")
+    assert gpu == {"profile": "lab", "accept_terms": False}  # the real pair has no chapter 0
+    colab.adapt(gpu, "02")
+    pair = params.load("open")["chapters"]["ch02"]
+    assert gpu == {**pair, "profile": "open", "accept_terms": False}
+    pulled = []
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "run", lambda command, check: pulled.extend(command[5:]))
+        colab.prepare("02_base_model_sampling")
+    assert pulled and all(path.startswith("checkpoints/open/") for path in pulled), pulled
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     mine = {"profile": "paper"}
     colab.adapt(mine, "02")
     assert mine == {"profile": "paper"}  # chosen by the reader
     colab.adapt(page, "02")
-    assert page == {**params.load("colab")["chapters"]["ch02"], "profile": "colab"}
+    few = params.load("colab")["chapters"]["ch02"]
+    assert page == {k: x for k, x in few.items() if k != "accept_terms"} | {"profile": "colab"}
     assert "profile colab" in capsys.readouterr().out
 
 

@@ -12,9 +12,9 @@ def pick(device: str | torch.device = "auto",
     """(torch.device, torch.dtype) for the whole library.
 
     `device`: "auto" (cuda, else mps, else cpu) or a torch device name. `dtype`: "auto", a name
-    such as "bfloat16", or a torch dtype; "auto" is bfloat16 on cuda and on CPUs that multiply it
-    in hardware (AMX or AVX512-BF16), else float32. ValueError if the device is not there or a
-    name is unknown.
+    such as "bfloat16", or a torch dtype; "auto" is bfloat16 on GPUs and CPUs that multiply it in
+    hardware (Ampere and later; AMX or AVX512-BF16), else float32. ValueError if the device is not
+    there or a name is unknown.
     """
     there = {"cpu": True, "cuda": torch.cuda.is_available(),
              "mps": torch.backends.mps.is_available()}
@@ -26,7 +26,8 @@ def pick(device: str | torch.device = "auto",
     if not there[kind]:
         raise ValueError(f"device is {device!r}, but this machine has no {kind} device")
     if dtype == "auto":
-        fast = kind == "cuda" or (kind == "cpu" and torch.cpu._is_avx512_bf16_supported())
+        fast = ((kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
+                or (kind == "cpu" and torch.cpu._is_avx512_bf16_supported()))
         dtype = torch.bfloat16 if fast else torch.float32
     elif isinstance(dtype, str):
         name, dtype = dtype, getattr(torch, dtype, None)

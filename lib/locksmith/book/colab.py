@@ -61,16 +61,17 @@ def extras(chapter: str, root: Path = Path(".")) -> str:
 
 def prepare(chapter: str) -> None:
     """Brings the checkpoints and data that a chapter reads from the DVC remote, no others."""
-    targets = needs(chapter)
+    targets = needs(chapter, "open/dvc.yaml" if profile(chapter) == "open" else "dvc.yaml")
     if targets:
         dvc = [sys.executable, "-m", "dvc", "pull", "-q", *targets]
         subprocess.run(dvc, check=True)
 
 
 def needs(chapter: str, pipeline: str | Path = "dvc.yaml") -> list[str]:
-    """Paths under checkpoints/ and data/ that a chapter's stage depends on, in the lab profile.
+    """Paths under checkpoints/ and data/ that a chapter's stage depends on, in the lab profile or,
+    of open/dvc.yaml, of the real pair.
 
-    Less the checkpoints on the way (*_steps), which the remote does not hold.
+    Less the checkpoints on the way (*_steps) and of controls, which the remote does not hold.
     """
     stages = plain_yaml.read(pipeline)["stages"]
     for stage in stages.values():
@@ -78,28 +79,36 @@ def needs(chapter: str, pipeline: str | Path = "dvc.yaml") -> list[str]:
         if f"chapters/{chapter}.ipynb" in deps:
             paths = [d.replace("${profile}", "lab") for d in deps]
             return [p for p in paths
-                    if p.startswith(("checkpoints/", "data/")) and not p.endswith("_steps")]
+                    if p.startswith(("checkpoints/", "data/"))
+                    and not p.endswith(("_steps", "_controls"))]
     raise errors.BadInput(f"{pipeline} has no stage for chapter {chapter!r}.")
 
 
 def adapt(variables: dict, chapter: str) -> None:
-    """On a Colab runtime without GPU, puts the `colab` profile's values into a chapter's variables.
+    """On a Colab runtime, puts the values of the profile that it carries into a chapter's variables.
 
     variables: the notebook's globals(). Only the page's own profile is swapped: a reader who chose
-    another keeps it.
+    another keeps it; nor are anybody's terms accepted.
     """
-    if "google.colab" not in sys.modules or variables["profile"] != "lab" or profile() == "lab":
+    here = profile(chapter)
+    if "google.colab" not in sys.modules or variables["profile"] != "lab" or here == "lab":
         return
-    chosen = params.load("colab")["chapters"].get(params.chapter_key(chapter), {})
-    variables.update(chosen, profile="colab")
-    print(f"No GPU here: profile colab, {chosen}. The page was made with profile lab.")
+    chosen = dict(params.load(here)["chapters"].get(params.chapter_key(chapter), {}))
+    chosen.pop("accept_terms", None)
+    variables.update(chosen, profile=here)
+    found = "A GPU" if here == "open" else "No GPU"
+    print(f"{found} here: profile {here}, {chosen}. The page was made with profile lab.")
 
 
-def profile() -> str:
-    """The profile that a Colab runtime carries: "lab" (the page's own) on a GPU, else "colab"."""
+def profile(chapter: str) -> str:
+    """The profile that a Colab runtime carries of a chapter, by its number or file name: on a GPU
+    "open", the real pair, or the page's own "lab" where that has no such chapter; else "colab"."""
     import torch
 
-    return "lab" if torch.cuda.is_available() else "colab"
+    if not torch.cuda.is_available():
+        return "colab"
+    known = params.load("open")["chapters"]
+    return "open" if params.chapter_key(chapter.partition("_")[0]) in known else "lab"
 
 
 def main() -> None:
