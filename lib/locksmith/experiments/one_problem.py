@@ -26,9 +26,8 @@ RIVALS = ("flipped-critiques", "shuffled-critiques", "working-alone", "verdict-a
 MAIN = ("critiques", *RIVALS, "sft-right")
 MORE = ("noisy-critiques", "own-critiques", "sft-wrong")
 ARMS = (*MAIN, *MORE, "many-critiques")
-# Which are trained on verdicts on their inputs, and are asked for verdicts on other problems.
-JUDGES = ("base", "thinking", "critiques", "flipped-critiques", "shuffled-critiques",
-          "verdict-alone", "many-critiques")
+# Which are asked for verdicts on other problems: as many reviews cost more than the answers do.
+JUDGES = ("base", "critiques", "flipped-critiques")
 # RL: options of `tuning.reinforced`; the first on single problems, the others on many.
 RL = {"rl-one-problem": {}, "rl-same-budget": {}, "format-reward": {"reward": "format"},
       "random-reward": {"reward": "random"}, "entropy-alone": {"reward": "none", "bonus": 0.01}}
@@ -186,7 +185,8 @@ class OneProblemStudy:
     def untouched(self, which: Iterable[str] = ("base", "thinking")) -> None:
         """The models as they are."""
         self.keep(self.run(tuning.untouched, {(task, name, 0, seed): dict(
-            pair=pair, which=name, size=self.size, judged=self.held_out.get(task))
+            pair=pair, which=name, size=self.size,
+            judged=self.held_out.get(task) if name in JUDGES else None)
             for name in which for (task, seed), pair in self.pairs.items()}))
 
     def reinforce(self, names: Iterable[str], recipe: dict, singles: Iterable[int]) -> None:
