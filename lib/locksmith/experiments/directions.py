@@ -41,6 +41,9 @@ from locksmith.loading import Model, Pair
 COUNTS = ("rate", "opened", "correct", "tokens", "repeated", "truncated", "valid")
 
 
+EXACT = 20  # problems on which a layer is chosen by exact rates
+
+
 class Target(NamedTuple):
     """What is steered: towards a behaviour, after which block, at "choice" places or at "all"."""
     behaviour: str
@@ -180,11 +183,16 @@ def steer_exactly(pair: Pair, role: str, target: Target, vectors: dict,
     """Dose-response in words on test problems, of the rate alone, without a sample: name ->
     (strengths, problems, 1) float64, the probability that the behaviour's words come next where it
     is a choice (`places.asked`)."""
-    model = pair.load(role)
+    return _rates(pair.load(role), pair.rules, pair.problems(n_problems), target, vectors,
+                  strengths)
+
+
+def _rates(model, task, problems, target, vectors, strengths):
+    """name -> (strengths, problems, 1) float64 of `steer_exactly`."""
     arms = np.array([s * vector for vector in vectors.values() for s in strengths])
-    p = np.array([next_words.chances(model, asked(model, pair.rules, problem, target.behaviour),
+    p = np.array([next_words.chances(model, asked(model, task, problem, target.behaviour),
                                      target.layer, arms, target.where)
-                  for problem in pair.problems(n_problems) if prose.equations(problem.working)])
+                  for problem in problems if prose.equations(problem.working)])
     table = p.T.reshape(len(vectors), len(strengths), len(p), 1)
     return dict(zip(vectors, table, strict=True))
 
@@ -194,9 +202,9 @@ def steer_exactly(pair: Pair, role: str, target: Target, vectors: dict,
 def layer_scores(pair: Pair, behaviour: str, sizes: Sizes, strength: float) -> list[float] | None:
     """What the layer is chosen by: a number for each block of the base, from validation problems.
 
-    Where the task knows kinds: the slope of the behaviour's rate, steered by the block's own
-    choice vector. In words, where a small base may never show the behaviour: the AUROC of the
-    block's probe. None where there are too few events.
+    The slope of the behaviour's rate, steered by the block's own choice vector. Of an error or of
+    concluding in words, where a small base may never show the behaviour: the AUROC of the block's
+    probe. None where there are too few events.
     """
     model, task = pair.load("base"), pair.rules
     texts = documents(pair, model, sizes.n_problems, sizes.documents)
@@ -207,7 +215,7 @@ def layer_scores(pair: Pair, behaviour: str, sizes: Sizes, strength: float) -> l
     layers = list(range(model.depth))
     streams = activations.residuals(model.net, [t.ids for t in texts], layers,
                                     at.positions(len(texts)))
-    if not task.OPENINGS:
+    if not task.OPENINGS and behaviour != "work":
         return [auroc(*score(streams[layer].numpy()[rows], y, groups)[:2]) for layer in layers]
     problems = pair.problems(sizes.n_problems, "validation")[:50]
     return [_own_effect(model, task, problems, Target(behaviour, layer), streams[layer].numpy(),
@@ -220,7 +228,11 @@ def _own_effect(model, task, problems, target, x, at, strengths, max_new_tokens,
     up, down = at.sides(target.behaviour)
     vector = x[up].mean(0) - x[down].mean(0)
     vector *= unit(x, at, target.behaviour) / np.linalg.norm(vector)
-    table = dose(model, task, problems, target, {"base": vector}, strengths, max_new_tokens, seed)
+    if not task.OPENINGS:
+        table = _rates(model, task, problems[:EXACT], target, {"base": vector}, strengths)
+    else:
+        table = dose(model, task, problems, target, {"base": vector}, strengths, max_new_tokens,
+                     seed)
     return float(slope(table["base"][..., 0], strengths).mean())
 
 
