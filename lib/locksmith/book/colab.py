@@ -85,7 +85,7 @@ def needs(chapter: str, pipeline: str | Path = "dvc.yaml") -> list[str]:
 
 
 def adapt(variables: dict, chapter: str) -> None:
-    """On a Colab runtime, puts the values of the profile that it carries into a chapter's variables.
+    """On a Colab runtime, puts the values of the profile that it carries into a chapter's globals.
 
     variables: the notebook's globals(). Only the page's own profile is swapped: a reader who chose
     another keeps it; nor are anybody's terms accepted.
