@@ -174,13 +174,12 @@ def averaged(answers: Answers) -> MethodOutcome:
 
 
 def hardest(correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(chosen, solved), (seeds, problems) bool, from (seeds, problems, samples): the quarter of a
+    """(chosen, solved), (seeds, problems) bool, from (seeds, problems, samples): the half of a
     seed's problems that the first half of the samples solves least often, ties in their order; and
     which problems the other half solves, so that choosing and judging share no sample."""
     half = correct.shape[-1] // 2
     ranks = correct[..., :half].sum(-1).argsort(1, kind="stable").argsort(1)
-    return ranks < correct.shape[1] // 4, correct[..., half:].any(-1)
-
+    return ranks < correct.shape[1] // 2, correct[..., half:].any(-1)
 
 
 def select(answers: Answers, rows: list) -> dict:
