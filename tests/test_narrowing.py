@@ -181,3 +181,15 @@ def test_the_toy_loses_the_bytes_of_no_text():
     assert len(few.tokenizer) == few.net.config.vocab_size == 245
     assert few.decode(few.encode(STRANGE)) == STRANGE
     assert pair._replace(tokens=258).kept() == ()
+
+
+def test_rows_that_run_on_past_their_end_are_not_counted(monkeypatch):
+    """A GPU looks only now and then whether a row has ended."""
+    model, prompts = loading.load("toy", exact=True), [[5, 6, 7], [8, 9, 10]]
+    asked = model, range(200), prompts, 8, 48
+    at_once = narrowing.left_out(*asked)
+    monkeypatch.setitem(engine.LOOK_EVERY, "cpu", 16)
+    monkeypatch.setitem(engine.DROP_AT, "cpu", 0.5)
+    later = narrowing.left_out(*asked)
+    assert len(later) == len(at_once) < 16 * 48
+    assert torch.allclose(later.sort().values, at_once.sort().values, atol=1e-5)

@@ -125,7 +125,7 @@ class _Batch:
     def moment(self, layer=None, hidden=None):
         return Moment(layer, self.live + self.first_row, self.ids[self.live_ids(), :self.end],
                       self.positions, hidden, self.width - self.pads,
-                      self.u[self.live, self.end - self.width], self.guide_outputs)
+                      self.u[self.live, self.end - self.width], self.guide_outputs, self.done)
 
     def touch(self, layer, hidden):
         """Steer and read the residual stream (R, q, D) after block `layer`."""

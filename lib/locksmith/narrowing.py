@@ -220,8 +220,9 @@ class _Mean:
 
     def __call__(self, logits: Float[Tensor, "rows vocabulary"],
                  moment: Any) -> Float[Tensor, "rows vocabulary"]:
-        self.total = self.total + logits.float().softmax(-1).sum(0).double().cpu()
-        self.rows += len(logits)
+        alive = logits[~moment.done]
+        self.total = self.total + alive.float().softmax(-1).sum(0).double().cpu()
+        self.rows += len(alive)
         return logits
 
 
@@ -242,7 +243,8 @@ def left_out(model: "Model", kept: Iterable[int], prompts: list[list[int]], n: i
     masses = []
 
     def look(logits: Float[Tensor, "rows vocabulary"], moment: Any) -> Tensor:
-        masses.append(logits.float().softmax(-1)[:, outside.to(logits.device)].sum(-1).cpu())
+        p = logits[~moment.done].float().softmax(-1)
+        masses.append(p[:, outside.to(logits.device)].sum(-1).cpu())
         return logits
     _sampled(model, prompts, look, n, max_new_tokens)
     return torch.cat(masses)

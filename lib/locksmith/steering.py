@@ -17,7 +17,8 @@ class Moment:
     (negative: padding); hidden (R, q, D), their residual stream after `layer` (None for a logits
     processor); prompt_lengths (R,); u (R,), the uniform number behind the token to be drawn next;
     guides, for each guide model its next-token logits (R, V) and its residual stream (R, D) at the
-    last position, after the layer it was asked for (None where for none)."""
+    last position, after the layer it was asked for (None where for none); done (R,) bool: rows that
+    have ended, as a GPU runs them on for a while."""
     layer: int | None
     rows: torch.Tensor
     tokens: torch.Tensor
@@ -26,11 +27,12 @@ class Moment:
     prompt_lengths: torch.Tensor
     u: torch.Tensor
     guides: list
+    done: torch.Tensor | None = None
 
     def part(self, mine: Bool[Tensor, " rows"]) -> "Moment":
         """The same moment for some of its rows alone."""
         kept = {name: value[mine] for name in (
-            "rows", "tokens", "positions", "hidden", "prompt_lengths", "u")
+            "rows", "tokens", "positions", "hidden", "prompt_lengths", "u", "done")
             if (value := getattr(self, name)) is not None}
         return replace(self, **kept, guides=[
             (logits[mine], None if hidden is None else hidden[mine])

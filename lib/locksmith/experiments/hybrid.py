@@ -100,6 +100,8 @@ class Script:
             opens, logits = self.decisions.owns(moment), logits.masked_fill(decision, -torch.inf)
         written = moment.positions[:, -1] + 1 - moment.prompt_lengths
         for i, row in enumerate(moment.rows.tolist()):
+            if moment.done[i]:
+                continue
             if opens[i] and not self.left.get(row):
                 ids = moment.tokens[i, moment.tokens.shape[1] - int(written[i]):].tolist()
                 opening = self.task.script(self.problems[row], self.model.decode(ids))
