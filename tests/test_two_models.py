@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from locksmith import results, words
 from locksmith.experiments import real_rl, two_models
+from locksmith.experiments.divergence import Divergence
 from locksmith.experiments.two_models import Measured
 from repository import ROOT
 
@@ -42,8 +43,33 @@ def test_facts_of_an_arm_by_hand():
     # Neither side used the other's way, whose rate stands in: all of the gain is when.
     assert found["gain_when"].value == pytest.approx(0.5)
     assert found["gain_how"].value == pytest.approx(0)
+    assert found["valid_attempts_change"].value == 0
     assert set(two_models.facts([BASE])) == {
-        name for name in found if not name.startswith("gain")}
+        name for name in found if not name.startswith(("gain", "valid_attempts_change"))}
+
+
+def test_gains_are_compared_with_those_of_rl_and_of_another_model():
+    rng = np.random.default_rng(0)
+
+    def drawn(share, n):
+        return [measured(rng.random((n, 4)) < share, np.ones((n, 4))) for _ in range(3)]
+    base, after, weak, weaker = drawn(0.1, 80), drawn(0.9, 80), drawn(0.3, 60), drawn(0.1, 60)
+    some = two_models.share_of_gain(drawn(0.5, 80), base, after)
+    assert some.low < 0.5 < some.high and some.high - some.low < 0.4
+    assert two_models.share_of_gain(after, base, base) is None  # of nothing there is no share
+    found = two_models.relative_gain((weak, weaker), (after, base))
+    by_hand = [np.mean([one.correct for one in x]) for x in (weak, weaker, after, base)]
+    assert found.value == pytest.approx((by_hand[0] - by_hand[1]) / (by_hand[2] - by_hand[3]))
+    assert found.low < 0.25 < found.high
+    assert two_models.relative_gain((weak, weaker), (base, base)) is None
+
+
+def test_divergence_is_nats_over_tokens_of_all_seeds():
+    one = {"decision": Divergence(np.array([2.0, 4.0]), np.array([1, 2])),
+           "execution": Divergence(np.array([0.0, 0.0]), np.array([0, 0]))}
+    found = two_models.divergences([one, one])
+    assert found.keys() == {"kl[position=decision]"}
+    assert found["kl[position=decision]"].value == 2
 
 
 def test_facts_are_kept_with_what_is_special_about_them():

@@ -15,6 +15,7 @@ import torch
 
 from locksmith import bounds, device, grading, loading, prose, rollouts, stats, tasks
 from locksmith.experiments import real_rl
+from locksmith.experiments.divergence import POSITIONS, Divergence
 from locksmith.loading import Pair
 from locksmith.results import ROOT, Recorder
 from locksmith.tasks import gsm8k
@@ -115,13 +116,53 @@ def facts(found: Sequence[Measured], base: Sequence[Measured] | None = None) -> 
     if base is not None:
         when, how = stats.gain_parts(*((stacked(x, "strategy"), stacked(x, "correct"))
                                        for x in (base, found)))
+        steps = [stacked(x, what).sum(-1) for x in (found, base)
+                 for what in ("valid_attempts", "attempts")]
         out |= {"gain": gain(found, base), "gain_when": when, "gain_how": how}
+        if steps[1].any() and steps[3].any():
+            out["valid_attempts_change"] = stats.interval(
+                lambda valid, tried, before, tries: valid / tried - before / tries, *steps)
     return out
 
 
 def gain(found: Sequence[Measured], other: Sequence[Measured]) -> stats.Interval:
     """Accuracy minus that of others on the same problems, paired."""
     return stats.difference(*(stacked(x, "correct").mean(-1) for x in (found, other)))
+
+
+def share_of_gain(found: Sequence[Measured], base: Sequence[Measured],
+                  full: Sequence[Measured]) -> stats.Interval | None:
+    """Share of RL's gain, full minus base, that an arm has, paired; None where that gain is not
+    clear of 0."""
+    return stats.gap_recovered(*(stacked(x, "correct").mean(-1) for x in (found, base, full)))
+
+
+def relative_gain(absent: tuple, present: tuple) -> stats.Interval | None:
+    """What RL adds to one model as a share of what it adds to another, each over its own base.
+
+    absent, present: (after RL, base), a list of `Measured` each, a seed each; each model has
+    problems of its own, so that problems are drawn for either and seeds for both. None where the
+    gain of `present` is not clear of 0.
+    """
+    gains = [stacked(after, "correct").mean(-1) - stacked(before, "correct").mean(-1)
+             for after, before in (absent, present)]
+    if stats.interval(lambda m: m, gains[1]).low <= 0:
+        return None
+
+    def share(seeds, *problems):
+        part, whole = (np.einsum("bs,sp,bp->b", seeds, gain, drawn) / gain.shape[1]
+                       for gain, drawn in zip(gains, problems, strict=True))
+        return np.where(whole > 0, part, np.nan) / np.where(whole > 0, whole, 1)
+    return stats.Interval(*map(float, stats.bootstrap(
+        share, len(gains[0]), *(gain.shape[1] for gain in gains))))
+
+
+def divergences(found: Sequence[dict[str, Divergence]]) -> dict:
+    """Facts of how far RL moved a model, from `divergence.of_answers`, a seed each."""
+    nats = {place: [np.stack(x) for x in zip(*(one[place] for one in found), strict=True)]
+            for place in POSITIONS}
+    return {f"kl[position={place}]": stats.interval(np.divide, *x) for place, x in nats.items()
+            if x[1].any()}
 
 
 def keep(record: Recorder, family: str, arm: str, found: dict, variant: str = "",
