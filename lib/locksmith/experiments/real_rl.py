@@ -190,10 +190,12 @@ def run(profile: str) -> None:
         begun = parallel.run(pool, start, {role: dict(
             pair=pair(profile, role, seeds[0]), n_problems=own["pool_problems"],
             samples=own["pool_samples"], max_new_tokens=own["max_new_tokens"]) for role in ROLES})
+        first = sorted(((role, arm) for role in ROLES for arm in own[role]["arms"]),
+                       key=lambda one: one[1] != "correct")  # what other chapters wait for
         jobs = {(role, arm, seed): dict(
                     pair=pair(profile, role, seed), arm=arm, setting=own[role], recipe=recipe,
                     base=begun[role][0], single=begun[role][2])
-                for role in ROLES for arm in own[role]["arms"]
+                for role, arm in first
                 for seed in (seeds[:1] if arm.startswith("direct-") else seeds)}
         logs = parallel.run(pool, train, jobs)
     record = results.Recorder(profile, "train/real_rl", seeds=seeds, n_samples=recipe["samples"],
