@@ -1,6 +1,7 @@
 """dvc.yaml as it is written: what a stage depends on, and what a command that trains refuses."""
 
 import ast
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -101,3 +102,15 @@ def test_a_command_that_trains_names_what_it_does_not_know(module, monkeypatch, 
     said = capsys.readouterr().err
     assert "error: Unknown profile 'smok'; params.yaml has smoke" in said
     assert "'chian'" in said and "countdown" in said
+
+
+def test_records_of_open_weights_are_read_where_they_are_there(tmp_path):
+    for name in (*stages.FILES, "params.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    before = stages.records(tmp_path)
+    assert "results/${profile}/01.json" in before  # `dvc repro` makes it
+    assert not any(path.startswith("results/open/") for path in before)
+    (tmp_path / "results/open").mkdir(parents=True)
+    (tmp_path / "results/open/03.json").touch()
+    assert set(stages.records(tmp_path)) - set(before) == {"results/open/03.json"}

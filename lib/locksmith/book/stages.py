@@ -79,11 +79,14 @@ def records(root: Path = Path(".")) -> list[str]:
     """Every file that `results.facts` reads: those the stages write, then what else lies there.
 
     Profiles that train a lab of their own run through dvc.yaml, whose `${profile}` stands for them.
+    Of open/dvc.yaml, whose stages only `make open` runs, those that are there.
     """
     written = []
     for file in FILES:
         for stage in plain_yaml.read(root / file)["stages"].values():
             outs = [next(iter(out)) for out in stage["outs"] if isinstance(out, dict)]
+            if file != FILES[0]:
+                outs = [out for out in outs if (root / out).exists()]
             for value in stage.get("matrix", {"family": [""]})["family"]:
                 written += [out.replace("${item.family}", value) for out in outs]
     written = [out for out in written if out.endswith(".json")]
