@@ -228,8 +228,8 @@ def test_a_package_that_is_not_there(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name, message", [
-    ("owner/model", "name is .owner/model.; allowed are gemma-3-270m, smollm2-.* and toy"),
-    ("gemma", "name is 'gemma'; allowed are gemma-3-270m, smollm2-.*, qwen2.5-.* and toy"),
+    ("owner/model", "name is .owner/model.; allowed are gemma-3-270m, qwen2.5-.* and toy"),
+    ("gemma", "name is 'gemma'; allowed are gemma-3-270m, qwen2.5-.* and toy"),
     ("gemma-3-270m", r"comes under the Gemma Terms of Use .* packaged.terms\('gemma-3-270m'\)"),
 ])
 def test_bad_names_in_one_sentence(name, message):
@@ -259,7 +259,6 @@ def test_the_packages_are_pinned():
     gemma = packaged.PACKAGED["gemma-3-270m"]
     assert gemma.sha256.startswith("a5fd3b62230aa5ec") and gemma.terms
     assert len(gemma.pieces) == 4 and len({p[0] for p in gemma.pieces}) == 4
-    assert packaged.PACKAGED["smollm2-135m-instruct"].terms is None
     qwen = packaged.PACKAGED["qwen2.5-coder-0.5b-instruct"]
     assert len({p[0] for p in qwen.pieces}) == 6 and qwen.terms is None
     assert re.fullmatch("[0-9a-f]{40}", qwen.hub[1])

