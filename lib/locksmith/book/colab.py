@@ -74,10 +74,12 @@ def needs(chapter: str, pipeline: str | Path = "dvc.yaml") -> list[str]:
     Less the checkpoints on the way (*_steps) and of controls, which the remote does not hold.
     """
     stages = plain_yaml.read(pipeline)["stages"]
+    trained = [out if isinstance(out, str) else next(iter(out))
+               for out in stages.get("real-rl", {}).get("outs", ())]
     for stage in stages.values():
         deps = stage.get("deps", [])
         if f"chapters/{chapter}.ipynb" in deps:
-            paths = [d.replace("${profile}", "lab") for d in deps]
+            paths = [d.replace("${profile}", "lab") for d in (*deps, *trained)]
             return [p for p in paths
                     if p.startswith(("checkpoints/", "data/"))
                     and not p.endswith(("_steps", "_controls"))]

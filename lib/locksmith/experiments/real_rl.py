@@ -186,7 +186,7 @@ def run(profile: str) -> None:
     own, seeds = config["real"], config["seeds"]
     recipe = {name: own[name] for name in ("steps", "problems", "samples", "lr", "rank",
                                            "max_new_tokens", "target_tokens", "tokens")}
-    with parallel.workers(profile) as pool:
+    with parallel.workers(profile, fresh=True) as pool:
         begun = parallel.run(pool, start, {role: dict(
             pair=pair(profile, role, seeds[0]), n_problems=own["pool_problems"],
             samples=own["pool_samples"], max_new_tokens=own["max_new_tokens"]) for role in ROLES})
