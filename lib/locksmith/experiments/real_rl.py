@@ -186,6 +186,8 @@ def run(profile: str) -> None:
     own, seeds = config["real"], config["seeds"]
     recipe = {name: own[name] for name in ("steps", "problems", "samples", "lr", "rank",
                                            "max_new_tokens", "target_tokens", "tokens")}
+    for place in ("rl", "rl_controls"):  # outputs of the stage, whichever arms there are
+        Path("checkpoints", profile, place).mkdir(parents=True, exist_ok=True)
     with parallel.workers(profile, fresh=True) as pool:
         begun = parallel.run(pool, start, {role: dict(
             pair=pair(profile, role, seeds[0]), n_problems=own["pool_problems"],
