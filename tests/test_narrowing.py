@@ -193,3 +193,15 @@ def test_rows_that_run_on_past_their_end_are_not_counted(monkeypatch):
     later = narrowing.left_out(*asked)
     assert len(later) == len(at_once) < 16 * 48
     assert torch.allclose(later.sort().values, at_once.sort().values, atol=1e-5)
+
+
+def test_a_tokenizer_may_have_more_tokens_than_the_model():
+    """As transformers' Qwen2 tokenizer has, which adds an end that a small model may not know."""
+    toy = loading.load("toy")
+    toy.tokenizer.add_special_tokens({"unk_token": "<|endoftext|>"})
+    assert len(toy.tokenizer) == toy.net.config.vocab_size + 1
+    problems = tasks.load("sums").problems("train", 2, 0, tasks.load("sums").GENERATOR)
+    kept = narrowing.choose(toy, tasks.load("sums"), problems, 257, "more tokens")
+    assert max(kept) < toy.net.config.vocab_size
+    net, _ = narrowing.narrow(toy.net, toy.tokenizer, kept)
+    assert net.config.vocab_size == len(kept) <= 257

@@ -126,10 +126,10 @@ def choose(model: "Model", task: ModuleType, problems: Sequence, tokens: int,
     then the likeliest under the model at the tokens of its own answers and critiques, each with
     what its merges need.
 
-    Kept in the cache folder under the weights' hash `key`. BadInput where `tokens` are too few.
+    Kept in the cache folder under the weights' hash `key` and that of this code. BadInput where `tokens` are too few.
     """
     mark = [key, tasks.name_of(task), tokens, [p.key for p in problems], ANSWER_TOKENS,
-            str(model.net.dtype), model.chat]
+            str(model.net.dtype), model.chat, packaged.sha256(__file__)]
     place = packaged.cache_dir() / "tokens" / (
         hashlib.sha256(json.dumps(mark).encode()).hexdigest()[:32] + ".json")
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +143,8 @@ def _chosen(model, task, problems, tokens):
     """`choose`, where it was not done before."""
     check(model.tokenizer)
     kin, needed = _Kin(model.tokenizer), set(model.tokenizer.all_special_ids)
-    size = len(kin.vocab)
+    rows = model.net.get_input_embeddings().weight.shape[0]  # a tokenizer may have more tokens
+    size = sum(i < rows for i in kin.names)
     needed |= {i for x in (model.net.config, model.net.generation_config) for name in _NAMED
                for i in _listed(getattr(x, name, None)) if i in kin.names}
     needed |= chats.turn_end(model.tokenizer)
@@ -151,7 +152,7 @@ def _chosen(model, task, problems, tokens):
     for text in (*texts, *string.printable):
         needed.update(model.tokenizer(text).input_ids)
     needed |= {kin.vocab[name] for name in _bytes(kin.bpe)}
-    kept = set().union(*map(kin.of, needed))
+    kept = {i for i in set().union(*map(kin.of, needed)) if i < rows}
     if len(kept) > tokens:
         raise BadInput(f"tokens is {tokens} for {model.name} on {tasks.name_of(task)}; allowed is "
                        f"0 for all, or from {len(kept)}, which its texts need.")

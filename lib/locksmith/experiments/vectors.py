@@ -59,21 +59,20 @@ class Traces(NamedTuple):
 
 def traces(pair: Pair, n: int, max_new_tokens: int) -> Traces:
     """One trace of the thinking model a training problem, the correct ones; all of them where none
-    is correct. BadInput where they hold no step."""
+    is correct, or the correct ones hold no step. BadInput where all hold none."""
     thinking, base = pair.load("thinking"), pair.load("base")
     problems = pair.problems(n, "train")
     drawn = rollouts.answer(thinking, pair.rules, problems, seed=pair.seed,
                             max_new_tokens=min(max_new_tokens, TRACE_TOKENS))
     right = drawn.correct[:, 0].nonzero()[0].tolist()
-    kept = right or range(n)
-    prompts = [base.ask(pair.rules, problems[i]) for i in kept]
-    texts = [prompt + drawn.ids[i][0] for prompt, i in zip(prompts, kept)]
-    starts = [len(prompt) for prompt in prompts]
-    steps = taxonomy.steps(thinking, pair.rules, texts, starts)
-    if not steps:
-        raise BadInput(f"n_traces is {n} and max_new_tokens {max_new_tokens}: in so few and short "
-                       f"traces {thinking.name} wrote no step of {pair.task}; allowed are more.")
-    return Traces(texts, starts, steps, bool(right))
+    for kept in (right, range(n)):
+        prompts = [base.ask(pair.rules, problems[i]) for i in kept]
+        texts = [prompt + drawn.ids[i][0] for prompt, i in zip(prompts, kept)]
+        starts = [len(prompt) for prompt in prompts]
+        if steps := taxonomy.steps(thinking, pair.rules, texts, starts):
+            return Traces(texts, starts, steps, kept is right)
+    raise BadInput(f"n_traces is {n} and max_new_tokens {max_new_tokens}: in so few and short "
+                   f"traces {thinking.name} wrote no step of {pair.task}; allowed are more.")
 
 
 # --- the frozen body above a block ----------------------------------------------------------------
