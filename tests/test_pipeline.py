@@ -128,7 +128,7 @@ def test_the_chapters_write_every_fact_that_a_rule_names(book):
     named = {(chapter, arm, "pass_at_k[k=1]" if quantity.startswith("gap_") else quantity)
              for chapter, arm, quantity in named | rivals
              if not arm.endswith("-traces") and not arm.startswith("sft-")}
-    not_run = {name for name in named if name[0] == "twin"}  # a chapter that no edition has run yet
+    not_run = {name for name in named if name[0] == "07"}  # a chapter that is not written yet
     assert len(named) > 30 and named - not_run <= there
 
 

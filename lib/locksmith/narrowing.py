@@ -126,7 +126,8 @@ def choose(model: "Model", task: ModuleType, problems: Sequence, tokens: int,
     then the likeliest under the model at the tokens of its own answers and critiques, each with
     what its merges need.
 
-    Kept in the cache folder under the weights' hash `key` and that of this code. BadInput where `tokens` are too few.
+    Kept in the cache folder under the weights' hash `key` and that of this code. BadInput where
+    `tokens` are too few.
     """
     mark = [key, tasks.name_of(task), tokens, [p.key for p in problems], ANSWER_TOKENS,
             str(model.net.dtype), model.chat, packaged.sha256(__file__)]
