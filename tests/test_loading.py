@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from locksmith import engine, errors, lab, loading, packaged, params, rollouts, tasks, vocabulary
+from locksmith import (
+    device,
+    engine,
+    errors,
+    lab,
+    loading,
+    packaged,
+    params,
+    rollouts,
+    tasks,
+    vocabulary,
+)
 from locksmith.experiments import places
 from peft import LoraConfig, get_peft_model
 from repository import smoke_lab
@@ -183,6 +194,15 @@ def test_a_truncated_file_is_told_in_a_sentence(damaged):
     (copied / "model.safetensors").write_bytes(whole[:200])
     with pytest.raises(errors.BadInput, match="could not be loaded"):
         loading.load(str(copied))
+
+
+def test_a_large_model_is_measured_in_the_devices_dtype(folder, monkeypatch):
+    monkeypatch.setattr(device, "pick", lambda *_: (torch.device("cpu"), torch.bfloat16))
+    pair = loading.Pair("toy", "sums", 0, str(folder), str(folder))
+    assert pair.load("base").net.dtype == torch.bfloat16
+    assert pair.measured("base").net.dtype == torch.float32
+    monkeypatch.setattr(loading, "LARGE", pair.load("base").net.num_parameters() - 1)
+    assert pair.measured("base").net.dtype == torch.bfloat16
 
 
 def test_a_fingerprint_sees_every_value(folder):

@@ -34,7 +34,7 @@ class Found(NamedTuple):
 def find(pair: Pair, roles: list[str], layer: int, sizes: Sizes) -> Found | None:
     """Categories of the thinking model's steps, at a layer, and what `roles` hold before steps of
     the commonest one. sizes.documents: answers a problem. None where there are too few steps."""
-    writer, task = pair.load("thinking", exact=True), pair.rules
+    writer, task = pair.measured("thinking"), pair.rules
     texts, _ = traces(writer, task, pair.problems(sizes.n_problems, "validation"), sizes.documents,
                       max_new_tokens=sizes.max_new_tokens, seed=pair.seed)
     steps = taxonomy.steps(writer, task, [t.ids for t in texts], [t.start for t in texts])
@@ -47,7 +47,7 @@ def find(pair: Pair, roles: list[str], layer: int, sizes: Sizes) -> Found | None
         return None
     scores, forms = {}, {}
     for role in roles:
-        streams = before(pair.load(role, exact=True), texts, steps, [-1, layer])
+        streams = before(pair.measured(role), texts, steps, [-1, layer])
         scores[role] = score(streams[layer], mine, groups)
         forms[role] = means(streams[layer], mine, ~mine, groups, sizes.n_problems)
         if role == "base":

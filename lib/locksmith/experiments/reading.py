@@ -93,7 +93,7 @@ def read(pair: Pair, roles: list[str], layers: dict[str, int], sizes: Sizes,
     before the place, (0, 0) the place itself.
     """
     task, out = pair.rules, Reading()
-    models = {role: pair.load(role, exact=bool(task.OPENINGS)) for role in roles}
+    models = {role: pair.measured(role) for role in roles}
     writer = models.get("thinking", models["base"])
     problems = pair.problems(sizes.n_problems, "validation")
     sources = {"documents": documents(pair, models["base"], sizes.n_problems, sizes.documents),

@@ -112,7 +112,7 @@ def matched_temperature(pair: Pair, n_problems: int, max_new_tokens: int,
 def likelihoods(pair: Pair, n_problems: int, traces: dict, width: int) -> dict:
     """kind -> `Likelihood` under the base of traces, kind -> [(index of the problem, text)], with
     at most `width` of a kind and problem."""
-    model, task, problems = pair.load("base", exact=True), pair.rules, pair.problems(n_problems)
+    model, task, problems = pair.measured("base"), pair.rules, pair.problems(n_problems)
     out = {}
     for kind, pairs in traces.items():
         ids, shape = [model.encode(text) for _, text in pairs], (n_problems, width)
@@ -135,7 +135,7 @@ def apply(pair: Pair, method: str, n_problems: int, max_new_tokens: int, chains:
 
     chains: independent answers a problem, over which accuracy and tokens are averaged.
     """
-    model, task = pair.load("base", exact=True), pair.rules
+    model, task = pair.measured("base"), pair.rules
     chosen = [p for p in pair.problems(n_problems) for _ in range(chains)]
     if method == "cot_decoding":
         options["read_answer"] = lambda i, ids: read_answer(model, task, chosen[i], ids)

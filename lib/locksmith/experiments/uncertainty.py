@@ -147,7 +147,7 @@ def uncertainty(pair: Pair, role: str, layer: int, sizes: Sizes, n_test: int,
     """Probes of a model's own answers to validation problems, and steering along right minus wrong
     at the answer, everywhere, on test problems. sizes.documents: answers a problem."""
     problems = pair.problems(sizes.n_problems, "validation")
-    model = pair.load(role, exact=True)
+    model = pair.measured(role)
     texts, found = traces(model, pair.rules, problems, sizes.documents,
                           max_new_tokens=sizes.max_new_tokens, seed=pair.seed)
     grades = [grade for row in found.grades for grade in row]
@@ -155,12 +155,12 @@ def uncertainty(pair: Pair, role: str, layer: int, sizes: Sizes, n_test: int,
     if at is None:
         return Knowing({}, {}, None)
     own, streams = _scores(model, texts, at, "own", layer)
-    other, _ = _scores(pair.load("untrained", exact=True), texts, at, "untrained", layer)
+    other, _ = _scores(pair.measured("untrained"), texts, at, "untrained", layer)
     vectors, forms = _directions(streams[layer], at, pair.seed), {}
     if vectors is None:
         return Knowing(own | other, forms, None)
     if role == "thinking":
-        base = stream(pair.load("base", exact=True), texts, at, [layer])
+        base = stream(pair.measured("base"), texts, at, [layer])
         forms = {"thinking": _means(streams[layer], at, sizes.n_problems),
                  "base": _means(base[layer], at, sizes.n_problems)}
     target = Target(headline(pair.rules), layer, "all")
