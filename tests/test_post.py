@@ -171,7 +171,7 @@ def test_a_verdict_without_a_sentence_is_named_with_its_claim(draft, missing):
     ('{{ word("two-problems") }}', "two-problems"),
     ('{{ published("one-problem", "Qwen2.5") }}', "2 have it, exactly one must"),
     ('{{ published("one-problem", "sixty tasks") }}', "0 have it"),
-    ('{{ page("07", "chapter 7") }}', "page '07'"),
+    ('{{ page("09", "chapter 9") }}', "page '09'"),
     ('{{ figure({"07_x.png": "x"}) }}', "07_x.png"),
     ("fine\n{{ unheard_of }}", "unheard_of"),
     ("fine\n{% if %}", "line 2"),

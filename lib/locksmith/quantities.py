@@ -33,6 +33,8 @@ CONDITIONS = {
     "learning_rate": (float, POSITIVE, "of the training"),
     "examples": (int, POSITIVE, "solved problems shown or trained on"),
     "variant": (str, None, "what else is special: a word, a tool, a kind of text or of vector"),
+    "exposure": (float, SHARE, "how often pre-training showed the behaviour where it could have"),
+    "pretraining": (float, SHARE, "share of pre-training that the base had had"),
 }
 
 QUANTITIES = {  # name -> (range, what it says)
@@ -44,6 +46,11 @@ QUANTITIES = {  # name -> (range, what it says)
     "gap_difference": (ANY, "share of the gap minus that of the arm it is against, paired"),
     "gain_when": (CHANGE, "part of the gain that comes from taking the strategy more often"),
     "gain_how": (CHANGE, "part of the gain that comes from taking it better"),
+    "gain_lead": (CHANGE, "gain minus that of the arm it is against, paired"),
+    "gain_share": (ANY, "gain as a share of RL's where pre-training showed the behaviour in full"),
+    "gain_slope": (ANY, "what each tenfold of exposure adds to gain_share"),
+    "trace_gain": (CHANGE, "share of answers with a sound trace minus the base's"),
+    "trace_gain_share": (ANY, "the same as a share of RL's where pre-training showed all"),
     "strategy_share": (SHARE, "share of answers that take the strategy"),
     "accuracy_change": (CHANGE, "accuracy minus that without steering"),
     "accuracy_minus_thinking": (CHANGE,
@@ -58,6 +65,11 @@ QUANTITIES = {  # name -> (range, what it says)
     "checks": (POSITIVE, "checks a problem"),
     "backtracks": (POSITIVE, "backtracks a problem, or a document"),
     "truncated": (SHARE, "share of answers that did not end by themselves"),
+    "unread_share": (SHARE, "share of answers with the behaviour that the exposure is of"),
+    "unread_change": (CHANGE, "the same minus the base's, paired"),
+    "invented_share": (SHARE, "share of answers that get without it what it is for"),
+    "invented_change": (CHANGE, "the same minus the base's, paired"),
+    "contrast_share": (SHARE, "share of groups of RL's size that hold right and wrong answers"),
     "right_verdicts": (SHARE, "share of reviews with the right verdict"),
     "verdicts_over_constant": (CHANGE,
                                "share of right verdicts minus that of always giving the commoner"),
@@ -80,6 +92,8 @@ QUANTITIES = {  # name -> (range, what it says)
     "cell_base_only": (SHARE, "share of problems that the base alone solves"),
     "cell_thinking_only": (SHARE, "share of problems that the thinking model alone solves"),
     "cell_thinking_only_resampled": (SHARE, "the same after many more samples of the base"),
+    "solved_alone": (SHARE, "share of problems that an arm solves, and neither many samples of the "
+                            "base nor fine-tuning on the same problems"),
     "cell_neither": (SHARE, "share of problems that neither solves"),
     "trace_cell_both": (SHARE, "share of problems with a sound trace by both"),
     "trace_cell_base_only": (SHARE, "share of problems with a sound trace by the base alone"),
@@ -144,7 +158,7 @@ QUANTITIES = {  # name -> (range, what it says)
 NEEDS = {"pass_at_k": "k", "trace_pass_at_k": "k"}  # a condition without which it says nothing
 # Means over problems and seeds, and differences of two: they lie in their intervals. A ratio, a
 # median, a norm or a cosine need not, as resampling shifts what is not linear.
-MEANS = {"pass_at_k", "trace_pass_at_k", "gain", "strategy_share", "accuracy_change",
+MEANS = {"pass_at_k", "trace_pass_at_k", "gain", "trace_gain", "strategy_share", "accuracy_change",
          "accuracy_minus_thinking", "right_verdicts", "large_k_lead", "trace_large_k_lead",
          *(name for name in QUANTITIES if name.startswith(("cell_", "trace_cell_")))}
 SLACK = 1e-6  # of float32: a cosine of 1 may come out above it

@@ -33,7 +33,7 @@ from locksmith import arms, errors, params, plain_yaml, quantities, rules, stagi
 ROOT = Path("results")
 FACT = ("family", "model", "quantity", "value", "low", "high", "n_problems", "n_samples", "seeds")
 COLUMNS = (*FACT[:3], *quantities.CONDITIONS, *FACT[3:])
-HEAD = ("profile", "chapter", *COLUMNS, "source")  # of facts.csv
+HEAD = ("profile", "chapter", *COLUMNS, "source")  # of facts.csv, less unused conditions
 RECORD = {"profile": str, "chapter": str, "provenance": dict, "facts": list, "extra": dict}
 PROVENANCE = {"parameters": dict, "seeds": list, "rules": list, "checkpoints": dict,
               "versions": dict}
@@ -234,9 +234,12 @@ def rows(root: Path = ROOT) -> list[dict]:
 
 
 def table(rows: Iterable[dict]) -> str:
-    """facts.csv of these rows: a column each for what a row has, and for every condition."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, HEAD, lineterminator="\n")
+    """facts.csv of these rows: a column each for what every row has, and for each condition that
+    one has, so that a new name in the vocabulary changes no table."""
+    rows, text = list(rows), io.StringIO()
+    used = set().union(*rows)
+    head = [name for name in HEAD if name in used or name not in quantities.CONDITIONS]
+    writer = csv.DictWriter(text, head, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
@@ -250,23 +253,24 @@ def read_table(path: str | Path) -> list[dict]:
 
 @functools.lru_cache(maxsize=2)  # a build asks a dozen times
 def _table(text, path, arms_text):
-    head, *lines = text.splitlines() or [""]
-    if head != ",".join(HEAD):
+    first, *lines = text.splitlines() or [""]
+    head = first.split(",")
+    if head != [name for name in HEAD if name in head or name not in quantities.CONDITIONS]:
         raise errors.BadInput(f"{path}, line 1: the columns are not those of a table of facts; "
                               "`make facts` writes it anew.")
     found, known = [], arms.load(Path(path).parent.parent / "arms.yml")
     for number, line in enumerate(lines, 2):
         try:
-            found.append(_row(line, known))
+            found.append(_row(head, line, known))
         except (csv.Error, ValueError) as error:
             raise errors.BadInput(f"{path}, line {number}: {error}; `make facts` writes the "
                                   "table anew.") from None
     return found
 
 
-def _row(line, known):
+def _row(head, line, known):
     [cells] = csv.reader([line], strict=True)
-    row = {key: cell for key, cell in zip(HEAD, cells, strict=True) if cell}
+    row = {key: cell for key, cell in zip(head, cells, strict=True) if cell}
     for key in ("value", "low", "high"):
         row[key] = float(row[key]) if key in row else None
     for key in ("n_problems", "n_samples"):
