@@ -1,10 +1,11 @@
 """What chapter 0 counts, against counting by hand, and a checkpoint that is measured end to end."""
 
 import random
+import shutil
 
 import numpy as np
 import pytest
-from locksmith import corpus, model, params
+from locksmith import corpus, loading, model, params
 from locksmith.experiments import skills
 from locksmith.tasks import countdown
 
@@ -44,12 +45,15 @@ def test_attempts_are_counted_where_they_stand():
 
 
 @both
-def test_a_checkpoint_is_measured_in_every_way(tmp_path, family):
+def test_a_checkpoint_is_measured_in_every_way(tmp_path, monkeypatch, family):
+    shutil.copy("params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    corpus.run("smoke")
     config = {"hidden": 16, "layers": 1, "heads": 2, "mlp": 16, "context": 128}
     model.save(model.build(config, 0), tmp_path / "seed0")
     asked = {"problems": 5, "samples": 3, "max_new_tokens": 12, "low_temperature": 0.3,
              "depths": [1, 3]}
-    found, again = (skills.measure(tmp_path / "seed0", family, FAMILIES[family], **asked)
+    found, again = (skills.measure(tmp_path / "seed0", loading.Pair("smoke", family, 0), **asked)
                     for _ in range(2))
     ways = ["sampled", "greedy", "low temperature"]
     assert list(found) == ways + (["depth 1", "depth 3"] if family == "chain" else [])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from locksmith import decoding, engine, errors, grammar, lab, loading, tasks, vocabulary
+from locksmith import decoding, engine, errors, grammar, lab, loading, params, tasks, vocabulary
 from locksmith.experiments import sampling
 from repository import ROOT, smoke_lab
 
@@ -41,6 +41,25 @@ def test_problems_are_the_versioned_ones(home):
         json.loads(line)["key"] for line in kept[:5]]
     with pytest.raises(errors.BadInput, match=f"n_problems is 999; allowed is at most {len(kept)}"):
         lab.problems("smoke", "chain", 999)
+
+
+def test_problems_begin_where_the_profile_says(home):
+    """Of the test split alone, for chapters and at other depths, and where data/ ends."""
+    path, pair = home / "params.yaml", loading.Pair("smoke", "chain", 0)
+    text = path.read_text()
+    whole = {split: lab.problems("smoke", "chain", 16, split) for split in ("test", "validation")}
+    path.write_text(text.replace("first_test: 0\n", "first_test: 8\n"))
+    try:
+        assert params.load("smoke")["first_test"] == 8
+        for split, there in whole.items():
+            first = 8 if split == "test" else 0
+            assert pair.problems(5, split) == there[first:first + 5]
+        assert lab.problems("smoke", "chain", 3, depth=4) == pair.rules.problems(
+            "test", 11, 0, pair.generator, 4)[8:]
+        with pytest.raises(errors.BadInput, match="n_problems is 9; .* at most 8, .* one at 8 on"):
+            lab.problems("smoke", "chain", 9)
+    finally:
+        path.write_text(text)
 
 
 def test_other_problems_in_data_are_noticed(home, monkeypatch):

@@ -26,8 +26,8 @@ def test_processes_and_the_serial_pool_give_the_same_in_the_order_of_the_jobs(tm
     model.save(model.build(params.load("smoke")["model"], 0), tmp_path / "model")
     guesses = {seed: {"pair": loading.Pair("smoke", "chain", seed), "n_problems": 2, "n": 5}
                for seed in (3, 1, 2)}
-    measure = {0: {"checkpoint": tmp_path / "model", "family": "chain", "problems": 3, "samples": 2,
-                   "generator": params.load("smoke")["families"]["chain"], "max_new_tokens": 8,
+    measure = {0: {"checkpoint": tmp_path / "model", "problems": 3, "samples": 2,
+                   "pair": loading.Pair("smoke", "chain", 0), "max_new_tokens": 8,
                    "low_temperature": 0.3, "depths": [1]}}
     with parallel.workers("lab") as pool, parallel.workers("smoke") as serial:
         assert isinstance(serial, parallel.Serial) and not isinstance(pool, parallel.Serial)

@@ -224,6 +224,9 @@ def read(monkeypatch):
 @pytest.mark.parametrize("names, value, sentence", [
     ("lab.problems.test", HUGE, "at most 2396, as many different ones as families.countdown gives"),
     ("lab.problems.validation", 981, "at most 980, as many"),
+    ("lab.first_test", 500, "lab.first_test is 500; allowed is at most 499, before the last of"),
+    ("lab.first_test", 201, "ch00.problems is 300; allowed is at most 299, .*first_test, 201, on"),
+    ("smoke.first_test", 11, "ch00.problems is 8; allowed is at most 5, problems.test from"),
     ("lab.rl.steps", 10**9, "at most 680, with 24 new ones a step of the 16340 different"),
     ("lab.rl.problems", 10**9, "lab.rl.steps is 60; allowed is at most 0"),
     ("lab.rl.samples", 10**9, "at most 41666, with problems 24, as 1000000 answers at once fit"),
@@ -252,7 +255,7 @@ def read(monkeypatch):
     ("lab.rl.lr", 0, "lab.rl.lr is 0; allowed is float at least 1e-9"),
     ("lab.rl.lr", float("inf"), "lab.rl.lr is inf"),
     ("toy.chapters.ch03.lrs", [0.1, 0], r"lrs\[1\] is 0; allowed is .* at least 1e"),
-    ("lab.chapters.ch00.problems", 2397, "at most 2396, the different test problems"),
+    ("lab.chapters.ch00.problems", 501, "at most 500, problems.test"),
     ("lab.chapters.ch01.layers", [7], "at most 3, the last block of lab/base"),
     ("toy.chapters.ch01.layers", [0, 7], "at most 1, the last block of toy"),
     ("toy.chapters.ch02.max_new_tokens", 4096, "at most 4095, as toy reads 4096 tokens"),

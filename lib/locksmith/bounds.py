@@ -14,7 +14,7 @@ from locksmith import tasks
 from locksmith.errors import BadInput
 
 FAMILIES = ("countdown", "chain")  # the tasks whose generators a profile states
-TRAINING = ("problems", "model", "families", "twin", "pretrain", "rl", "distill")
+TRAINING = ("problems", "first_test", "model", "families", "twin", "pretrain", "rl", "distill")
 WEIGHTS = 1_000_000_000  # of a lab model, which trains on CPUs
 ANSWERS, TOKENS = 1_000_000, 500_000_000  # at once: some 6 GB of ids and log-probabilities
 # Two parameters of a section whose product is a number of answers sampled at once.
@@ -127,6 +127,8 @@ def _training(p):
                    f"training problems that families.{family} gives")
         yield most("distill.problems", distill["problems"], have["train"],
                    f"as many different training problems as families.{family} gives")
+    yield most("first_test", p["first_test"], p["problems"]["test"] - 1,
+               "before the last of problems.test")
     yield from _together("rl", rl)
     steps = pretrain["tokens"] // (pretrain["micro_tokens"] * pretrain["micro_batches"])
     yield most("pretrain.checkpoints", pretrain["checkpoints"], steps,
@@ -206,9 +208,9 @@ def _chapter(name, s, lab):
         if "pool_problems" in s:
             yield most("pool_problems", s["pool_problems"], have - s.get("n_candidates", 0), why)
         for depth in s["depths"] if name == "ch00" else ():
-            have = count(lab["families"], family, "test", depth)
+            have = count(lab["families"], family, "test", depth) - lab["first_test"]
             yield most("problems", s["problems"], have,
-                       f"the different test problems of families.{family}"
+                       f"the different test problems of families.{family} from first_test on"
                        + f" at depth {depth}" * (family == "chain"))
 
 
@@ -229,10 +231,18 @@ def _shape(name, lab):
     return None, None
 
 
+def _left(lab, split):
+    """(how many problems of a split chapters may ask, why)."""
+    skipped = lab["first_test"] if split == "test" else 0
+    return lab["problems"][split] - skipped, f"problems.{split}" + (
+        f" from first_test, {skipped}, on" if skipped else "")
+
+
 def _with_lab(name, s, lab):
     """Rules of a chapter that reads the models of the lab."""
     model, rl = lab["model"], lab["rl"]
     if name == "ch00":
+        yield most("problems", s["problems"], *_left(lab, "test"))
         longest = tasks.load("chain").prompt_length(max(s["depths"]))
         yield "depths", longest + rl["max_new_tokens"] <= model["context"], (
             f"what leaves room for rl.max_new_tokens, {rl['max_new_tokens']}, in model.context, "
@@ -246,7 +256,7 @@ def _with_lab(name, s, lab):
         return
     for parameter in _OF_SPLIT.keys() & s.keys():
         split = _OF_SPLIT[parameter]
-        yield most(parameter, s[parameter], lab["problems"][split], f"problems.{split}")
+        yield most(parameter, s[parameter], *_left(lab, split))
     validation = lab["problems"]["validation"]
     if name in ("ch03", "ch05"):  # as many choose rates, and in chapter 5 among methods
         yield most("n_problems", s["n_problems"], validation, "problems.validation")

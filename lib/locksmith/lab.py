@@ -44,22 +44,29 @@ def steps(profile: str, family: str, which: str, seed: int) -> list[Path]:
     return sorted(way.iterdir()) if way.is_dir() else []
 
 
-def problems(profile: str, family: str, n: int, split: str = "test") -> list:
-    """The first n problems of a split, those that data/ holds.
-    BadInput if it holds others or fewer."""
+def problems(profile: str, family: str, n: int, split: str = "test",
+             depth: int | None = None) -> list:
+    """The first n problems of a split, those that data/ holds; of "test" the first n from the
+    profile's `first_test` on. depth: of chains at another depth, of which data/ holds none.
+    BadInput if data/ holds others or fewer."""
     own = config(profile)
+    task, first = corpus.FAMILIES[family], own["first_test"] if split == "test" else 0
+    if depth is not None:
+        return task.problems(split, first + n, 0, own["families"][family], depth)[first:]
     path = Path("data") / own["profile"] / f"{family}_{split}.jsonl"
     if not path.exists():
         raise errors.BadInput(f"{path} does not exist; `dvc pull` brings it.")
     kept = [_key(line, f"{path}, line {i}")
             for i, line in enumerate(plain_yaml.text(path).splitlines(), 1)]
-    if n > len(kept):
-        raise errors.BadInput(f"n_problems is {n}; allowed is at most {len(kept)}, all of {path}.")
-    found = corpus.FAMILIES[family].problems(split, n, 0, own["families"][family])
-    if [p.key for p in found] != kept[:n]:
+    if first + n > len(kept):
+        skipped = f" from the one at {first} on" if first else ""
+        raise errors.BadInput(f"n_problems is {n}; allowed is at most {len(kept) - first}, all of "
+                              f"{path}{skipped}.")
+    found = task.problems(split, first + n, 0, own["families"][family])
+    if [p.key for p in found] != kept[:first + n]:
         raise errors.BadInput(f"{path} holds other problems than the parameters make; python -m "
                               f"locksmith.corpus --profile {own['profile']} rewrites it.")
-    return found
+    return found[first:]
 
 
 def _key(line, where):

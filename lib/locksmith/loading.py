@@ -253,10 +253,10 @@ class Pair(NamedTuple):
         mass = narrowing.left_out(whole, self.kept(), prompts, n, max_new_tokens)
         return float(mass.mean()), float(mass.max())
 
-    def problems(self, n: int, split: str = "test") -> list:
-        """The first n problems of a split."""
+    def problems(self, n: int, split: str = "test", depth: int | None = None) -> list:
+        """The first n problems of a split; depth: of the lab's chains, where not their own."""
         if self.of_the_lab:
-            return lab.problems(self.profile, self.task, n, split)
+            return lab.problems(self.profile, self.task, n, split, depth)
         return self.rules.problems(split, n, 0, self.generator)
 
     def way(self, role: str) -> list[tuple[int, Path]]:

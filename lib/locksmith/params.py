@@ -75,6 +75,7 @@ SCHEMA = {
     "checkpoints": "|".join(PROFILES),
     "seeds": "set of int 0..",
     "problems": {"train": "int 1..", "validation": "int 1..", "test": "int 1.."},
+    "first_test": "int 0..",
     "model": {
         "hidden": "int 8..16384",
         "layers": "int 1..256",

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from locksmith import corpus, device, engine, grammar, model, stats, vocabulary
+from locksmith import device, engine, grammar, model, stats, vocabulary
+from locksmith.loading import Pair
 
 COUNTS = ("correct", "trace", "attempts", "valid_attempts", "checks", "correct_checks",
           "backtracks", "tokens")
@@ -67,17 +68,17 @@ def guesses(task: ModuleType, problems: Sequence, samples: int,
                                   for _ in range(samples)])
 
 
-def measure(checkpoint: str | Path, family: str, generator: dict, *, problems: int, samples: int,
+def measure(checkpoint: str | Path, pair: Pair, *, problems: int, samples: int,
             max_new_tokens: int, low_temperature: float, depths: Sequence[int],
             seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
-    """The tallies of one checkpoint, by the way it was sampled.
+    """The tallies of one checkpoint on the test problems of a pair, by the way it was sampled.
 
     "sampled" (temperature 1, `samples` a problem), "greedy" and "low temperature" (one a problem),
     and, for the chain, "depth 1", ... (temperature 1) for each of `depths`.
     """
     where, dtype = device.pick()
     net = model.load(checkpoint, dtype, where)
-    task = corpus.FAMILIES[family]
+    task = pair.rules
 
     def sample(problems, n, temperature):
         prompts = [vocabulary.encode(p.prompt) for p in problems]
@@ -85,11 +86,11 @@ def measure(checkpoint: str | Path, family: str, generator: dict, *, problems: i
                             temperature=temperature, seed=seed)
         return tally(task, problems, [vocabulary.decode(ids) for ids in out.ids()])
 
-    test = task.problems("test", problems, 0, generator)
+    test = pair.problems(problems)
     out = {"sampled": sample(test, samples, 1.0), "greedy": sample(test, 1, 0.0),
            "low temperature": sample(test, 1, low_temperature)}
-    for depth in depths if family == "chain" else ():
-        ladder = task.problems("test", problems, 0, generator, depth)
+    for depth in depths if pair.task == "chain" else ():
+        ladder = pair.problems(problems, depth=depth)
         out[f"depth {depth}"] = sample(ladder, samples, 1.0)
     return out
 
