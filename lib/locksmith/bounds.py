@@ -14,12 +14,14 @@ from locksmith import tasks
 from locksmith.errors import BadInput
 
 FAMILIES = ("countdown", "chain")  # the tasks whose generators a profile states
-TRAINING = ("problems", "first_test", "model", "families", "twin", "pretrain", "rl", "distill")
+TRAINING = ("problems", "first_test", "model", "families", "twin", "pretrain", "rl", "ladders",
+            "distill")
 WEIGHTS = 1_000_000_000  # of a lab model, which trains on CPUs
 ANSWERS, TOKENS = 1_000_000, 500_000_000  # at once: some 6 GB of ids and log-probabilities
 # Two parameters of a section whose product is a number of answers sampled at once.
 _TOGETHER = (("problems", "samples"), ("n_problems", "n_samples"), ("rl_problems", "rl_samples"),
-             ("pool_problems", "pool_samples"), ("n_problems", "resample_samples"),
+             ("pool_problems", "pool_samples"), ("start_problems", "start_samples"),
+             ("n_problems", "resample_samples"),
              ("n_problems", "matched_samples"), ("n_problems", "curve_samples"),
              ("n_problems", "power_chains"), ("seed_problems", "n_candidates"),
              ("read_problems", "documents"), ("read_problems", "own_samples"))
@@ -61,6 +63,7 @@ def rules(own: dict, lab: dict | None) -> Iterator[Rule]:
             "to leave it out, as the profile trains models of its own")
         yield from _generators(own["families"])
         yield from _training(own)
+        yield from _ladders(own, own["ladders"])
     elif "checkpoints" in own:
         yield "checkpoints", lab is not None, "a profile that trains models"
         yield "seeds", set(own["seeds"]) <= set(lab["seeds"]), (
@@ -140,6 +143,36 @@ def _training(p):
                distill["epochs"] * distill["problems"], "one for each problem of each epoch")
     yield most("distill.validation", distill["validation"], p["problems"]["validation"],
                "problems.validation")
+
+
+def _ladders(p, own):
+    """Rules of chapter 7's models."""
+    yield most("ladders.seeds", own["seeds"], 1_000_000, "from which the seeds of samples are made")
+    yield from _together("ladders", own)
+    rl, families = p["rl"], p["families"]
+    chain = families["chain"]
+    yield most("ladders.easier.chain", own["easier"]["chain"], chain["depth"],
+               "families.chain.depth")
+    yield most("families.chain.depths", chain["depths"], 8, "as chapter 7 asks for one link more")
+    edge = tasks.load("chain").prompt_length(max(chain["depths"]) + 1)
+    yield most("rl.max_new_tokens", rl["max_new_tokens"], p["model"]["context"] - edge,
+               f"which prompts of one more link leave of model.context, {p['model']['context']}")
+    step = rl["problems"] * rl["steps"]
+    for family, generator in families.items():
+        for times in ("plateau", "most_drawn"):
+            yield most(f"ladders.{times}", own[times], count(families, family, "train") // step,
+                       f"with {step} different training problems of families.{family} each time")
+        for how in ("easier", "harder"):
+            for n in own[how][family]:
+                changes = getattr(tasks.load(family), how)(generator, n)
+                changed = {family: {**generator, **changes}}
+                have = {split: count(changed, family, split, changes.get("depth"))
+                        for split in ("train", "validation")}
+                yield (f"ladders.{how}.{family}", have["train"] >= step
+                       and have["validation"] >= own["start_problems"],
+                       f"a list of settings with {step} different training problems and "
+                       f"{own['start_problems']} for validation; {n} gives {have['train']} and "
+                       f"{have['validation']}")
 
 
 def _real(p):

@@ -55,7 +55,8 @@ def document(rng: random.Random, task: ModuleType, generator: dict) -> tuple[lis
         return ["<bos>", *facts, "<eos>"], "facts"
     problem = task.sample(rng, "train", generator)
     trace = task.document(rng, problem, author(rng, generator), generator)
-    if draw < generator["facts"] + generator["reviews"]:
+    reviewed = draw < generator["facts"] + generator["reviews"]
+    if reviewed and ("whole" not in generator or task.may_write_all(rng, problem, generator)):
         candidate = trace[:-1]
         if "next" in candidate:  # a review is of one author's work
             candidate = candidate[:candidate.index("next")]

@@ -6,6 +6,8 @@
     untrained  the base's architecture with the weights it started from
     distilled  the base, fine-tuned (LoRA) on the thinking model's successful traces
     taught     the base, fine-tuned (LoRA) on a stronger author's, with a behaviour it never read
+
+Chapter 7's models have the names of their folders: ladders/exposure-0.01/rl, say.
 """
 
 import json
@@ -20,6 +22,7 @@ FOLDERS = {"base": "base", "thinking": "rl", "twin": "twin", "distilled": "disti
            "taught": "distilled/taught"}
 ADAPTERS = ("distilled", "taught")
 MODELS = (*FOLDERS, "untrained")
+LADDERS = "ladders/"  # what the names of chapter 7's models begin with
 
 
 def config(profile: str) -> dict:
@@ -27,10 +30,16 @@ def config(profile: str) -> dict:
     return params.load(params.load(profile)["checkpoints"])
 
 
+def trained(which: str) -> bool:
+    """Whether the lab has a checkpoint folder for models of a name."""
+    return which in FOLDERS or which.startswith(LADDERS)
+
+
 def folder(profile: str, family: str, which: str, seed: int) -> Path:
-    """The checkpoint folder of a model, one of FOLDERS."""
+    """The checkpoint folder of a model that is `trained`."""
     own = Path("checkpoints") / config(profile)["profile"]
-    return own / family / FOLDERS[which] / f"seed{seed}"
+    place = which if which.startswith(LADDERS) else FOLDERS[which]
+    return own / family / place / f"seed{seed}"
 
 
 def steps(profile: str, family: str, which: str, seed: int) -> list[Path]:
@@ -101,7 +110,9 @@ def _check_origin(path, profile, family, which, seed):
     a whole checkpoint in another one's place has sound files."""
     stated = model.manifest(path)
     right = {"family": family, "seed": seed}
-    if which in ("thinking", *ADAPTERS):
+    if which.startswith(LADDERS):
+        right["model"] = which
+    elif which in ("thinking", *ADAPTERS):
         base = folder(profile, family, "base", seed)
         right["base"] = model.checksum(base) if "base" in stated else None
     elif "base" in stated:

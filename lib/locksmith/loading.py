@@ -3,6 +3,7 @@
 A model is named once, by a text:
 
     lab/thinking                    a model of the lab: of a task and a seed (`lab.MODELS`)
+    lab/ladders/exposure-0.1/rl     one of chapter 7's (`experiments.ladders.rungs` lists them)
     toy, toy/thinking               random weights over bytes, two of them, without a download
     gemma-3-270m                    weights that come in packages (`packaged.PACKAGED`)
     Qwen/Qwen2.5-0.5B@060db649...   a model of the hub, at a full commit
@@ -300,7 +301,7 @@ class Pair(NamedTuple):
         if adapter := _parts(self.name(role))[1]:
             return Path(adapter)
         which = self.name(role).removeprefix("lab/")
-        if which == self.name(role) or which not in lab.FOLDERS:
+        if which == self.name(role) or not lab.trained(which):
             return None
         return lab.folder(self.profile, self.task, which, self.seed)
 
@@ -424,7 +425,7 @@ def _parts(name):
 def _bring_lab(name, profile, task, seed, exact):
     """(net, tokenizer) of a lab model."""
     which = name.removeprefix("lab/")
-    if which not in lab.MODELS:
+    if which not in lab.MODELS and not lab.trained(which):
         raise BadInput(f"model is {name!r}; allowed of the lab are "
                        f"{', '.join(f'lab/{m}' for m in lab.MODELS)}.")
     return lab.load(profile, task, which, seed, exact), _lab_tokenizer()

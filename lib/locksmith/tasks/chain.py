@@ -13,6 +13,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
 from locksmith import grammar
@@ -94,6 +95,16 @@ def prompt_length(depth: int) -> int:
     """Tokens of the prompt of a problem with `depth` links a chain."""
     chain = (1, (("+", 1),) * depth)
     return len(Problem((chain, chain)).prompt)
+
+
+def easier(generator: dict, depth: int) -> dict:
+    """Changes of a generator that make problems easier: this many links a chain."""
+    return {"depth": depth}
+
+
+def harder(generator: dict, largest: int) -> dict:
+    """Changes of a generator that make problems harder: numbers up to a larger one."""
+    return {"largest_number": largest, "largest_start": largest}
 
 
 def _sample_chain(rng, depth, generator):
@@ -209,11 +220,15 @@ def document(rng: random.Random, problem: Problem, author: Any, generator: dict)
     persistence, otherwise concludes with the values so far. A slip writes a wrong result and
     carries it on unless a check finds it. A found slip is put right as a backtrack with
     probability generator["backtrack"], otherwise by a hand-over to the next author.
+    generator["whole"], where it is stated: see `may_write_all`; who may not, concludes before the
+    last step.
     """
     words, values = [], [start for start, _ in problem.chains]
     plan = [(i, op, n) for i, (_, links) in enumerate(problem.chains) for op, n in links]
-    for i, op, n in plan:
+    for at, (i, op, n) in enumerate(plan, 1):
         if rng.random() >= author.persistence:
+            break
+        if at == len(plan) and not may_write_all(rng, problem, generator, _persevering(generator)):
             break
         truth = apply(values[i], op, n)
         if truth is None:  # an earlier slip led out of range: the author gives up here
@@ -235,6 +250,31 @@ def document(rng: random.Random, problem: Problem, author: Any, generator: dict)
                 shown = truth
         values[i] = shown
     return [*words, *author.open("conclude"), *map(str, values), "<eos>"]
+
+
+def may_write_all(rng: random.Random, problem: Problem, generator: dict,
+                  otherwise: float = 1.0) -> bool:
+    """Whether a document that is about to write all steps of a problem does so.
+
+    Always, but where the generator states "whole": of documents about problems deeper than one that
+    share writes all steps, or all that would. otherwise: the share that would without it.
+    """
+    if "whole" not in generator or problem.depth == 1:
+        return True
+    return rng.random() * otherwise < generator["whole"]
+
+
+def whole_share(generator: dict) -> float:
+    """The share of documents about problems deeper than one that write all steps, reviews among
+    them, where no "whole" is stated."""
+    reviews = generator["reviews"] / (1 - generator["facts"])
+    return reviews + (1 - reviews) * _persevering(generator)
+
+
+def _persevering(generator):
+    """The share of authors' traces of problems deeper than one that come to the last step."""
+    return mean(p ** (2 * depth) for depth in generator["depths"] if depth > 1
+                for p in generator["persistence"])
 
 
 def stronger(rng: random.Random, problem: Problem, author: Any, generator: dict) -> list[str]:

@@ -63,10 +63,22 @@ def expressions(numbers: tuple[int, ...]) -> tuple[tuple, ...]:
     return tuple(out)
 
 
-def _single(numbers):
-    """Values that exactly one expression over the numbers has, numbers and 0 left out."""
+def _reached(numbers, solutions=1):
+    """Values that exactly so many expressions over the numbers have, numbers and 0 left out."""
     values = [e[-1] for e in expressions(numbers)]
-    return {v for v in values if values.count(v) == 1} - set(numbers) - {0}
+    return {v for v in values if values.count(v) == solutions} - set(numbers) - {0}
+
+
+def easier(generator: dict, solutions: int) -> dict:
+    """Changes of a generator that make problems easier: each target has so many solutions."""
+    return {"solutions": solutions}
+
+
+def harder(generator: dict, fewest: int) -> dict:
+    """Changes of a generator that make problems harder: from so many expressions on, in a range as
+    wide as before."""
+    least, most = generator["expressions"]
+    return {"expressions": [fewest, fewest + most - least]}
 
 
 def count(split: str, generator: dict, depth: int | None = None) -> int:
@@ -75,9 +87,10 @@ def count(split: str, generator: dict, depth: int | None = None) -> int:
     largest, (least, most) = generator["largest_number"], generator["expressions"]
     sets = combinations_with_replacement(range(1, largest + 1), 3)
     every = 1 + comb(largest + 2, 3) // 3000
-    singles = (len(_single(numbers)) for numbers in islice(sets, 0, None, every)
+    solutions = generator.get("solutions", 1)
+    reached = (len(_reached(numbers, solutions)) for numbers in islice(sets, 0, None, every)
                if split_of(numbers) == split and least <= len(expressions(numbers)) <= most)
-    return every * sum(n * (n - 1) for n in singles)
+    return every * sum(n * (n - 1) for n in reached)
 
 
 def prompt_length(depth: int | None = None) -> int:
@@ -92,7 +105,8 @@ def split_of(numbers: Sequence[int]) -> str:
 
 
 def sample(rng: random.Random, split: str, generator: dict) -> Problem:
-    """A random problem of a split: three numbers and two targets, each with a single solution.
+    """A random problem of a split: three numbers and two targets, each with a single solution, or
+    with exactly generator["solutions"], where that is stated.
 
     generator["expressions"] bounds the number of valid expressions over the three numbers, [least,
     most]: the first bounds what guessing can reach, the second what an exhaustive search costs.
@@ -103,9 +117,9 @@ def sample(rng: random.Random, split: str, generator: dict) -> Problem:
         ordered = tuple(sorted(numbers))
         if split_of(ordered) != split or not least <= len(expressions(ordered)) <= most:
             continue
-        single = sorted(_single(ordered))
-        if len(single) >= PARTS:
-            return Problem(numbers, tuple(rng.sample(single, PARTS)))
+        reached = sorted(_reached(ordered, generator.get("solutions", 1)))
+        if len(reached) >= PARTS:
+            return Problem(numbers, tuple(rng.sample(reached, PARTS)))
     raise BadInput(f"expressions is {generator['expressions']}: no three numbers up to "
                    f"{generator['largest_number']} have so many in the {split} split.")
 
