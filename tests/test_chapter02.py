@@ -12,6 +12,7 @@ import yaml
 from locksmith import decoding, engine, errors, grammar, lab, loading, params, tasks, vocabulary
 from locksmith.experiments import sampling
 from repository import ROOT, smoke_lab
+from scipy.stats import t
 
 N, NEW = 4, 12  # problems, tokens
 PAIR = loading.Pair("smoke", "countdown", 0)
@@ -307,7 +308,9 @@ def test_another_problems_samples_match_by_form_alone():
 def test_means_over_missing_traces_leave_them_out():
     values = np.array([[[1.0, np.nan], [2.0, 6.0], [np.nan, np.nan]]])
     found = sampling.mean_of_some(values)
-    assert found.value == pytest.approx(3) and (found.low, found.high) == (1, 4)
+    # Sums less three a trace are -2, 2 and 0: a variance of 4, over three problems.
+    half = t.ppf(0.975, 2) * np.sqrt(4 / 3)
+    assert found == pytest.approx((3, 3 - half, 3 + half))
 
 
 def test_a_lead_is_paired_by_problem_and_seed():

@@ -157,7 +157,7 @@ QUANTITIES = {  # name -> (range, what it says)
 
 NEEDS = {"pass_at_k": "k", "trace_pass_at_k": "k"}  # a condition without which it says nothing
 # Means over problems and seeds, and differences of two: they lie in their intervals. A ratio, a
-# median, a norm or a cosine need not, as resampling shifts what is not linear.
+# median, a norm or a cosine need not, as what is not linear shifts.
 MEANS = {"pass_at_k", "trace_pass_at_k", "gain", "trace_gain", "strategy_share", "accuracy_change",
          "accuracy_minus_thinking", "right_verdicts", "large_k_lead", "trace_large_k_lead",
          *(name for name in QUANTITIES if name.startswith(("cell_", "trace_cell_")))}
@@ -216,6 +216,12 @@ def within(quantity: str, value: float, low: float | None = None,
                               "interval in this order, or None for both.")
     if low is not None and quantity in MEANS and not low - slack <= value <= high + slack:
         raise errors.BadInput(f"value is {value}, outside its interval, {low} to {high}.")
+
+
+def cut(quantity: str, *ends: float | None) -> list[float | None]:
+    """Ends of an interval, cut at what the quantity can be: they may reach beyond it."""
+    least, most = QUANTITIES[quantity][0]
+    return [None if x is None else min(max(x, least), most) for x in ends]
 
 
 def _told(least, most):

@@ -82,8 +82,9 @@ class Recorder:
         """Keep a fact, and return its stats.Interval for display.
 
         arm, quantity: an id, or a name such as "few-shot[examples=2]", "pass_at_k[k=4]".
-        interval: value, low and high; a number, which has no interval; or None, where there is
-            nothing to tell: then nothing is kept and None is returned.
+        interval: value, low and high, cut at what the quantity can be; a number, which has no
+            interval; or None, where there is nothing to tell: then nothing is kept and None is
+            returned.
         given: conditions of locksmith.quantities, and any of SIZE that is not the chapter's.
         Raises BadInput for an arm, a quantity or a condition that is not in the vocabulary, and for
         an end that is no number.
@@ -99,6 +100,7 @@ class Recorder:
         ends = [None if x is None else float(x) for x in ends]
         size = {key: given.pop(key, self.size[key]) for key in SIZE}
         arm, quantity, given = _named(arm, quantity, given)
+        ends[1:] = quantities.cut(quantity, *ends[1:])
         for name in (arm, *(given[key] for key in ARMS if key in given)):
             arms.get(name)
         quantities.complete(quantity, given)

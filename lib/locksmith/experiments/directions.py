@@ -3,7 +3,7 @@
 A vector of `point` contrast is the mean over the places before a behaviour minus the mean over all
 places (Venhoff et al., arXiv 2506.18167; Ward et al., arXiv 2507.12638, appendix A, subtract the
 mean over all tokens). One of `choice` contrast compares the two outcomes of a choice. They are
-kept as sums a problem, so that intervals can resample problems.
+kept as sums a problem, so that intervals can leave problems out.
 
 Dose-response: how often the behaviour comes against the strength at which a vector is added. In the
 lab the share of steps that are the behaviour, all arms in one batch with common random numbers; in
@@ -88,23 +88,23 @@ def means(x: Float[np.ndarray, "points width"], up: Bool[np.ndarray, " points"],
 
 def cosine(a: Float[np.ndarray, "... width"],
            b: Float[np.ndarray, "... width"]) -> Float[np.ndarray, "..."]:
-    """Cosine of the last axes; NaN where a vector is 0, as a resample without events has it."""
+    """Cosine of the last axes; NaN where a vector is 0, as one without events is."""
     with np.errstate(invalid="ignore"):
         return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
 
 
-def cosine_interval(pairs: Sequence[Sequence[tuple[Means, Means]]], resamples: int = 1000,
-                    seed: int = 0) -> stats.Interval:
+def cosine_interval(pairs: Sequence[Sequence[tuple[Means, Means]]]) -> stats.Interval:
     """Cosine of two vectors with its interval over seeds and problems.
 
-    pairs: one list a seed of (Means, Means); of several the largest cosine counts, each time.
+    pairs: one list a seed of (Means, Means); of several the largest cosine counts, each time. Where
+    a vector loses all its events with a problem, the cosine counts as 0.
     """
-    def mean(problems, seeds):
-        each = np.stack([np.max([cosine(a.vector(problems), b.vector(problems)) for a, b in few], 0)
-                         for few in pairs], 1)  # (B, seeds)
-        return (seeds * each).sum(1) / len(pairs)
-    return stats.Interval(*map(float, stats.bootstrap(
-        mean, len(pairs[0][0][0].up), len(pairs), resamples=resamples, seed=seed)))
+    def largest(few, problems):
+        return np.max([np.nan_to_num(cosine(a.vector(problems), b.vector(problems)))
+                       for a, b in few], 0)
+    table = np.stack([stats.pseudovalues(lambda problems, few=few: largest(few, problems),
+                                         len(few[0][0].up)) for few in pairs])
+    return stats.Interval(*map(float, stats.interval(lambda m: m, table)))
 
 
 def halves(m: Means, seed: int = 0) -> tuple[Means, Means]:

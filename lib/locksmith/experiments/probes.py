@@ -82,39 +82,29 @@ def auroc(
     return float(value[0]) if one else value
 
 
-def auroc_interval(by_seed: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
-                   resamples: int = 1000, seed: int = 0) -> stats.Interval:
-    """Mean AUROC over seeds with its interval over seeds and problems.
-
-    by_seed: one (scores, y, problems) a seed, arrays of one length each. Where a resample leaves a
-    seed no positive or no negative, its AUROC counts as 0.5.
-    """
-    value, resampled = _resampled(by_seed, resamples, seed)
-    return stats.Interval(value, *map(float, stats.ends(resampled)))
+def auroc_interval(by_seed: Sequence[Scored]) -> stats.Interval:
+    """Mean AUROC over seeds with its interval over seeds and problems."""
+    return stats.Interval(*map(float, stats.interval(lambda m: m, _by_problem(by_seed))))
 
 
 def difference(mine: Sequence[Scored], other: Sequence[Scored]) -> stats.Interval:
-    """Mean AUROC over seeds minus that of another reader of the same places, resampled
-    together."""
-    (a, first), (b, second) = _resampled(mine), _resampled(other)
-    return stats.Interval(a - b, *map(float, stats.ends(first - second)))
+    """Mean AUROC over seeds minus that of another reader of the same places, paired."""
+    return stats.Interval(*map(float, stats.difference(_by_problem(mine), _by_problem(other))))
 
 
 def decodable_share(mine: Sequence[Scored], ceiling: Sequence[Scored]) -> stats.Interval | None:
-    """Mean AUROC above one half as a share of the ceiling's, resampled together; None where the
-    ceiling itself is not above one half in 97.5 % of the resamples."""
-    (a, first), (b, second) = _resampled(mine), _resampled(ceiling)
-    if stats.ends(second)[0] <= 0.5:
+    """Mean AUROC above one half as a share of the ceiling's, paired; None where the ceiling itself
+    is not clear of one half."""
+    if auroc_interval(ceiling).low <= 0.5:
         return None
-    with np.errstate(invalid="ignore", divide="ignore"):
-        shares = np.where(second > 0.5, (first - 0.5) / (second - 0.5), np.nan)
-    return stats.Interval((a - 0.5) / (b - 0.5), *map(float, stats.ends(shares)))
+    return stats.Interval(*map(float, stats.interval(
+        lambda a, b: (a - 0.5) / (b - 0.5), *map(_by_problem, (mine, ceiling)))))
 
 
-def _resampled(by_seed, resamples=1000, seed=0):
-    """(mean AUROC over seeds, the same of all resamples of problems and seeds)."""
+def _by_problem(by_seed):
+    """(seeds, problems) of `stats.pseudovalues` of each seed's AUROC, 0.5 where leaving a problem
+    out leaves no positive or no negative; by_seed: (scores, y, problems) of one length each."""
     n = 1 + max(int(p.max()) for _, _, p in by_seed)
-    problems, seeds = stats.drawn(n, len(by_seed), resamples=resamples, seed=seed)
-    each = np.stack([auroc(s, y, problems[:, p]) for s, y, p in by_seed], 1)  # (B, seeds)
-    value = np.mean([auroc(s, y) for s, y, _ in by_seed])
-    return float(value), (seeds * np.nan_to_num(each, nan=0.5)).sum(1) / len(by_seed)
+    return np.stack([stats.pseudovalues(
+        lambda counts, s=s, y=y, p=p: np.nan_to_num(auroc(s, y, counts[:, p]), nan=0.5), n)
+        for s, y, p in by_seed])

@@ -404,7 +404,7 @@ def measures(rows: pd.DataFrame) -> dict:
     steered, drawn = scores(rows, "steered"), scores(rows, "drawn")
     return {"pass_at_k": stats.mean_interval(scores(rows)),
             "trace_pass_at_k": stats.mean_interval(scores(rows, "trace")),
-            "steered_share": stats.interval(lambda s, d: s / np.maximum(d, 1e-9), steered, drawn),
+            "steered_share": stats.share(steered, drawn),
             "truncated": stats.mean_interval(scores(rows, "truncated")),
             "tokens_per_answer": stats.interval(lambda m: m, scores(rows, "tokens"))}
 
@@ -417,8 +417,8 @@ def conditions(quantity: str) -> dict:
 def summary(outcomes: pd.DataFrame) -> pd.DataFrame:
     """A row a task, arm and quantity: value, low, high.
 
-    Beside `measures` there is gap_recovered, (arm - start) / (thinking - start) in accuracy, every
-    term resampled together over problems and seeds; no row where there is no clear gap.
+    Beside `measures` there is gap_recovered, (arm - start) / (thinking - start) in accuracy, paired
+    over problems and seeds; no row where there is no clear gap.
     """
     out = []
     for task, here in outcomes.groupby("task", sort=False):

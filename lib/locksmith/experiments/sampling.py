@@ -326,10 +326,7 @@ def lead(values: np.ndarray, against: np.ndarray) -> np.ndarray:
 
 
 def mean_of_some(values: np.ndarray) -> stats.Interval:
-    """Mean over the traces there are, with interval: (seeds, problems, traces), NaN for none.
-
-    Resamples that hold no trace say nothing about it and are left out.
-    """
+    """Mean over the traces there are, with interval: (seeds, problems, traces), NaN for none."""
     there = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return stats.interval(np.divide, np.where(there, values, 0).sum(-1), there.sum(-1))

@@ -121,9 +121,8 @@ def gain(base: dict[str, np.ndarray],
     out = {"gain": stats.difference(thinking["correct"], base["correct"]),
            "gain_when": when, "gain_how": how}
     if all(count.sum() for count in counts[1::2]):
-        with np.errstate(invalid="ignore"):  # a resample may hold no attempt
-            out["valid_attempts_change"] = stats.interval(
-                lambda valid, tried, before, tries: valid / tried - before / tries, *counts)
+        out["valid_attempts_change"] = stats.interval(
+            lambda valid, tried, before, tries: valid / tried - before / tries, *counts)
     return out
 
 

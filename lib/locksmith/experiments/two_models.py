@@ -1,7 +1,7 @@
 """What RL changes in models that others pre-trained: every arm of `real_rl` on the same problems.
 
 A `Measured` is one model's answers to problems of a task. Scores are (problems, answers); those of
-several seeds are stacked in front, so that `stats` resamples seeds and problems together. Arms are
+several seeds are stacked in front, so that `stats` takes seeds and problems together. Arms are
 those of `real_rl`, and "base".
 """
 
