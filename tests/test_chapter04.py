@@ -43,6 +43,20 @@ def test_chances_are_those_of_plain_forwards_word_by_word(model, where):
     assert next_words.chances(model, asked) == pytest.approx(found[:1], rel=1e-3)
 
 
+@pytest.mark.parametrize("where", ["choice", "all"])
+def test_each_vector_may_have_its_own_block(where):
+    model = loading.Pair("toy", "sums", 0, "toy", "toy/thinking").load("base", exact=True)
+    with torch.no_grad():  # random blocks do little
+        for weight in model.net.model.layers[1].mlp.parameters():
+            weight *= 20
+    asked = next_words.Asked(model.encode("Q: 5 + 7?\nA: 5"), 12, model.encode(" +"), [9, 40, 41])
+    vectors = np.stack([np.linspace(-3, 3, 32), np.linspace(2, -1, 32) ** 3])
+    apart = [next_words.chances(model, asked, block, vectors, where) for block in (0, 1)]
+    assert (np.abs(apart[0] / apart[1] - 1) > 0.05).all()
+    mixed = next_words.chances(model, asked, [0, 1, 1, 0], vectors[[1, 1, 0, 0]], where)
+    assert mixed == pytest.approx([apart[0][1], *apart[1][::-1], apart[0][0]], rel=1e-3)
+
+
 def test_all_that_may_come_next_has_probability_one(model):
     everything = list(range(model.net.config.vocab_size))
     for start in (1, 3):  # the prompt may be one token alone

@@ -2,8 +2,10 @@
 
 import os
 import pickle
+import sys
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from locksmith import device, errors, loading, model, parallel, params
@@ -46,6 +48,21 @@ def test_processes_with_small_models_share_a_gpu(monkeypatch, profile, free, n):
     monkeypatch.setattr(device, "workers", lambda: 16)
     with parallel.workers(profile) as pool:
         assert pool._max_workers == n
+
+
+def with_holes():
+    """Bytes that this process still holds when all but the last of many arrays are freed."""
+    before = psutil.Process().memory_info().rss
+    np.ones(30 << 20, np.uint8)  # what is freed tells glibc how large the heap's pieces may be
+    held = [np.ones(6 << 20, np.uint8) for _ in range(50)]
+    held[:-1] = []
+    return psutil.Process().memory_info().rss - before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+def test_a_worker_gives_freed_memory_back():
+    with parallel.workers("lab") as pool:
+        assert pool.submit(with_holes).result() < 30 << 20
 
 
 def test_the_serial_pool_leaves_its_process_as_it_was():

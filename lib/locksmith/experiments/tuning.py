@@ -238,9 +238,10 @@ def adapter(pair: Pair, rank: int = 16) -> Trained:
     """A base whose LoRA adapter of a rank is trained."""
     net = model.adapter(pair.load("base", exact=True).net, rank, pair.seed)
     sampled = pair.load("base")
+    whole = model.round_frozen(net, sampled.net.dtype)
 
     def ask():
-        model.merge_into(sampled.net, net)
+        model.merge_into(sampled.net, net, whole)
         return sampled, []
     return Trained(net, ask, finetune.own_logits)
 
