@@ -111,7 +111,7 @@ def _check_origin(path, profile, family, which, seed):
     stated = model.manifest(path)
     right = {"family": family, "seed": seed}
     if which.startswith(LADDERS):
-        right["model"] = which
+        right["name"] = which
     elif which in ("thinking", *ADAPTERS):
         base = folder(profile, family, "base", seed)
         right["base"] = model.checksum(base) if "base" in stated else None

@@ -7,15 +7,17 @@ function of the seed, and one thread makes the run repeatable to the bit.
 """
 
 import argparse
+import math
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from locksmith import corpus, errors, model, parallel, params, results, staging, vocabulary
@@ -64,6 +66,53 @@ def loss(net: torch.nn.Module, ids: Int[Tensor, "rows time"],
     return F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-100)
 
 
+def steps(work: Sequence, recipe: dict, until: float = 1.0) -> int:
+    """How many steps the batches of `work` make up to a share `until` of them."""
+    return math.ceil(math.ceil(until * len(work)) / recipe["micro_batches"])
+
+
+def fit(net: nn.Module, optimizers: Sequence[torch.optim.Optimizer], work: Sequence, recipe: dict,
+        curve: list[dict], before: Callable[[float, int], object], until: float = 1.0,
+        label: str = "pretrain") -> None:
+    """Trains `net` on the batches of `work` from the step at which `curve` ends up to `until`.
+
+    optimizers: of `model.optimizer`. curve: gets a point a step, {"tokens" seen so far, "loss"}.
+    before: called with (share of `work` done, tokens seen) before each step. until: share of
+    `work`; the schedule is that of all of it.
+    """
+    rates, per_step = (recipe["muon_lr"], recipe["adam_lr"]), recipe["micro_batches"]
+    seen = curve[-1]["tokens"] if curve else 0
+    for step in (bar := tqdm(range(len(curve), steps(work, recipe, until)), desc=label,
+                             mininterval=5)):
+        at = step * per_step
+        done = at / len(work)
+        before(done, seen)
+        group = [torch.from_numpy(batch.astype(np.int64)) for batch in work[at:at + per_step]]
+        sizes = [(~padding(batch)[:, 1:]).sum() for batch in group]
+        total, step_loss = int(sum(sizes)), 0.0
+        for batch, size in zip(group, sizes, strict=True):
+            micro_loss = loss(net, batch) * (size / total)
+            micro_loss.backward()
+            step_loss += micro_loss.item()
+        errors.finite(step_loss, f"the loss of step {step}")
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        for o, rate in zip(optimizers, rates, strict=True):
+            for g in o.param_groups:
+                g["lr"] = rate * schedule(done)
+            o.step()
+            o.zero_grad()
+        seen += total
+        curve.append({"tokens": seen, "loss": step_loss})
+        bar.set_postfix(loss=f"{step_loss:.3f}")
+
+
+def thinned(curve: list[dict]) -> list[dict]:
+    """A curve of about a hundred points: the mean loss of as many steps each, at their last."""
+    every = max(1, len(curve) // 100)
+    return [{**part[-1], "loss": float(np.mean([p["loss"] for p in part]))}
+            for part in (curve[i:i + every] for i in range(0, len(curve), every))]
+
+
 def train(profile: str, family: str, name: str, seed: int, folder: Path) -> dict:
     """One model into folder/seed<seed>; the first seed of the base keeps its way there in
     base_steps.
@@ -80,44 +129,23 @@ def train(profile: str, family: str, name: str, seed: int, folder: Path) -> dict
     rng = np.random.default_rng(seed)
     net = model.build(config["model"], seed).train()
     optimizers = model.optimizer(net, recipe["muon_lr"], recipe["adam_lr"], recipe["weight_decay"])
-    rates = [group["lr"] for o in optimizers for group in o.param_groups]
     work = batches(ids, recipe["micro_tokens"], rng)
-    per_step = recipe["micro_batches"]
     kept = set(np.geomspace(0.01, 1, recipe["checkpoints"] + 1)[:-1].tolist())
-    seen, curve, started = 0, [], time.perf_counter()
-    bar = tqdm(range(0, len(work), per_step), desc=f"pretrain {family} {name} seed {seed}",
-               mininterval=5)
-    for at in bar:
-        done = at / len(work)
+    curve, started = [], time.perf_counter()
+
+    def before(done, seen):
         for early in sorted(k for k in kept if k <= done):
             kept.discard(early)
             if name == "base" and seed == config["seeds"][0]:
                 model.save(net, folder.with_name("base_steps") / f"seed{seed}" / f"{seen:09d}",
                            tokens=seen)
-        group = [torch.from_numpy(batch.astype(np.int64)) for batch in work[at:at + per_step]]
-        sizes = [(~padding(batch)[:, 1:]).sum() for batch in group]
-        total, step_loss = int(sum(sizes)), 0.0
-        for batch, size in zip(group, sizes, strict=True):
-            micro_loss = loss(net, batch) * (size / total)
-            micro_loss.backward()
-            step_loss += micro_loss.item()
-        errors.finite(step_loss, f"the loss of step {at // per_step}")
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        for o in optimizers:
-            for g in o.param_groups:
-                g["lr"] = rates[0 if o is optimizers[0] else 1] * schedule(done)
-            o.step()
-            o.zero_grad()
-        seen += total
-        curve.append({"seed": seed, "tokens": seen, "loss": step_loss})
-        bar.set_postfix(loss=f"{step_loss:.3f}")
-    seconds = time.perf_counter() - started
+
+    fit(net, optimizers, work, recipe, curve, before, label=f"pretrain {family} {name} seed {seed}")
+    seen, seconds = curve[-1]["tokens"], time.perf_counter() - started
     model.save(net, folder / f"seed{seed}", tokens=seen, seed=seed, family=family)
     print(f"pretrain {family} {name} seed {seed}: {seen / seconds:.0f} tokens/s", flush=True)
-    every = max(1, len(curve) // 100)
-    means = [{**part[-1], "loss": float(np.mean([p["loss"] for p in part]))}
-             for part in (curve[i:i + every] for i in range(0, len(curve), every))]
-    return {"seed": seed, "tokens": seen, "counts": counts, "curve": means}
+    return {"seed": seed, "tokens": seen, "counts": counts,
+            "curve": [{"seed": seed, **point} for point in thinned(curve)]}
 
 
 def run(profile: str, family: str, name: str) -> None:

@@ -43,6 +43,7 @@ from locksmith import (
     params,
     prose,
     results,
+    resuming,
     rewards,
     rl,
     rollouts,
@@ -114,8 +115,7 @@ def weights(net: nn.Module) -> str:
 
 def code() -> str:
     """Hex SHA-256 of what trains and grades."""
-    return hashlib.sha256(b"".join(Path(module.__file__).read_bytes()
-                                   for module in CODE)).hexdigest()
+    return resuming.code(CODE)
 
 
 def start(pair: Pair, n_problems: int, samples: int, max_new_tokens: int) -> tuple[str, list, int]:
@@ -133,7 +133,7 @@ def train(pair: Pair, arm: str, setting: dict, recipe: dict, base: str, single: 
     place = folder(pair.profile, pair.base, arm) / f"seed{pair.seed}"
     made = json.loads(json.dumps({"arm": arm, "seed": pair.seed, "base": base, "code": code(),
                                   "generator": asked(setting, arm), "recipe": recipe}))
-    if (log := kept(place, made)) is not None:
+    if (log := resuming.kept(place, made)) is not None:
         return log
     trained = tuning.adapter(pair, recipe["rank"])
     n = recipe["steps"] * recipe["problems"]
@@ -150,16 +150,6 @@ def train(pair: Pair, arm: str, setting: dict, recipe: dict, base: str, single: 
     trained.net.peft_config["default"].base_model_name_or_path = ""
     model.save_adapter(trained.net, place, **made, log=log)
     return log
-
-
-def kept(place: Path, made: dict) -> dict | None:
-    """The log of a run that is there, whole and made as stated; None where there is none."""
-    try:
-        stated = model.manifest(place)
-        model.verify(place)
-    except model.ModelError:
-        return None
-    return stated["log"] if all(stated.get(key) == made[key] for key in made) else None
 
 
 def imitate(trained: tuning.Trained, pair: Pair, problems: list, recipe: dict) -> dict:

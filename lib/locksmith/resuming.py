@@ -1,0 +1,112 @@
+"""Training that a kill does not undo: whole runs are kept, others go on from their last step."""
+
+import hashlib
+import io
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import torch
+from torch import nn
+
+from locksmith import model, rl, staging
+
+EVERY = 180.0  # seconds between two states of a run on disk
+
+
+def code(modules: Iterable[ModuleType]) -> str:
+    """Hex SHA-256 of the sources of some modules."""
+    return hashlib.sha256(b"".join(Path(module.__file__).read_bytes()
+                                   for module in modules)).hexdigest()
+
+
+def kept(place: Path, made: dict) -> dict | None:
+    """The log of a run that is there, whole and made as stated; None where there is none."""
+    try:
+        stated = model.manifest(place)
+        model.verify(place)
+    except model.ModelError:
+        return None
+    return stated["log"] if all(stated.get(key) == made[key] for key in made) else None
+
+
+class Progress:
+    """What an unfinished run has so far, in a file.
+
+    made: what the run is made with, as JSON can hold it. state: what the file holds where it is of
+    a run that is made so, else {}: tensors, numbers, texts, and lists and dicts of these.
+    """
+
+    def __init__(self, path: Path, made: dict):
+        self.path, self.made, self.state = path, made, {}
+        self.written = time.monotonic()
+        if path.is_file():
+            there = torch.load(path, weights_only=True)
+            self.state = there["state"] if there["made"] == made else {}
+
+    def keep(self, state: Callable[[], dict]) -> None:
+        """Writes state(), if it is time to."""
+        if time.monotonic() - self.written < EVERY:
+            return
+        content = io.BytesIO()
+        torch.save({"made": self.made, "state": state()}, content)
+        staging.put(self.path, content.getvalue())
+        self.written = time.monotonic()
+
+    def end(self) -> None:
+        """Removes the file: the run is whole."""
+        self.path.unlink(missing_ok=True)
+
+
+def learn(net: nn.Module, pool: Sequence, recipe: dict, seed: int, rollout_fn: Callable,
+          progress: Progress, label: str = "RL") -> list[dict]:
+    """`rl.learn` by the outcome reward, that goes on where an earlier run of it was killed.
+
+    The steps that were taken are played back to it: what their rollouts and updates returned; after
+    the last of them weights and optimiser stand as they did then. The same weights come out as of a
+    run that nobody killed. The curve's points also have "contrast", how many groups held right and
+    wrong answers.
+    """
+    steps = progress.state.get("steps", [])  # of dicts: what was drawn and how the update went
+    played = len(steps)
+    turn = 0
+
+    def rollout(problems, draw):
+        if turn < played:
+            return _played(steps[turn]["drawn"])
+        drawn = rollout_fn(problems, draw)
+        steps.append({"drawn": _noted(*drawn)})
+        return drawn
+
+    def update(net, optimizer, *batch):
+        nonlocal turn
+        step, turn = steps[turn], turn + 1
+        if turn > played:
+            step["update"] = rl.update(net, optimizer, *batch)
+            progress.keep(lambda: {"steps": steps, "net": net.state_dict(),
+                                   "optimizer": optimizer.state_dict()})
+        elif turn == played:
+            net.load_state_dict(progress.state["net"])
+            optimizer.load_state_dict(progress.state["optimizer"])
+        return step["update"]
+
+    curve = rl.learn(net, pool, recipe, seed, rollout, update_fn=update, label=label)
+    right = rl.MEASURED.index("correct")
+    for point, step in zip(curve, steps, strict=True):
+        groups = torch.tensor([grade[right] for grade in step["drawn"]["grades"]])
+        groups = groups.view(-1, recipe["samples"])
+        point["contrast"] = int((groups.any(1) & ~groups.all(1)).sum())
+    return curve
+
+
+def _noted(sequences, prompt_lengths, grades):
+    """What `rl.learn` looks at in rollouts but for their tokens."""
+    return {"lengths": [len(ids) for ids in sequences], "prompts": list(prompt_lengths),
+            "grades": [[getattr(grade, name) for name in rl.MEASURED] for grade in grades]}
+
+
+def _played(noted):
+    """Rollouts again, with placeholders for tokens."""
+    grades = [SimpleNamespace(**dict(zip(rl.MEASURED, values))) for values in noted["grades"]]
+    return [range(n) for n in noted["lengths"]], noted["prompts"], grades
