@@ -27,7 +27,8 @@ test: $(STAMP)  ## every test, the smoke profile through the whole pipeline incl
 lab: $(STAMP)  ## every lab result from zero: problems, pre-training, RL, chapters
 	python -m locksmith.params check
 	mkdir -p data
-	dvc repro -f
+	sed -i.frozen 's/ frozen: true/ frozen: false/' dvc.yaml; \
+	  trap 'mv dvc.yaml.frozen dvc.yaml' EXIT INT TERM; dvc repro -f
 
 open: $(STAMP)  ## the chapters on real weights: shows their terms, and runs once you accept them
 	python -m locksmith.packaged $(if $(ACCEPT_TERMS),--accept-terms)

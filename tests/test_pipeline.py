@@ -72,6 +72,7 @@ class Book:
 def book(tmp_path_factory):
     book = Book(copy(tmp_path_factory.mktemp("book")))
     book.edit("params.yaml", "profile: lab", "profile: smoke")
+    book.edit("dvc.yaml", "    frozen: true\n", "")  # as `make lab` does
     (book.folder / "data").mkdir()
     book.log = book.run("dvc", "repro")
     book.page = book.run("python", "-m", "locksmith.book.site", "build").strip().splitlines()[-1]
@@ -90,6 +91,8 @@ def test_every_stage_runs_into_a_rendered_book(book):
         "distill@chain",
         "rl@countdown",
         "rl@chain",
+        "ladders@countdown",
+        "ladders@chain",
         "chapter-00",
         "chapter-01",
         "chapter-02",
@@ -164,7 +167,8 @@ def test_only_what_depends_on_a_change_reruns(book):
     assert changed("lib/locksmith/experiments/taxonomy.py") == {"chapter-01", "chapter-04"}
     assert changed("claims.yml") == {"verdict"}
     assert changed("lib/locksmith/rl.py") == {
-        "rl@countdown", "rl@chain", "chapter-03", "chapter-05", "chapter-06"}
+        "rl@countdown", "rl@chain", "ladders@countdown", "ladders@chain",
+        "chapter-03", "chapter-05", "chapter-06"}
 
 
 def test_a_clone_pulls_and_has_nothing_to_do(book, tmp_path):
@@ -176,7 +180,7 @@ def test_a_clone_pulls_and_has_nothing_to_do(book, tmp_path):
     clone.run("dvc", "pull", "-q", "--allow-missing", "dvc.yaml", "data.dvc")
     on_the_way = "checkpoints/smoke/*/*_steps"
     assert len(list(book.folder.glob(on_the_way))) == 4 and not list(clone.folder.glob(on_the_way))
-    assert set(clone.status()) == {f"{stage}@{family}" for stage in ("pretrain", "rl")
+    assert set(clone.status()) == {f"{stage}@{family}" for stage in ("pretrain", "rl", "ladders")
                                    for family in ("countdown", "chain")} | {"chapter-04"}
     assert "Running stage" not in clone.run("dvc", "repro", "--allow-missing")
     page = clone.run("python", "-m", "locksmith.book.site", "build").strip().splitlines()[-1]

@@ -71,7 +71,8 @@ def needs(chapter: str, pipeline: str | Path = "dvc.yaml") -> list[str]:
     """Paths under checkpoints/ and data/ that a chapter's stage depends on, in the lab profile or,
     of open/dvc.yaml, of the real pair.
 
-    Less the checkpoints on the way (*_steps) and of controls, which the remote does not hold.
+    Less the checkpoints on the way (*_steps), of controls and of chapter 7's ladders, which the
+    remote does not hold.
     """
     stages = plain_yaml.read(pipeline)["stages"]
     trained = [out if isinstance(out, str) else next(iter(out))
@@ -82,7 +83,7 @@ def needs(chapter: str, pipeline: str | Path = "dvc.yaml") -> list[str]:
             paths = [d.replace("${profile}", "lab") for d in (*deps, *trained)]
             return [p for p in paths
                     if p.startswith(("checkpoints/", "data/"))
-                    and not p.endswith(("_steps", "_controls"))]
+                    and not p.endswith(("_steps", "_controls", "/ladders"))]
     raise errors.BadInput(f"{pipeline} has no stage for chapter {chapter!r}.")
 
 

@@ -79,18 +79,18 @@ def records(root: Path = Path(".")) -> list[str]:
     """Every file that `results.facts` reads: those the stages write, then what else lies there.
 
     Profiles that train a lab of their own run through dvc.yaml, whose `${profile}` stands for them.
-    Of open/dvc.yaml, whose stages only `make open` runs, those that are there.
+    Of stages that are frozen, and so run by `make lab` or `make open` alone, those that are there.
     """
-    written = []
+    written, everything = [], plain_yaml.read(root / "params.yaml")
     for file in FILES:
         for stage in plain_yaml.read(root / file)["stages"].values():
             outs = [next(iter(out)) for out in stage["outs"] if isinstance(out, dict)]
-            if file != FILES[0]:
-                outs = [out for out in outs if (root / out).exists()]
             for value in stage.get("matrix", {"family": [""]})["family"]:
-                written += [out.replace("${item.family}", value) for out in outs]
+                some = [out.replace("${item.family}", value) for out in outs]
+                if stage.get("frozen"):
+                    some = [out for out in some if _there(out, everything["profile"], root)]
+                written += some
     written = [out for out in written if out.endswith(".json")]
-    everything = plain_yaml.read(root / "params.yaml")
     own = [name for name in params.PROFILES if "pretrain" in everything.get(name, {})]
     stands = {out.replace("${profile}", name) for out in written for name in own}
     there = [path.relative_to(root).as_posix() for path in results.files(root / "results")]
@@ -126,6 +126,10 @@ def changed(file: str, root: Path = Path(".")) -> list[str]:
             found.append(f"{file}: {name} lacks {sorted(set(then) - set(now))}, "
                          f"has {sorted(set(now) - set(then))} too many.")
     return found
+
+
+def _there(out, profile, root):
+    return (root / out.replace("${profile}", profile)).exists()
 
 
 def _is_record(path):
