@@ -28,7 +28,8 @@ lab: $(STAMP)  ## every lab result from zero: problems, pre-training, RL, chapte
 	python -m locksmith.params check
 	mkdir -p data
 	sed -i.frozen 's/ frozen: true/ frozen: false/' dvc.yaml; \
-	  trap 'mv dvc.yaml.frozen dvc.yaml' EXIT INT TERM; dvc repro -f
+	  trap 'mv dvc.yaml.frozen dvc.yaml' EXIT INT TERM; python -m locksmith.book.stages write && dvc repro -f
+	python -m locksmith.book.stages write
 
 open: $(STAMP)  ## the chapters on real weights: shows their terms, and runs once you accept them
 	python -m locksmith.packaged $(if $(ACCEPT_TERMS),--accept-terms)

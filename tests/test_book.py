@@ -224,6 +224,24 @@ def test_a_chapter_that_was_not_executed_is_named_in_one_sentence(root, tmp_path
     assert not (tmp_path / "asm").exists()
 
 
+def test_a_chapter_whose_stage_is_frozen_has_its_page_before_it_is_run(root, tmp_path):
+    copy, name = tmp_path / "repo", "chapters/07_keys_never_cut.ipynb"
+    shutil.copytree(root, copy, ignore=shutil.ignore_patterns("book", "asm", "site"))
+    (copy / "build/notebooks/lab/07_keys_never_cut.ipynb").unlink()
+    with pytest.raises(site.BookError, match="07_keys_never_cut of _toc.yml not executed"):
+        site.assemble("lab", copy, tmp_path / "asm")
+    (copy / "chapters").mkdir()
+    for file in (name, "dvc.yaml"):
+        shutil.copy(ROOT / file, copy / file)
+    cells = json.loads((site.assemble("lab", copy, tmp_path / "asm") / name).read_text())["cells"]
+    assert "This chapter has not been run yet." in cells[0]["source"]
+    assert "What this chapter tests" in cells[0]["source"]
+    assert len(cells) == len(nbformat.read(ROOT / name, 4).cells)
+    (copy / "build/notebooks/lab/02_base_model_sampling.ipynb").unlink()  # whose stage is not
+    with pytest.raises(site.BookError, match="02_base_model_sampling of _toc.yml not executed"):
+        site.assemble("lab", copy, tmp_path / "asm")
+
+
 def test_chapters_of_the_contents_are_notebooks_of_the_repository():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
     first, *chapters, last = [entry["file"] for entry in toc["chapters"]]

@@ -24,7 +24,9 @@ _TOGETHER = (("problems", "samples"), ("n_problems", "n_samples"), ("rl_problems
              ("n_problems", "resample_samples"),
              ("n_problems", "matched_samples"), ("n_problems", "curve_samples"),
              ("n_problems", "power_chains"), ("seed_problems", "n_candidates"),
-             ("read_problems", "documents"), ("read_problems", "own_samples"))
+             ("read_problems", "documents"), ("read_problems", "own_samples"),
+             ("n_problems", "base_samples"), ("depth_problems", "base_samples"),
+             ("depth_problems", "edge_samples"))
 # The first of two parameters of a chapter is at most the second.
 _WITHIN = (("few_problems", "seed_problems"), ("seed_problems", "pool_problems"),
            ("traces_per_problem", "n_samples"))
@@ -217,8 +219,9 @@ def _chapter(name, s, lab):
     if "strengths" in s and name == "ch04":  # what a vector does is compared with its absence
         yield "strengths", {0} < set(s["strengths"]), "a list with 0 and other strengths"
     models = [s.get("base_model", ""), s.get("thinking_model", "")]
-    read = name == "ch00" or any(model.startswith("lab/") for model in models)
-    families = FAMILIES if name == "ch00" else [t for t in FAMILIES if t in s.get("tasks", ())]
+    every = name in ("ch00", "ch07")  # which name no models: they read those of the lab
+    read = every or any(model.startswith("lab/") for model in models)
+    families = FAMILIES if every else [t for t in FAMILIES if t in s.get("tasks", ())]
     for parameter, needs in (("base_model", read), ("tasks", families)):
         yield parameter, lab is not None or not needs, (
             "another value, or `checkpoints` in the profile that name one which trains models")
@@ -271,6 +274,26 @@ def _left(lab, split):
         f" from first_test, {skipped}, on" if skipped else "")
 
 
+def _with_ladders(s, lab):
+    """Rules of chapter 7, which asks the models of the ladders."""
+    first, families, own = lab["first_test"], lab["families"], lab["ladders"]
+    yield most("n_problems", s["n_problems"], *_left(lab, "test"))
+    yield most("depth_problems", s["depth_problems"], *_left(lab, "test"))
+    for family, generator in families.items():
+        for how in ("easier", "harder"):
+            for n in own[how][family]:
+                changes = getattr(tasks.load(family), how)(generator, n)
+                have = count({family: {**generator, **changes}}, family, "test",
+                             changes.get("depth"))
+                yield most("n_problems", s["n_problems"], have - first, "the different test "
+                           f"problems from first_test on that ladders.{how}.{family} {n} gives")
+    longest = tasks.load("chain").prompt_length(max(families["chain"]["depths"]) + 2)
+    room = lab["model"]["context"] - longest
+    yield "depth_problems", lab["rl"]["max_new_tokens"] <= room, (
+        f"a model.context that leaves room for rl.max_new_tokens, {lab['rl']['max_new_tokens']}, "
+        f"behind problems two links deeper than families.chain.depths, not {room}")
+
+
 def _with_lab(name, s, lab):
     """Rules of a chapter that reads the models of the lab."""
     model, rl = lab["model"], lab["rl"]
@@ -280,6 +303,9 @@ def _with_lab(name, s, lab):
         yield "depths", longest + rl["max_new_tokens"] <= model["context"], (
             f"what leaves room for rl.max_new_tokens, {rl['max_new_tokens']}, in model.context, "
             f"{model['context']}")
+        return
+    if name == "ch07":
+        yield from _with_ladders(s, lab)
         return
     from locksmith import vocabulary  # a second of imports, which profiles without a lab save
 

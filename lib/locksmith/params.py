@@ -255,6 +255,14 @@ SCHEMA = {
             "tool_tokens": "int 1..131072",
             "rounds": "int 1..100",
         },
+        "ch07": {
+            "measure": "bool",
+            "n_problems": "int 2..10000",
+            "n_samples": "int 1..1000000",
+            "base_samples": "int 1..1000000",
+            "depth_problems": "int 2..10000",
+            "edge_samples": "int 1..1000000",
+        },
         "verdict": {},
     },
 }
