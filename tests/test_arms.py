@@ -19,9 +19,9 @@ TOGETHER = (
     "correctness-direction noise-direction",
     "backtracking-vector uncertainty-vector error-vector noise",
     "base thinking critiques",
-    "critiques flipped-critiques shuffled-critiques format-only noisy-critiques own-critiques "
-    "many-critiques sft-right sft-wrong rl-one-problem rl-same-budget format-reward random-reward "
-    "entropy-alone",
+    "critiques flipped-critiques shuffled-critiques working-alone verdict-alone format-only "
+    "many-critiques critiques-and-answers format-and-answers sft-right sft-wrong rl-one-problem "
+    "rl-same-budget format-reward random-reward entropy-alone",
 )
 
 

@@ -1,12 +1,14 @@
 """Chapter 3's study: what each arm is trained on, and how outcomes become shares,
 parts and costs."""
 
+import random
 import re
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from locksmith import arms, model, parallel, results
+from locksmith import arms, finetune, model, parallel, results
 from locksmith.arms import treatment
 from locksmith.book import claims
 from locksmith.errors import BadInput
@@ -59,11 +61,10 @@ def known():
 
 def test_arms_differ_in_what_they_say_of_the_same_solutions():
     made, task = study(), PAIRS["sums", 0].rules
-    made.own = {("sums", 0, 0): [("x", "y")]}
-    written = {name: made.texts("sums", name, 0, 0) for name in one_problem.ARMS}
+    written = {name: made.texts("sums", name, 0) for name in one_problem.ARMS}
     problem = made.single["sums"].problems[0]
     assert written["sft-right"] == [(task.prompt(problem), f" The answer is {problem.answer}.\n")]
-    assert len(written["sft-wrong"]) == 2 and written["own-critiques"] == [("x", "y")]
+    assert len(written["sft-wrong"]) == 2
     exact = written["critiques"]
     assert [task.verdict(said) for _, said in exact] == ["right", "wrong", "wrong"]
     for name in (*critics.CRITICS, "shuffled-critiques"):
@@ -75,18 +76,87 @@ def test_arms_differ_in_what_they_say_of_the_same_solutions():
     for (_, said), (_, work), (_, verdict) in zip(exact, written["working-alone"],
                                                   written["verdict-alone"]):
         assert said.startswith(work.rstrip(".\n")) and said.endswith(verdict[-8:])
-    # noise may flip nothing
-    assert len({str(pairs) for pairs in written.values()}) >= len(written) - 1
+    assert len({str(pairs) for pairs in written.values()}) == len(written)
 
 
 def test_shuffled_critiques_are_of_other_problems_solutions():
     made = study()
-    own = {said for q in range(2) for _, said in made.texts("sums", "critiques", q, 0)}
-    shuffled = [said for _, said in made.texts("sums", "shuffled-critiques", 0, 0)]
+    own = {said for q in range(2) for _, said in made.texts("sums", "critiques", q)}
+    shuffled = [said for _, said in made.texts("sums", "shuffled-critiques", 0)]
     assert len(set(shuffled)) == 3 and not own & set(shuffled)
-    assert set(shuffled) < {said for _, said in made.texts("sums", "many-critiques", 0, 0)}
+    assert set(shuffled) < {said for _, said in made.texts("sums", "many-critiques", 0)}
     work = made.single["sums"].problems[0].working
     assert not any(work in said for said in shuffled)
+
+
+def test_a_quarter_of_the_targets_are_right_answers():
+    made, base = study(), PAIRS["sums", 0].load("base")
+    for q, (name, plain) in product(range(2), one_problem.MIXED.items()):
+        texts, mixed = made.texts("sums", plain, q), made.texts("sums", name, q)
+        answers = mixed[len(texts):]
+        assert mixed[:len(texts)] == texts
+        assert set(answers) == set(made.texts("sums", "sft-right", q))
+        said, whole = (sum(len(base.encode(wanted)) for _, wanted in pairs)
+                       for pairs in (answers, mixed))
+        assert abs(said - 0.25 * whole) < len(base.encode(answers[0][1]))
+    made.single["sums"].solutions[0][:1] = []  # without a right solution there is no such arm
+    assert made.texts("sums", "critiques-and-answers", 0) == []
+
+
+def test_an_arm_that_reads_more_takes_as_many_steps_as_read_what_critiques_do():
+    made, base = study(), PAIRS["sums", 0].load("base")
+    made.recipe = tuning.Recipe(20, 2048, 0.001)
+
+    def read(arm):
+        pairs = [(base.begin(given), base.encode(wanted))
+                 for given, wanted in made.texts("sums", arm, 0)]
+        packed = finetune.pack(pairs, made.steps("sums", arm, 0), 2048, 0)
+        return sum(int((targets != finetune.IGNORED).flip(1).cumsum(1).bool().sum())
+                   for step in packed for _, targets in step)
+    uncapped = {arm: read(arm) for arm in ("critiques", "verdict-alone", "sft-right")}
+    made.capped = True
+    assert read("critiques") == uncapped["critiques"] and made.steps("sums", "critiques", 0) == 20
+    assert uncapped["verdict-alone"] > 1.25 * read("critiques")
+    assert read("verdict-alone") == pytest.approx(read("critiques"), rel=0.1)
+    if uncapped["sft-right"] <= uncapped["critiques"]:
+        assert read("sft-right") == uncapped["sft-right"]
+
+
+def test_solutions_to_judge_leave_room_for_a_verdict():
+    problem, task = study().single["sums"].problems[0], PAIRS["sums", 0].rules
+    solutions = [tuning.Solution(f"{' 1 + 1 = 2.' * n} The answer is {problem.answer}.\n", n > 4)
+                 for n in (1, 9, 5)]
+    whole = PAIRS["sums", 0].load("base")
+
+    def chosen(context):
+        base = SimpleNamespace(begin=whole.begin, encode=whole.encode, context=context)
+        return one_problem.judged(base, task, problem, solutions)
+    sizes = [(len(whole.begin(given)), len(whole.encode(wanted))) for given, wanted in
+             tuning.critique_pairs(task, problem, solutions, critics.exact, random.Random(0))]
+    assert chosen(10**6)[0][0] == task.review(problem, solutions[1].text)  # the first right one
+    needed = [max(4 * given, -(-8 * wanted // 3)) for given, wanted in sizes]
+    assert chosen(needed[2] + 8)[0][0] == task.review(problem, solutions[2].text)
+    assert chosen(needed[0] + 8)[0][0] == task.review(problem, solutions[0].text)
+    assert chosen(needed[0] - 8) == []
+    for context in (needed[0] + 8, needed[2] + 8):
+        (given, wanted), = chosen(context)
+        assert len(whole.begin(given)) + 2 * len(whole.encode(wanted)) <= context
+
+
+def test_rl_that_still_rises_is_told_from_rl_at_its_plateau(known):
+    def curve(accuracies):
+        return [{"accuracy": x, "tokens": 1.0} for x in accuracies]
+    rising, flat = curve(np.arange(50) / 50), curve([*np.arange(30) / 30, *[0.9] * 20])
+    assert one_problem.late_gain([[rising] * 2] * 3).value == pytest.approx(10 / 50)
+    assert one_problem.late_gain([[flat] * 2] * 3) == pytest.approx((0, 0, 0))
+    assert one_problem.late_gain([[curve([0.5])]]) is None
+    mixed = one_problem.late_gain([[rising, flat], [flat, rising]])
+    assert mixed.value == pytest.approx(0.1) and mixed.low < 0.05 < 0.15 < mixed.high
+    known.keep({("sums", "rl-one-problem", 0, seed): outcome([[1]], [[1]], curve=rising, rollouts=1)
+                for seed in SEEDS})
+    record = results.Recorder("toy", "03", seeds=SEEDS, n_problems=50, n_samples=4)
+    known.record_plateaus(record)
+    assert [(f["model"], f["quantity"]) for f in record.facts] == [("rl-one-problem", "late_gain")]
 
 
 def test_each_arm_takes_the_rate_that_is_right_most_often(monkeypatch):
@@ -128,16 +198,15 @@ def test_every_arm_leaves_an_outcome_for_each_seed_and_single_problem():
     made.others = longer.others
     made.judge(2, 2)
     made.untouched()
-    made.ask_own([1])
     made.choose_rates(["critiques"], [0.001, 0.01], 2)
     made.train(["critiques"], range(2))
-    made.train(["own-critiques"], [1])
+    made.train(["format-and-answers"], [1])
     made.train(["many-critiques"], [0])
     made.reinforce(one_problem.RL, dict(steps=2, problems=2, samples=2, lr=0.001,
                                         max_new_tokens=8), [0])
     sizes = {arm.id: [len(row) for row in made.rows("sums", arm)] for _, arm in made.outcomes}
     assert sizes.pop("critiques") == [2, 2] and set(map(tuple, sizes.values())) == {(1, 1)}
-    assert {"own-critiques", "many-critiques", *one_problem.RL} <= set(sizes)
+    assert {"format-and-answers", "many-critiques", *one_problem.RL} <= set(sizes)
     assert all(arms.get(arm.id) for _, arm in made.outcomes)
     assert made.resized(3).single is made.single and made.resized(3).outcomes == {}
 

@@ -224,7 +224,7 @@ def test_bad_input_is_named(options, named):
 def test_reviews_that_the_base_has_read_are_shorter_than_the_limit():
     """The longest there can be: every chain of the deepest problems that a profile may ask for."""
     problem = chain.Problem(tuple((9, (("+", 1),) * 5) for _ in range(2)))
-    assert len(chain.critique(problem, "so 14 14").split()) <= tools.REVIEW
+    assert len([*chain.judge(problem, "so 14 14"), "<eos>"]) <= tools.REVIEW
 
 
 # --- the same tools in words ---------------------------------------------------------------------

@@ -295,6 +295,14 @@ class Pair(NamedTuple):
         tokens = sum(point["tokens"] for point in curve) / len({point["seed"] for point in curve})
         return tokens * config["rl"]["problems"] * config["rl"]["samples"]
 
+    @property
+    def rl_curve(self) -> list[dict]:
+        """The curve of the lab's RL behind the thinking model, of this seed; [] for any other."""
+        if self.name("thinking") != "lab/thinking":
+            return []
+        whole = results.read(lab.config(self.profile)["profile"], f"train/{self.task}_rl")
+        return [point for point in whole["extra"]["curve"] if point["seed"] == self.seed]
+
     def folder(self, role: str) -> Path | None:
         """The folder of a lab model, or of the adapter of any other, for the record; None for a
         model that has neither."""

@@ -56,6 +56,8 @@ QUANTITIES = {  # name -> (range, what it says)
     "accuracy_minus_thinking": (CHANGE,
                                 "accuracy on validation problems minus the thinking model's"),
     "training_accuracy": (SHARE, "share of right rollouts in the last steps of RL"),
+    "late_gain": (CHANGE,
+                  "training accuracy in the last fifth of RL's steps minus the fifth before"),
     "training_loss": (POSITIVE, "nats a token at the end of pre-training"),
     # skill and deployment
     "valid_attempts": (SHARE, "share of attempts that are valid"),

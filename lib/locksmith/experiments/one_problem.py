@@ -7,30 +7,41 @@ the chapter's, a learning rate.
 
 import copy
 import functools
+import itertools
 import random
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from locksmith import loading, model, parallel, results, stats
 from locksmith.arms import Treatment, treatment
 from locksmith.errors import BadInput
 from locksmith.experiments import critics, tuning
-from locksmith.loading import Pair
+from locksmith.loading import Model, Pair
 
 # Supervised arms for every single problem, and those for a few.
 RIVALS = ("flipped-critiques", "shuffled-critiques", "working-alone", "verdict-alone",
           "format-only")
 MAIN = ("critiques", *RIVALS, "sft-right")
-MORE = ("noisy-critiques", "own-critiques", "sft-wrong")
+# Texts among which a share of the targets are right answers to the same problem.
+ANSWERS = 0.25
+MIXED = {"critiques-and-answers": "critiques", "format-and-answers": "format-only"}
+MORE = ("sft-wrong", *MIXED)
 ARMS = (*MAIN, *MORE, "many-critiques")
+LONGER = 4  # times as many steps as RL on many problems takes RL on one
+READ = 1.25  # times the tokens of critiques, inputs included, are read in an arm at most
 # Which are asked for verdicts on other problems: as many reviews cost more than the answers do.
 JUDGES = ("base", "critiques", "flipped-critiques")
+# (arm, what it is compared with, on the single problems that both had)
+COMPARED = (*(("critiques", rival) for rival in RIVALS), ("many-critiques", "critiques"),
+            tuple(MIXED))
 # RL: options of `tuning.reinforced`; the first on single problems, the others on many.
 RL = {"rl-one-problem": {}, "rl-same-budget": {}, "format-reward": {"reward": "format"},
-      "random-reward": {"reward": "random"}, "entropy-alone": {"reward": "none", "bonus": 0.01}}
+      "random-reward": {"reward": "random"}}
 # Those that `real_rl` trains on real weights, as its folders are called.
 STAGED = {"rl-one-problem": "one-problem", "format-reward": "format", "random-reward": "random"}
 
@@ -45,14 +56,18 @@ class Singles(NamedTuple):
 
 
 class OneProblemStudy:
-    """pairs: {(task, seed): Pair}; size and recipe: of every arm; outcomes: (task, Treatment) ->
-    {(seed, single problem): `tuning.Evaluation`}."""
+    """pairs: {(task, seed): Pair}; size and recipe: of every arm; capped: whether an arm
+    whose steps would read more than READ times as many tokens as those of critiques takes fewer,
+    which read as many; outcomes: (task, Treatment) -> {(seed, single problem):
+    `tuning.Evaluation`}."""
 
-    def __init__(self, pairs: dict, workers: Executor, size: tuning.Size, recipe: tuning.Recipe):
+    def __init__(self, pairs: dict, workers: Executor, size: tuning.Size, recipe: tuning.Recipe,
+                 capped: bool = False):
         self.pairs, self.workers, self.size, self.recipe = pairs, workers, size, recipe
+        self.capped = capped
         self.tasks = list(dict.fromkeys(task for task, _ in pairs))
         self.seeds = list(dict.fromkeys(seed for _, seed in pairs))
-        self.single, self.others, self.own, self.held_out = {}, {}, {}, {}
+        self.single, self.others, self.held_out = {}, {}, {}
         self.tried, self.rates, self.outcomes = {}, {}, {}
 
     def run(self, function: Callable, jobs: dict) -> dict:
@@ -112,34 +127,30 @@ class OneProblemStudy:
         right one where one of so many samples is."""
         problems = {task: self.pairs[task, self.seeds[0]].problems(n, "validation")
                     for task in self.tasks}
-        self.held_out = self.reviews(problems, self.solve(problems, samples, samples),
-                                     tuning.rather_right)
+        written = self.solve(problems, samples, samples)
+        for task in self.tasks:
+            pair = self.pairs[task, self.seeds[0]]
+            base = pair.load("base")
+            self.held_out[task] = [
+                review for problem, some in zip(problems[task], written[task][0])
+                for review in judged(base, pair.rules, problem, some)]
 
     def reviews(self, problems: dict, written: dict, choose: Callable) -> dict:
         """Exact critiques of chosen solutions to every task's problems, by task. written: as of
         `solve`; choose: a problem's solutions -> those to criticise."""
         return {task: [pair for problem, some in zip(problems[task], written[task][0]) for pair in
                        tuning.critique_pairs(self.pairs[task, self.seeds[0]].rules, problem,
-                                             choose(some), critics.exact, None)]
+                                             choose(some), critics.exact,
+                                             random.Random(f"review {problem.key}"))]
                 for task in self.tasks}
 
-    def ask_own(self, singles: Iterable[int]) -> None:
-        """Critiques by the base itself, or exact ones for a base none of whose own came to an
-        end."""
-        asked = {(task, q, seed): self.texts(task, "critiques", q, seed)
-                 for task in self.tasks for q in singles for seed in self.seeds}
-        own = self.run(tuning.own_critiques, {(task, q, seed): dict(
-            pair=self.pairs[task, seed], pairs=pairs, max_new_tokens=self.size.max_new_tokens // 4)
-            for (task, q, seed), pairs in asked.items()})
-        self.own = {key: pairs or asked[key] for key, pairs in own.items()}
-
-    def texts(self, task: str, arm: str, q: int, seed: int) -> list:
-        """What an arm is trained on for the single problem number q: [(text, continuation)]; the
-        seed matters to a base's own critiques alone."""
-        if arm == "own-critiques":
-            return self.own[task, q, seed]
+    def texts(self, task: str, arm: str, q: int) -> list:
+        """What an arm is trained on for the single problem number q: [(text, continuation)]."""
         if arm == "many-critiques":
             return self.others[task]
+        if arm in MIXED:
+            return self._mixed(task, *(self.texts(task, name, q)
+                                       for name in (MIXED[arm], "sft-right")))
         rules, single = self.pairs[task, self.seeds[0]].rules, self.single[task]
         problem, solutions = single.problems[q], single.solutions[q]
 
@@ -152,6 +163,30 @@ class OneProblemStudy:
         shuffled = arm == "shuffled-critiques"
         return tuning.foreign_targets(written, self.others[task], rng()) if shuffled else written
 
+    def _mixed(self, task, texts, answers):
+        """Texts with so many of the answers, in turn, that these have their share of the targets;
+        [] where there is no answer."""
+        if not answers:
+            return []
+        base = self.pairs[task, self.seeds[0]].load("base")
+        least = lengths(base, texts)[:, 1].sum() * ANSWERS / (1 - ANSWERS)
+        each = lengths(base, answers)[:, 1]
+        whole, rest = divmod(least, each.sum())
+        part = int(np.searchsorted(each.cumsum(), rest))
+        return texts + answers * int(whole) + answers[:part]
+
+    def steps(self, task: str, arm: str, q: int) -> int:
+        """The steps of a supervised arm: the recipe's, which hold equal target tokens, or where it
+        is `capped` as many as read what those of critiques do."""
+        if not self.capped:
+            return self.recipe.steps
+        base = self.pairs[task, self.seeds[0]].load("base")
+        given, targets, own_given, own_targets = (
+            tokens for name in ("critiques", arm)
+            for tokens in lengths(base, self.texts(task, name, q)).sum(0))
+        read = (own_given / own_targets + 1) / (given / targets + 1)
+        return max(1, round(self.recipe.steps / read)) if read > READ else self.recipe.steps
+
     # --- arms
 
     def choose_rates(self, names: Iterable[str], rates: list, n: int) -> None:
@@ -160,12 +195,12 @@ class OneProblemStudy:
         rate alone is taken as it is."""
         seed, [q] = self.seeds[0], self.few(1)
         size = self.size._replace(n_problems=n, n=1, split="validation")
-        texts = {(task, arm): self.texts(task, arm, q, seed)
-                 for task in self.tasks for arm in names}
+        texts = {(task, arm): self.texts(task, arm, q) for task in self.tasks for arm in names}
+        steps = {key: self.steps(*key, q) for key, pairs in texts.items() if pairs}
         found = self.run(tuning.validated, {(*key, rate): dict(
-            pair=self.pairs[key[0], seed], pairs=pairs, size=size,
-            recipe=self.recipe._replace(lr=rate))
-            for key, pairs in texts.items() if pairs and len(rates) > 1 for rate in rates})
+            pair=self.pairs[key[0], seed], pairs=texts[key], size=size,
+            recipe=self.recipe._replace(lr=rate, steps=n_steps))
+            for key, n_steps in steps.items() if len(rates) > 1 for rate in rates})
         self.tried = {key: {rate: found[*key, rate] for rate in rates}
                       for key in dict.fromkeys(key[:2] for key in found)}
         self.rates = (dict.fromkeys(texts, rates[0]) if len(rates) == 1 else
@@ -174,13 +209,16 @@ class OneProblemStudy:
     def train(self, names: Iterable[str], singles: Iterable[int]) -> None:
         """Supervised arms on single problems, at the rates chosen for them; an arm without texts,
         such as wrong solutions where there are none, is left out."""
-        texts = {(task, arm, q, seed): self.texts(task, arm, q, seed)
-                 for task in self.tasks for arm in names for q in singles for seed in self.seeds}
-        self.keep(self.run(tuning.tuned, {(task, arm, q, seed): dict(
-            pair=self.pairs[task, seed], pairs=pairs, size=self.size,
-            recipe=self.recipe._replace(lr=self.rates.get((task, arm), self.recipe.lr)),
-            judged=self.held_out.get(task) if arm in JUDGES else None)
-            for (task, arm, q, seed), pairs in texts.items() if pairs}))
+        jobs = {}
+        for task, arm, q in itertools.product(self.tasks, names, singles):
+            if pairs := self.texts(task, arm, q):
+                recipe = self.recipe._replace(lr=self.rates.get((task, arm), self.recipe.lr),
+                                              steps=self.steps(task, arm, q))
+                jobs |= {(task, arm, q, seed): dict(
+                    pair=self.pairs[task, seed], pairs=pairs, size=self.size, recipe=recipe,
+                    judged=self.held_out.get(task) if arm in JUDGES else None)
+                    for seed in self.seeds}
+        self.keep(self.run(tuning.tuned, jobs))
 
     def untouched(self, which: Iterable[str] = ("base", "thinking")) -> None:
         """The models as they are."""
@@ -190,16 +228,17 @@ class OneProblemStudy:
             for name in which for (task, seed), pair in self.pairs.items()}))
 
     def reinforce(self, names: Iterable[str], recipe: dict, singles: Iterable[int]) -> None:
-        """Arms of RL: on single problems, with as many rollouts a step as half of those on many,
-        and on many. recipe: as `rl.learn` takes it."""
-        one = recipe | {"problems": 1, "samples": recipe["samples"] * recipe["problems"] // 2}
+        """Arms of RL: on single problems, with as many rollouts a step as half of those on many and
+        LONGER times as many steps, and on many. recipe: as `rl.learn` takes it."""
+        one = recipe | {"problems": 1, "samples": recipe["samples"] * recipe["problems"] // 2,
+                        "steps": recipe["steps"] * LONGER}
         jobs = {}
         for arm in names:
             for (task, seed), pair in self.pairs.items():
                 alone = arm == "rl-one-problem"
                 how = {"pair": pair, "size": self.size, "trains": self.recipe.trains, **RL[arm]}
                 for q in singles if alone else [0]:
-                    problems = ([self.single[task].problems[q]] * recipe["steps"] if alone else
+                    problems = ([self.single[task].problems[q]] * one["steps"] if alone else
                                 tuning.pool(pair, recipe["steps"] * recipe["problems"]))
                     jobs[task, arm, q, seed] = how | {"recipe": one if alone else recipe,
                                                       "problems": problems}
@@ -304,13 +343,22 @@ class OneProblemStudy:
                 record.fact(task, arm.id, "verdicts_over_constant",
                             [x - constant for x in judging], n_samples=1, **asked)
             record.extra[f"accuracy {task} {arm.label}"] = self.scores(task, arm).mean(1)
-        for task in self.tasks:
-            for arm, other in (*(("critiques", rival) for rival in RIVALS),
-                               ("many-critiques", "critiques")):
-                record.fact(task, arm, "gap_difference",
-                            self.difference(task, treatment(arm), treatment(other)), against=other)
+        for task, (arm, other) in itertools.product(self.tasks, COMPARED):
+            record.fact(task, arm, "gap_difference",
+                        self.difference(task, treatment(arm), treatment(other)), against=other)
         record.extra["rates"] = {f"{task} {arm}": right
                                  for (task, arm), right in self.tried.items()}
+
+    def record_plateaus(self, record: results.Recorder) -> None:
+        """Whether RL had come to its end: `late_gain` of every arm of RL, and of the RL behind the
+        lab's thinking model."""
+        for task, arm in self.outcomes:
+            curves = [[o.log.get("curve") for o in row] for row in self.rows(task, arm)]
+            if arm.id == "thinking":
+                curves = [[pair.rl_curve] for pair in self.bases(task)]
+            if all(curve for row in curves for curve in row):
+                record.fact(task, arm.id, "late_gain", late_gain(curves), n_problems=None,
+                            n_samples=None)
 
     def each(self, task: str, arm: Treatment) -> list[float]:
         """Share of the gap by each of an arm's single problems."""
@@ -346,7 +394,7 @@ class OneProblemStudy:
         solves, and solves after critiques of the single problem number q."""
         others = dict(zip(self.tasks, self.tasks[::-1])) if len(self.tasks) > 1 else {}
         found = self.run(tuning.elsewhere, {(task, seed): dict(
-            pair=pair, other=others[task], pairs=self.texts(task, "critiques", q, seed),
+            pair=pair, other=others[task], pairs=self.texts(task, "critiques", q),
             recipe=self.recipe, n_problems=n_problems)
             for (task, seed), pair in self.pairs.items() if task in others})
         return {(task, other): np.mean([found[task, seed] for seed in self.seeds], 0)
@@ -378,6 +426,35 @@ class OneProblemStudy:
             return tuning.operations(size, np.mean([x["read"] for x in logs]),
                                      self.single[task].generated)
         return 0.0
+
+
+def judged(base: Model, task: ModuleType, problem: Any, solutions: list) -> list:
+    """[(text, continuation)] of the exact critique of one solution, a right one if there is one;
+    [] where none leaves room for a verdict on it, which may be twice as long as the longest
+    critique (`tuning.verdicts_right`)."""
+    rng, room = random.Random(f"review {problem.key}"), base.context // 4
+    pairs = tuning.critique_pairs(task, problem, solutions, critics.exact, rng)
+    short = {one: pair for one, pair, (given, wanted) in zip(solutions, pairs, lengths(base, pairs))
+             if given <= room and 2 * wanted <= base.context - room}
+    return [short[one] for one in tuning.rather_right(list(short))]
+
+
+def lengths(base: Model, pairs: list) -> Int[np.ndarray, "pairs 2"]:
+    """Tokens of each text and of its continuation."""
+    return np.array([(len(base.begin(given)), len(base.encode(wanted)))
+                     for given, wanted in pairs]).reshape(-1, 2)
+
+
+def late_gain(curves: list[list[list]]) -> stats.Interval | None:
+    """Training accuracy in the last fifth of the steps minus that in the fifth before, over seeds
+    and runs: curves of `rl.learn`, a list a seed of one a run. None for a single step."""
+    fifth = min(max(1, len(curve) // 5) for row in curves for curve in row)
+    found = np.array([[[point["accuracy"] for point in curve][-2 * fifth:] for curve in row]
+                      for row in curves])
+    if found.shape[-1] < 2 * fifth:
+        return None
+    rise = found[..., fifth:].mean(-1) - found[..., :fifth].mean(-1)
+    return stats.Interval(*map(float, stats.interval(lambda m: m, rise)))
 
 
 def trained_before(pair: Pair, place: str, size: tuning.Size) -> tuning.Evaluation:

@@ -372,19 +372,28 @@ def fact_prompt(a: int, op: str, b: int) -> str:
 
 def critique(problem: Problem, text: str) -> str:
     """An honest critique of a finished answer, up to its `<eos>`: each of its steps with what it
-    gives, as a solution's own check says it, then the work done again, then the verdict."""
+    gives, as a solution's own check says it, then the `working`, then the verdict."""
     said = []
     for kind, step in grammar.steps(grammar.words(text)):
         if kind in ("try", "wait") and len(step) == 5 and _could_be(step):
             truth = str(apply(int(step[0]), step[1], int(step[2])))
             if truth in NUMBERS:  # a result beyond the lab's numbers has no word
                 said += [*step, "check", truth, "yes" if step[4] == truth else "no"]
-    return " ".join([*said, *judge(problem, text), "<eos>"])
+    return " ".join([*said, *_worked(problem), *judge(problem, text)[-1:], "<eos>"])
+
+
+def _worked(problem):
+    """The words of an author who writes every step and then concludes."""
+    chains = plan(problem)
+    steps = [("try", str(a), op, str(b), "=", str(result))
+             for chain in chains for a, op, b, result in chain]
+    return [*(word for step in steps for word in step), "so",
+            *(str(chain[-1][3]) for chain in chains)]
 
 
 def working(problem: Problem) -> str:
-    """The work alone, as critiques do it."""
-    return " ".join([*judge(problem, "")[:-1], "<eos>"])
+    """The work alone, as critiques do it: every step, then the answers."""
+    return " ".join([*_worked(problem), "<eos>"])
 
 
 def judgement(problem: Problem, text: str) -> str:

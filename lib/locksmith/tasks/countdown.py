@@ -24,6 +24,7 @@ from locksmith.tasks import Grade, whole
 from locksmith.vocabulary import LARGEST, NUMBERS, OPERATORS
 
 PARTS = 2  # targets a problem
+MISSES = 2  # at a target, at most, in the work that critiques do
 
 
 @dataclass(frozen=True)
@@ -379,8 +380,8 @@ def review(problem: Problem, text: str) -> str:
 
 def critique(problem: Problem, text: str) -> str:
     """An honest critique of a finished answer, up to its `<eos>`: each of its attempts worked out
-    again and whether it hits the target, as reviews of the corpus say it of conclusions, then a
-    solution of both targets, then the verdict."""
+    again and whether it hits the target, as reviews of the corpus say it of conclusions, then the
+    `working`, then the verdict."""
     said, concluded = [], 0
     for kind, step in grammar.steps(grammar.words(text)):
         concluded += kind == "conclude"
@@ -391,17 +392,29 @@ def critique(problem: Problem, text: str) -> str:
             hit = value == problem.targets[min(concluded, PARTS - 1)]
             said += _spell((a, first, b, apply(int(a), first, int(b)), second, c, value))
             said.append("yes" if hit else "no")
-    return " ".join([*said, *_solved(problem), *judge(problem, text)[-1:], "<eos>"])
+    return " ".join([*said, *_searched(problem), *judge(problem, text)[-1:], "<eos>"])
 
 
-def _solved(problem):
-    found = {e[-1]: e for e in expressions(tuple(sorted(problem.numbers)))}
-    return [word for target in problem.targets for word in (*_spell(found[target]), ".")]
+def _searched(problem):
+    """The words of an author who checks every attempt and goes back until both targets are hit,
+    after MISSES at most; the same for the same problem."""
+    rng, pool = random.Random(f"working {problem.key}"), expressions(tuple(sorted(problem.numbers)))
+    words = []
+    for target in problem.targets:
+        tried, said, opening = set(), "no", "try"
+        while said == "no":
+            e = _next_attempt(rng, pool, target, tried, 1.0 if len(tried) == MISSES else 0.3)
+            tried.add(e)
+            said = "yes" if e[-1] == target else "no"
+            words += [opening, *_spell(e), "check", str(e[-1]), said]
+            opening = "wait"
+        words += ["so", *_answer(e)]
+    return words
 
 
 def working(problem: Problem) -> str:
-    """The work alone, as critiques do it: a solution of both targets."""
-    return " ".join([*_solved(problem), "<eos>"])
+    """The work alone, as critiques do it: a search that ends with both targets."""
+    return " ".join([*_searched(problem), "<eos>"])
 
 
 def judgement(problem: Problem, text: str) -> str:
