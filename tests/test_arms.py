@@ -12,7 +12,8 @@ TOGETHER = (
     "thinking-traces base-traces shuffled-traces corrupted-traces",
     "hybrid oracle probe network difference-of-means ceiling reranking reranking-alone bias-only "
     "one-vector other-category random-vectors random-positions twin-vectors untrained-vectors "
-    "unrelated-vectors true-kinds twin-vectors-true-kinds logit-push",
+    "unrelated-vectors true-kinds twin-vectors-true-kinds logit-push one-percent-vectors "
+    "hybrid-lower untrained-vectors-lower untrained-vectors-last",
     "base thinking twin untrained distilled taught guess",
     "base-vector thinking-vector own-vector base-point-vector wrong-behaviour wrong-point-vector "
     "noise",

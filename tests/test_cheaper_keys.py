@@ -1,5 +1,6 @@
 """Chapter 5's study: every method on one axis, by hand and on a toy pair in words."""
 
+import csv
 import re
 from types import SimpleNamespace
 
@@ -24,7 +25,7 @@ def study():
 def walked():
     """A study that went all the way, with little of everything."""
     made = study()
-    made.try_out(made.methods([1], [" The", " It"]))
+    made.try_out(made.methods([" The", " It"]))
     made.thinking()
     made.vote()
     made.fine_tune([1], 2, 2, tuning.Recipe(2, 24, 0.001), [0.001])
@@ -39,7 +40,7 @@ def walked():
 def test_everything_that_a_task_in_words_has_is_there_and_the_rest_is_not(walked):
     ids = {name.id for _, name in walked.scores}
     assert ids == {"base", "cognitive-tools", "dummy-tools", "prefix", "thinking", "matched-vote",
-                   # no documents; the toy solves nothing itself
+                   # the toy solves nothing itself
                    "guess", "last-vector-rl", "lora-rl", "chosen-key"}
     assert all(arms.get(name) for name in ids)
     # nor kinds of steps, for tools one by one
@@ -126,6 +127,64 @@ def test_all_seeds_take_the_rate_at_which_the_first_is_right_most_often(monkeypa
     assert len(asked) == 4 and made.validation == {("sums", arm): (0.6, 7)}
 
 
+def test_an_arm_may_go_on_at_its_rate_with_a_larger_recipe(monkeypatch):
+    made, asked = study(), []
+
+    def run(function, jobs):
+        asked.extend((key, job["recipe"]["steps"], job["recipe"]["lr"], len(job["problems"]))
+                     for key, job in jobs.items())
+        right = {0.1: 0.5, 0.2: 0.6}
+        return {key: SimpleNamespace(job=job, log={"validation": (
+            right[job["recipe"]["lr"]] + job["recipe"]["steps"] / 100, 7)})
+            for key, job in jobs.items()}
+    monkeypatch.setattr(made, "run", run)
+    monkeypatch.setattr(made, "keep", lambda done: asked.append(sorted(
+        (key[1].id, key[2], o.job["recipe"]["steps"]) for key, o in done.items())))
+    small = dict(steps=2, problems=2, samples=2, max_new_tokens=8)
+    made.reinforce(small, {"vector-rl": ([0.1, 0.2], {}), "lora-rl": ([0.2], {})},
+                   {"vector-rl": small | {"steps": 5}})
+    *asked, done = asked
+    vector, lora = treatment("vector-rl"), treatment("lora-rl")
+    assert {x for x in asked if x[0][1] == vector} == {
+        (("sums", vector, 0, 0.1), 2, 0.1, 4), (("sums", vector, 0, 0.2), 2, 0.2, 4),
+        (("sums", vector, 0), 5, 0.2, 10), (("sums", vector, 1), 5, 0.2, 10)}
+    assert {x[0][2:] for x in asked if x[0][1] == lora} == {(0, 0.2), (1,)}
+    assert done == [("lora-rl", 0, 2), ("lora-rl", 1, 2), ("vector-rl", 0, 5), ("vector-rl", 1, 5)]
+    assert made.validation["sums", vector] == (0.6 + 0.05, 7)
+
+
+def test_in_the_lab_each_class_has_its_best_whatever_it_costs(monkeypatch):
+    pair = Pair("smoke", "chain", 0)
+    made = Comparison({("chain", 0): pair}, parallel.Serial(), tuning.Size(4, 1, 12))
+    monkeypatch.setattr(made, "operations", lambda task, name: 90.0 * (name.id == "vector-rl"))
+    found = {treatment("thinking"): 0.9, treatment("prefix", variant="wait"): 0.3,
+             treatment("vector-rl"): 0.7, treatment("last-vector-rl"): 0.2,
+             treatment("sft-solved", examples=10): 0.4, treatment("lora-rl"): 0.6}
+    for name, right in found.items():
+        made.scores["chain", name] = Scores(np.full((1, 4), 1 - right), None, None)
+        made.logs["chain", name] = [{}]
+        made.validation["chain", name] = right, 30
+    made.choose()
+    chosen = {copy.given.get("variant", copy.id): best for (_, copy), best in made.chosen.items()}
+    assert chosen == {
+        "prefix": treatment("prefix", variant="wait"), "chosen-key": treatment("lora-rl"),
+        "prompting and tools": treatment("prefix", variant="wait"),
+        "steering": treatment("vector-rl"), "little training": treatment("lora-rl")}
+
+
+def test_the_table_holds_every_method_and_the_figure_at_most_twelve(walked):
+    record = results.Recorder("toy", "05", seeds=[0, 1], n_problems=4, n_samples=1)
+    shown = walked.record(record)
+    rows = list(csv.DictReader(cheaper_keys.table(shown).splitlines()))
+    assert {(row["task"], row["method"]) for row in rows} == {
+        (task, name.label) for task, name in shown}
+    lora = next(row for row in rows if row["method"] == "LoRA RL")
+    point = shown["sums", treatment("lora-rl")]
+    assert float(lora["operations"]) == pytest.approx(point.operations)
+    assert float(lora["tokens_per_answer"]) == pytest.approx(point.tokens)
+    assert len(cheaper_keys.SHOWN) == len(set(cheaper_keys.SHOWN)) <= 12
+
+
 def test_tools_are_compared_with_their_controls(walked):
     made, rng = study(), np.random.default_rng(0)
     base, full = ((rng.random((2, 200)) < rate).astype(float) for rate in (0.1, 0.7))
@@ -145,4 +204,4 @@ def test_every_arm_that_a_rule_of_the_claim_reads_is_one_of_the_study(walked):
                                                             "rl-higher-rate"}
     assert own and all(name in cheaper_keys.OTHERS[chapter] for chapter, name in others)
     against = set(re.findall(r"cognitive-tools\.gap_difference\[against=([a-z-]+)\]", text))
-    assert against <= set(cheaper_keys.RIVALS)
+    assert {("cognitive-tools", rival) for rival in against} <= set(cheaper_keys.COMPARED)

@@ -32,7 +32,8 @@ def rows(correct, steered=4, drawn=40, **columns):
 
 class Lab:
     """As much of a `loading.Pair` as arms ask for: a base with one direction a word."""
-    seed, rules = 0, SimpleNamespace(OPENINGS={"try": (("try",),), "wait": (("hmm", "so"),)})
+    seed, of_the_lab = 0, True
+    rules = SimpleNamespace(OPENINGS={"try": (("try",),), "wait": (("hmm", "so"),)})
 
     def load(self, role):
         net = SimpleNamespace(
@@ -68,6 +69,65 @@ def changed(fits, name):
             return type(a) is type(b) and all(map(same, a, b))
         return a is b or (type(a) is type(b) and a == b)
     return arm, {f.name for f in fields(arm) if not same(getattr(arm, f.name), getattr(on, f.name))}
+
+
+def test_where_every_block_is_tried_arms_keep_below_the_last_or_to_it(fits):
+    names = ("hybrid-lower", "untrained-vectors-lower", "untrained-vectors-last")
+    for name in names:  # of three blocks the last two are tried
+        assert steering_arms.make(name, fits) is None and not steering_arms.settings(name, fits)
+    every = fits._replace(bodies={body: {0: layers[2], **layers}
+                                  for body, layers in fits.bodies.items()})
+    tried = [{x.layer for x in steering_arms.settings(name, every)} for name in names]
+    assert tried == [{0, 1}, {0, 1}, {2}]
+    last = every._replace(setting=Setting(2, 1.0))
+    one, other = (steering_arms.make(name, last) for name in ("untrained-vectors-last",
+                                                              "untrained-vectors"))
+    assert one.layer == 2 and torch.equal(one.vectors, other.vectors)
+    every.pair.of_the_lab = False
+    assert all(steering_arms.make(name, every) is None for name in names)
+
+
+def test_the_base_that_hardly_read_the_behaviour_is_steered_where_there_is_one(fits):
+    names = ("one-percent-base", "one-percent-vectors")
+    assert [steering_arms.make(name, fits) for name in names] == [None, None]
+    rare = fits._replace(bodies=fits.bodies | {steering_arms.RARE: fits.bodies["twin"]})
+    plain, steered = (steering_arms.make(name, rare) for name in names)
+    assert plain.runs == steered.runs == steering_arms.RARE and plain.gate is None
+    assert torch.equal(steered.vectors, fits.bodies["twin"][1].both)
+    pair = loading.Pair("lab", "countdown", 3)
+    assert pair.folder(steering_arms.RARE).as_posix().endswith(
+        "countdown/ladders/exposure-0.01/base/seed3")
+
+
+def test_an_arm_of_fewer_seeds_is_compared_on_those():
+    rng = np.random.default_rng(0)
+
+    def some(arm, rate, seeds, start):
+        return pd.concat([rows(rng.random(60) < rate, seed=seed, arm=arm, start=start)
+                          for seed in seeds])
+    outcomes = pd.concat([some("base", 0.1, range(3), None), some("thinking", 0.8, range(3), None),
+                          some("one-percent-base", 0.1, (0, 2), None),
+                          some("one-percent-vectors", 0.4, (0, 2), "one-percent-base")])
+    table = recovery.summary(outcomes).set_index(["arm", "quantity"])
+    found = table.loc["one-percent-vectors", "gap_recovered"]
+    kept = outcomes[outcomes["seed"] != 1]
+    of = {arm: recovery.scores(x) for arm, x in kept.groupby("arm")}
+    by_hand = stats.gap_recovered(of["one-percent-vectors"], of["one-percent-base"],
+                                  of["thinking"])
+    assert (found["value"], found["low"], found["high"]) == pytest.approx(by_hand)
+    assert found["seeds"] == [0, 2] and table.loc["base", "pass_at_k"]["seeds"] == [0, 1, 2]
+
+
+def test_bits_an_answer_stand_beside_those_that_it_holds():
+    outcomes = pd.concat([rows([1, 0], steered, seed=seed, arm=arm, bits=bits)
+                          for seed in (0, 1) for arm, steered, bits in (
+                              ("hybrid", [4, 6], 1.5), ("base", 0, 0.0))])
+    pair = SimpleNamespace(rules=SimpleNamespace(answer_bits=float), problems=lambda n: [7, 8])
+    lab = SimpleNamespace(outcomes=outcomes, first=lambda task: (pair,), n_problems=2)
+    found = recovery.Experiment.information(lab).set_index("arm")["value"]
+    assert found.to_dict() == pytest.approx({"guess": 7.5, "hybrid": 1.5 * 5})
+    pair.rules = SimpleNamespace()
+    assert recovery.Experiment.information(lab).empty
 
 
 def test_every_control_changes_what_its_row_says_and_nothing_else(fits):

@@ -92,6 +92,17 @@ def test_spans_of_a_trace_are_its_steps():
     assert countdown.steps("3 4 next try 3") == []  # another author's steps are not this one's
 
 
+def test_an_answer_holds_the_bits_that_a_guess_lacks():
+    made = params.load("lab")["families"]["countdown"]
+    problem, = countdown.problems("test", 1, 0, made)
+    rng, n = random.Random(0), 12_000
+    right = sum(countdown.grade(problem, countdown.guess(problem, rng)).correct for _ in range(n))
+    chance = 2 ** -countdown.answer_bits(problem)
+    assert abs(right - n * chance) < 4 * math.sqrt(n * chance)
+    two = chain.Problem(((9, (("*", 3),)), (45, (("-", 18),))))
+    assert 2 ** chain.answer_bits(two) == pytest.approx(100 * 100)
+
+
 def test_strategies_of_the_lab():
     problem = countdown.Problem((3, 7, 9), (30, 60))
     persistent = "try 3 * 7 = 21 + 9 = 30 check 30 yes so 3 * 7 + 9"

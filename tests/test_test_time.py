@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from locksmith import grammar, vocabulary
+from locksmith import vocabulary
 from locksmith.errors import BadInput
 from locksmith.experiments import test_time
 from locksmith.loading import Pair
@@ -11,9 +11,8 @@ from repository import smoke_lab
 P, CAP = 5, 40
 PAIRS = {"countdown": Pair("smoke", "countdown", 0), "chain": Pair("smoke", "chain", 0),
          "sums": Pair("smoke", "sums", 0, "toy", "toy/thinking")}
-OPTIONS = {"base": {}, "prefix": {"words": "what about"}, "few_shot": {"shots": 1},
-           "cognitive_tools": {}, "dummy_tools": {}, "matched_vote": {"budget": 90},
-           "guess": {"budget": 90}}
+OPTIONS = {"base": {}, "prefix": {"words": "what about"}, "cognitive_tools": {},
+           "dummy_tools": {}, "matched_vote": {"budget": 90}, "guess": {"budget": 90}}
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +35,6 @@ def job(task, n=1, cap=CAP):
 @pytest.mark.parametrize("task", PAIRS)
 @pytest.mark.parametrize("method", list(test_time.METHODS))
 def test_every_method_gives_one_finite_number_a_problem(home, method, task):
-    if (method, task) == ("few_shot", "sums"):
-        pytest.skip("sums have no documents")
     found = run(method, task, n=2)
     for values in (found.correct, found.trace, found.tokens, *found.log.values()):
         assert values.shape == (P,) and np.isfinite(values).all()
@@ -86,25 +83,6 @@ def test_a_prefix_may_open_with_the_first_number_of_its_question():
         assert mine.model.decode(ids).startswith(f" {problem.question.split()[1]} +")
 
 
-@pytest.mark.parametrize("task", ["countdown", "chain"])
-def test_few_shot_documents_are_rich_and_leave_room(home, task, monkeypatch):
-    mine, seen = job(task, cap=1000), []
-    monkeypatch.setattr(test_time.Job, "sample", lambda self, prompts, cap: seen.append(
-        (prompts, cap)) or test_time.decoding.Chosen([], np.zeros(0), {}))
-    found = test_time.few_shot(mine, 1)
-    (prompts, cap), = seen
-    assert max(map(len, prompts)) + cap == mine.model.context and cap == found.log["cap"][0]
-    shown = found.log["shown"]
-    for ids, problem, n in zip(prompts, mine.problems, shown, strict=True):
-        prompt = vocabulary.decode(ids)
-        assert prompt[n:] == problem.prompt and n <= mine.model.context // 2
-        document = prompt[:n]
-        steps = [behaviour for behaviour, _ in grammar.steps(document[document.index(":") + 1:])]
-        assert {"countdown": "wait", "chain": "check"}[task] in steps
-        assert document[0] == "<bos>" and document[-1] == "<eos>" and document.count("<bos>") == 1
-    assert len({tuple(p[:n]) for p, n in zip(prompts, shown, strict=True)}) == P
-
-
 @pytest.mark.parametrize("task", PAIRS)
 def test_guesses_are_the_tasks_own(home, task):
     mine = job(task)
@@ -117,7 +95,7 @@ def test_guesses_are_the_tasks_own(home, task):
 
 @pytest.mark.parametrize("method, options, named", [
     ("vote", {}, "method"), ("prefix", {"words": "perhaps"}, "words"),
-    ("prefix", {"words": " ".join(["wait"] * CAP)}, "words"), ("few_shot", {"shots": 0}, "shots"),
+    ("prefix", {"words": " ".join(["wait"] * CAP)}, "words"),
     ("guess", {"budget": 0}, "budget"), ("cognitive_tools", {"tools": ("think",)}, "tools")])
 def test_bad_input_is_named(home, method, options, named):
     with pytest.raises(BadInput, match=f"^{named} is .*allowed"):

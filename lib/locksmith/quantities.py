@@ -88,6 +88,8 @@ QUANTITIES = {  # name -> (range, what it says)
     "calls_per_answer": (POSITIVE, "calls of the model for an answer"),
     "tokens_change": (ANY, "tokens an answer minus those without steering"),
     "log10_flops": (POSITIVE, "power of ten of the operations spent once"),
+    "gate_bits": (POSITIVE, "bits that a gate hands over from the thinking model for an answer"),
+    "answer_bits": (POSITIVE, "bits that an answer holds, by the chance that a guess is right"),
     "steered_share": (SHARE, "share of tokens chosen at a steered position"),
     # two models side by side
     "cell_both": (SHARE, "share of problems that both solve"),

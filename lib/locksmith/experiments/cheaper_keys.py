@@ -2,34 +2,45 @@
 
 A `Comparison` runs the test-time methods of `test_time` and the small trainings of `tuning` on the
 same base and test problems, and takes in what other chapters measured. An arm is an id of arms.yml
-under conditions, such as few-shot with 2 examples. What is best of several, a rate, an opening or
+under conditions, such as fine-tuning on 10 examples. What is best of several, a rate, an opening or
 the cheap method as such, is chosen on validation problems.
 """
 
+import functools
+import itertools
 from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from locksmith import parallel, results, stats
 from locksmith.arms import Treatment, treatment
 from locksmith.experiments import test_time, tools, tuning
-from locksmith.experiments.one_problem import log10, parameters, rl_tokens
+from locksmith.experiments.one_problem import late_gain, log10, parameters, rl_tokens
 
 # What other chapters measured against the same base and thinking model.
 OTHERS = {"01": ("hybrid", "probe"),
           "02": ("greedy", "low-temperature", "majority", "best-of-n", "best-of-n-per-token",
                  "cot-decoding", "power-sampling"),
-          "03": ("critiques", "rl-one-problem", "rl-same-budget", "random-reward", "format-reward",
-                 "entropy-alone")}
+          "03": ("critiques", "rl-one-problem", "rl-same-budget", "random-reward",
+                 "format-reward")}
 
 
-# Among which the cheap method is chosen.
-KEYS = ("few-shot", "prefix", "cognitive-tools", "sft-solved", "vector-rl", "last-vector-rl",
-        "lora-rl", "rl-higher-rate")
-RIVALS = ("dummy-tools", "matched-vote")  # of the tools
+# Among which the cheap method is chosen, and the best of each class.
+CLASSES = {"prompting and tools": ("prefix", "cognitive-tools"),
+           "steering": ("vector-rl", "last-vector-rl"),
+           "little training": ("sft-solved", "lora-rl", "rl-higher-rate")}
+KEYS = sum(CLASSES.values(), ())
+# (arm, what it is compared with, paired): the tools, and whether an adapter is worth its rate.
+COMPARED = (("cognitive-tools", "dummy-tools"), ("cognitive-tools", "matched-vote"),
+            ("lora-rl", "rl-higher-rate"))
+# What the figure shows; the rest is in the table of all methods.
+SHOWN = (*map(treatment, ("prefix", "cognitive-tools", "dummy-tools", "matched-vote", "majority",
+                          "power-sampling", "hybrid", "vector-rl", "lora-rl", "critiques",
+                          "rl-one-problem")), treatment("sft-solved", examples=10))
 
 
 def by_share(item: tuple) -> tuple:
@@ -72,13 +83,12 @@ class Comparison:
 
     # --- at test time
 
-    def methods(self, shots: list, prefixes: list) -> dict:
+    def methods(self, prefixes: list) -> dict:
         """Treatment -> (method of `test_time`, options): `try_out` runs those that a task has. The
         tools stand one by one for tasks whose steps have kinds."""
         found = {treatment("base"): ("base", {}),
                  treatment("cognitive-tools"): ("cognitive_tools", {}),
                  treatment("dummy-tools"): ("dummy_tools", {})}
-        found |= {treatment("few-shot", examples=n): ("few_shot", {"shots": n}) for n in shots}
         found |= {treatment("cognitive-tools", variant="+".join(some)): (
             "cognitive_tools", {"tools": list(some)})
             for some in (*((tool,) for tool in tools.TOOLS), ("examine", "backtrack"))}
@@ -152,17 +162,16 @@ class Comparison:
                 for found in [self.tried[task, seed][0]] for m in solved if len(found) >= m}
         self.keep(self.at_best_rate(tuning.tuned, jobs, {"sft-solved": lrs}))
 
-    def reinforce(self, recipe: dict, ways: dict) -> None:
+    def reinforce(self, recipe: dict, ways: dict, full: dict | None = None) -> None:
         """RL that trains little, on many problems. ways: arm id -> (learning rates, options of
-        `tuning.reinforced`)."""
-        def job(pair, options):
-            problems = tuning.pool(pair, recipe["steps"] * recipe["problems"])
-            return lambda lr: dict(pair=pair, problems=problems, recipe=recipe | {"lr": lr},
-                                   size=self.size, chosen_on=self.checked, **options)
-        done = self.at_best_rate(tuning.reinforced, {
-            (task, treatment(name), seed): job(pair, options)
-            for name, (_, options) in ways.items() for (task, seed), pair in self.pairs.items()},
-            {name: lrs for name, (lrs, _) in ways.items()})
+        `tuning.reinforced`); full: arm id -> the recipe that follows, at the rate that is best with
+        the small one, for an arm that needs more rollouts to come to its end."""
+        def jobs(recipes):
+            return {(task, treatment(name), seed): functools.partial(
+                self._rl, pair, recipes[name], ways[name][1])
+                for name in recipes for (task, seed), pair in self.pairs.items()}
+        done = self.at_best_rate(tuning.reinforced, jobs(dict.fromkeys(ways, recipe)),
+                                 {name: lrs for name, (lrs, _) in ways.items()}, jobs(full or {}))
         self.keep(done)
         for part in ("first token", "later tokens"):
             for task, name in dict.fromkeys(key[:2] for key, o in done.items() if part in o.log):
@@ -171,22 +180,31 @@ class Comparison:
                 self.scores[key] = Scores(np.stack([log[part].mean(1) for log in logs]), None, None)
                 self.logs[key] = logs
 
-    def at_best_rate(self, function: Callable, jobs: dict, rates: dict) -> dict:
+    def _rl(self, pair, recipe, options, lr):
+        """Arguments of `tuning.reinforced`."""
+        return dict(pair=pair, problems=tuning.pool(pair, recipe["steps"] * recipe["problems"]),
+                    recipe=recipe | {"lr": lr}, size=self.size, chosen_on=self.checked, **options)
+
+    def at_best_rate(self, function: Callable, jobs: dict, rates: dict,
+                     final: dict | None = None) -> dict:
         """Outcomes of trainings by (task, Treatment, seed), all seeds at the learning rate at which
         the first is right on most validation problems; of equals the first rate of the list.
 
-        jobs: the same keys -> (learning rate -> arguments of the function); rates: arm id -> list.
+        jobs: the same keys -> (learning rate -> arguments of the function); rates: arm id -> list;
+        final: jobs in the place of those of the same keys, once the rate is chosen.
         """
+        final = final or {}
         first = [key for key in jobs if key[2] == self.seeds[0]]
         tried = self.run(function, {(*key, lr): jobs[key](lr) for key in first
                                     for lr in rates[key[1].id]})
         best = {key[:2]: max(rates[key[1].id], key=lambda lr: tried[*key, lr].log["validation"][0])
                 for key in first}
-        rest = self.run(function, {key: job(best.get(key[:2], rates[key[1].id][0]))
-                                   for key, job in jobs.items() if key not in first})
-        done = {key: tried[*key, best[key[:2]]] for key in first}
-        self.validation |= {key[:2]: o.log["validation"] for key, o in done.items()}
-        return done | rest
+        rest = self.run(function, {
+            key: final.get(key, job)(best.get(key[:2], rates[key[1].id][0]))
+            for key, job in jobs.items() if key not in first or key in final})
+        done = {key: tried[*key, best[key[:2]]] for key in first} | rest
+        self.validation |= {key[:2]: done[key].log["validation"] for key in first}
+        return done
 
     def keep(self, done: dict) -> None:
         """Outcomes by (task, Treatment, seed); an arm that is not there for all seeds keeps those
@@ -209,19 +227,25 @@ class Comparison:
         return stats.gap_recovered(correct, base, full)
 
     def choose(self, trained: float = 0.1, answer: float = 10) -> None:
-        """What stands for several, by validation problems: `prefix` for all openings, and
-        `chosen-key` for all KEYS within a budget, training as a share of full RL's and answers no
-        longer than so many times the thinking model's."""
+        """What stands for several, by validation problems: `prefix` for all openings, `chosen-key`
+        for all KEYS within a budget, training as a share of full RL's and answers no longer than so
+        many times the thinking model's, and in the lab for each of CLASSES whatever it costs."""
         for task in self.tasks:
             full = self.operations(task, treatment("thinking")) or 0
             longest = answer * self.validation[task, treatment("thinking")][1]
-            right = {name: right for (family, name), (right, tokens) in self.validation.items()
-                     if family == task and name.id in KEYS and tokens <= longest
-                     and len(self.scores[task, name].correct) == len(self.seeds)
-                     and self.operations(task, name) <= trained * full}
-            for arm, among in (("prefix", ("prefix",)), ("chosen-key", KEYS)):
-                if some := [name for name in right if name.id in among]:
-                    best, copy = max(some, key=right.get), treatment(arm)
+            every = {name: right for (family, name), (right, tokens) in self.validation.items()
+                     if family == task and name.id in KEYS
+                     and len(self.scores[task, name].correct) == len(self.seeds)}
+            right = [name for name in every if self.validation[task, name][1] <= longest
+                     and self.operations(task, name) <= trained * full]
+            wanted = [(treatment("prefix"), ("prefix",), right),
+                      (treatment("chosen-key"), KEYS, right)]
+            if self.pairs[task, self.seeds[0]].of_the_lab:
+                wanted += [(treatment("chosen-key", variant=name), among, every)
+                           for name, among in CLASSES.items()]
+            for copy, among, names in wanted:
+                if some := [name for name in names if name.id in among]:
+                    best = max(some, key=every.get)
                     self.chosen[task, copy] = best
                     self.scores[task, copy] = self.scores[task, best]
                     self.logs[task, copy] = self.logs[task, best]
@@ -267,11 +291,15 @@ class Comparison:
             if spent is not None:
                 record.fact(*about, "log10_flops", log10(spent), **given)
             shown[task, name] = Shown(gap, tokens, spent or None)
-        for task in self.tasks:
-            for rival in RIVALS:
-                tool, other = treatment("cognitive-tools"), treatment(rival)
-                record.fact(task, tool.id, "gap_difference", self.difference(task, tool, other),
-                            against=rival)
+        for task, (arm, other) in itertools.product(self.tasks, COMPARED):
+            if {(task, treatment(arm)), (task, treatment(other))} <= set(self.scores):
+                record.fact(task, arm, "gap_difference",
+                            self.difference(task, treatment(arm), treatment(other)), against=other)
+        for (task, name), logs in self.logs.items():
+            curves = [[log["curve"]] for log in logs if "curve" in log]
+            if curves and name.whole and self.pairs[task, self.seeds[0]].of_the_lab:
+                record.fact(task, name.id, "late_gain", late_gain(curves), **name.given,
+                            n_problems=None, n_samples=None)
         record.extra["chosen"] = {f"{task} {arm.label}": name.label
                                   for (task, arm), name in self.chosen.items()}
         record.extra["validation"] = {f"{task} {name.label}": found
@@ -313,8 +341,16 @@ class Comparison:
         return name, within[name]
 
 
+def table(shown: dict) -> str:
+    """Every point as CSV: task, method, share of RL's gain and its interval, tokens an answer,
+    operations spent once."""
+    rows = [[task, name.label, *(point.gap or [None] * 3), point.tokens, point.operations]
+            for (task, name), point in sorted(shown.items(), key=by_share)]
+    return pd.DataFrame(rows, columns=[
+        "task", "method", "share_of_gain", "low", "high", "tokens_per_answer",
+        "operations"]).to_csv(index=False, lineterminator="\n")
+
+
 def _has(task, name):
-    """Whether a task has what a method asks for: documents, or kinds of steps."""
-    if name.id == "few-shot":
-        return hasattr(task, "document")
+    """Whether a task has what a method asks for: kinds of steps, for tools one by one."""
     return bool(task.OPENINGS) or name.id != "cognitive-tools" or not name.conditions

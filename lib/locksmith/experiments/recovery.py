@@ -31,6 +31,8 @@ from locksmith.experiments.steering_arms import Fits, Setting
 from locksmith.loading import Model
 
 MOST = 0.12  # the largest share of tokens that may be steered, the published one
+# Bodies that are measured from an arm of another id than their role.
+STARTS = {steering_arms.RARE: "one-percent-base"}
 PARTNERS = ("distilled", "taught")  # models that may take the thinking model's part
 TOGETHER = 12  # arms of a pair that answer side by side in one job
 
@@ -57,6 +59,12 @@ QUESTIONS = [Question(*row) for row in (
      "it does more than raise its words", "raising the words does better"),
     ("what", "Is it more than any fitted vector?", "hybrid", "unrelated-vectors",
      "it uses what the base learned", "an unrelated model's vectors do better"),
+    ("what", "Below the last block, is it more than an untrained model's vector?", "hybrid-lower",
+     "untrained-vectors-lower", "it uses what the base learned",
+     "an untrained model's vectors do better"),
+    ("what", "And than one at the last block, of embeddings alone?", "hybrid",
+     "untrained-vectors-last", "it uses what the base learned",
+     "an untrained model's vectors do better"),
     ("what", "Does its direction matter?", "hybrid", "random-vectors",
      "the direction matters", "random directions do better"),
     ("selection", "Is it more than picking among the base's words?", "hybrid", "reranking-alone",
@@ -175,8 +183,9 @@ class Experiment:
         jobs = {}
         for key, pair in self.pairs.items():
             twin, layer = ["twin"] * self.has(key[0], "twin"), self.setting(key[0]).layer
+            rare = [steering_arms.RARE] * pair.has(steering_arms.RARE)
             jobs |= {(key, body): dict(layers=self.layers)
-                     for body in [*twin, "untrained", "unrelated"]}
+                     for body in [*twin, *rare, "untrained", "unrelated"]}
             jobs |= {(key, f"{body}, true kinds"): dict(layers=[layer])
                      for body in ["base", *twin] if pair.rules.OPENINGS}
         self._fit(jobs)
@@ -269,6 +278,7 @@ class Experiment:
 
     def _table(self, arm, task, seed, name, run):
         start = arm.runs if arm.gate else "base" if arm.decides else None
+        start = STARTS.get(start, start)
         return run.frame().assign(task=task, arm=name, seed=seed, start=start, bits=run.bits)
 
     def _answer(self, arms, **how):
@@ -295,6 +305,23 @@ class Experiment:
         other._fit({(key, "base"): dict(layers=[self.setting(key[0]).layer]) for key in pairs})
         other.run(["base", *partner_ids(role)])
         return other
+
+    def information(self) -> pd.DataFrame:
+        """Bits an answer: what each gate that asks the thinking model hands over (`hybrid.Run`),
+        and as the arm "guess" what an answer holds. task, arm, quantity, value, low, high; of tasks
+        that tell the latter."""
+        out = []
+        for task, here in self.outcomes.groupby("task", sort=False):
+            pair = self.first(task)[0]
+            if not hasattr(pair.rules, "answer_bits"):
+                continue
+            holds = np.mean([pair.rules.answer_bits(x) for x in pair.problems(self.n_problems)])
+            out.append((task, "guess", "answer_bits", float(holds), None, None))
+            for arm, rows in here[here["bits"] > 0].groupby("arm", sort=False):
+                handed = rows.assign(handed=rows["bits"] * rows["steered"] / rows["answers"])
+                value, low, high = map(float, stats.interval(lambda m: m, scores(handed, "handed")))
+                out.append((task, arm, "gate_bits", value, max(0.0, low), high))
+        return pd.DataFrame(out, columns=["task", "arm", "quantity", "value", "low", "high"])
 
     # --- what is looked at
 
@@ -415,7 +442,7 @@ def conditions(quantity: str) -> dict:
 
 
 def summary(outcomes: pd.DataFrame) -> pd.DataFrame:
-    """A row a task, arm and quantity: value, low, high.
+    """A row a task, arm and quantity: value, low, high, and the seeds that the arm ran on.
 
     Beside `measures` there is gap_recovered, (arm - start) / (thinking - start) in accuracy, paired
     over problems and seeds; no row where there is no clear gap.
@@ -425,11 +452,12 @@ def summary(outcomes: pd.DataFrame) -> pd.DataFrame:
         of = {arm: rows for arm, rows in here.groupby("arm", sort=False)}
         for arm, rows in of.items():
             found, start = measures(rows), rows["start"].iloc[0]
+            seeds = sorted(rows["seed"].unique().tolist())
             if start is not None:
-                found["gap_recovered"] = stats.gap_recovered(
-                    scores(rows), scores(of[start]), scores(of["thinking"]))
+                found["gap_recovered"] = stats.gap_recovered(scores(rows), *(
+                    scores(of[x][of[x]["seed"].isin(seeds)]) for x in (start, "thinking")))
             out += [dict(task=task, arm=arm, quantity=quantity, value=float(x.value),
-                         low=float(x.low), high=float(x.high))
+                         low=float(x.low), high=float(x.high), seeds=seeds)
                     for quantity, x in found.items() if x is not None]
     return pd.DataFrame(out)
 

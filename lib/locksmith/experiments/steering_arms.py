@@ -26,6 +26,9 @@ from locksmith.experiments import taxonomy, vectors
 from locksmith.experiments.hybrid import Intervention
 from locksmith.loading import Pair
 
+# The base of chapter 7 that hardly ever read the behaviour, but knows its words: a role of a pair.
+RARE = "ladders/exposure-0.01/base"
+
 
 class Setting(NamedTuple):
     """Where and how an arm steers: block, strength, and of a probe its threshold."""
@@ -38,9 +41,9 @@ class Fits(NamedTuple):
     """All that is known of a pair before its arms run.
 
     setting: the one to make an arm for. bodies: {body: {layer: vectors.Fitted}} of "base",
-    "untrained", "unrelated" (untrained, with other first weights), "twin", and "base, true kinds",
-    "twin, true kinds" where there are such; others: {layer: what `vectors.fit_others` gives}.
-    rate, frequencies (K,): how often the hybrid steered on validation problems, and how often which
+    "untrained", "unrelated" (untrained, with other first weights), "twin", RARE, and "base, true
+    kinds", "twin, true kinds" where there are such; others: {layer: what `vectors.fit_others`
+    gives}. rate, frequencies (K,): how often the hybrid steered on validation problems, and how often which
     category. strengths, thresholds: those that are tried.
     """
     pair: Pair
@@ -79,10 +82,25 @@ once = _register(lambda fits: [])
 over_settings = _register(lambda fits: [
     fits.setting._replace(layer=layer, strength=x)
     for layer in fits.bodies["base"] for x in fits.strengths])
+over_lower = _register(lambda fits: [
+    fits.setting._replace(layer=layer, strength=x)
+    for layer in lower_and_last(fits)[0] for x in fits.strengths])
+over_last = _register(lambda fits: [
+    fits.setting._replace(layer=layer, strength=x)
+    for layer in lower_and_last(fits)[1] for x in fits.strengths])
 over_strengths = _register(lambda fits: [fits.setting._replace(strength=x)
                                          for x in fits.strengths])
 over_thresholds = _register(lambda fits: [fits.setting._replace(threshold=x)
                                           for x in fits.thresholds])
+
+
+def lower_and_last(fits: Fits) -> tuple[list[int], list[int]]:
+    """The blocks that are tried but the last, and the last, where every block of a lab's model is:
+    its untrained model has the embeddings that the base started from, and vectors after the last
+    block meet nothing else. Two empty lists elsewhere."""
+    tried = sorted(fits.bodies["base"])
+    every = fits.pair.of_the_lab and tried == list(range(len(tried)))
+    return (tried[:-1], tried[-1:]) if every else ([], [])
 
 
 def make(name: str, fits: Fits) -> Intervention | None:
@@ -133,6 +151,11 @@ def twin(fits: Fits) -> Intervention | None:
 
 
 @once
+def one_percent_base(fits: Fits) -> Intervention | None:
+    return Intervention(runs=RARE) if RARE in fits.bodies else None
+
+
+@once
 def thinking_decides_base_executes(fits: Fits) -> Intervention:
     return Intervention(decides="thinking")
 
@@ -163,6 +186,11 @@ def thinking_decides_untrained_executes(fits: Fits) -> Intervention:
 @over_settings
 def hybrid(fits: Fits) -> Intervention | None:
     return _in_body(fits, "base")
+
+
+@over_lower
+def hybrid_lower(fits: Fits) -> Intervention | None:
+    return hybrid(fits) if lower_and_last(fits)[0] else None
 
 
 @over_thresholds
@@ -267,6 +295,12 @@ def twin_vectors(fits: Fits) -> Intervention | None:
     return _in_body(fits, "twin")
 
 
+@over_settings
+def one_percent_vectors(fits: Fits) -> Intervention | None:
+    """fitting teaches a model that knows the words"""
+    return _in_body(fits, RARE)
+
+
 @once
 def twin_vectors_true_kinds(fits: Fits) -> Intervention | None:
     """fitting teaches, even where a backtrack's vector is not also a new attempt's"""
@@ -278,6 +312,18 @@ def untrained_vectors(fits: Fits) -> Intervention:
     """the words' first embeddings are enough"""
     there = fits.bodies["untrained"][fits.setting.layer].both
     return replace(hybrid(fits), vectors=same_norm(there, fits.vectors))
+
+
+@over_lower
+def untrained_vectors_lower(fits: Fits) -> Intervention | None:
+    """the words' first embeddings are enough below the last block"""
+    return untrained_vectors(fits) if lower_and_last(fits)[0] else None
+
+
+@over_last
+def untrained_vectors_last(fits: Fits) -> Intervention | None:
+    """the words' first embeddings are enough at the last block"""
+    return untrained_vectors(fits) if lower_and_last(fits)[1] else None
 
 
 @over_settings

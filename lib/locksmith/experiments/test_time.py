@@ -2,15 +2,13 @@
 
     base             one plain sample
     prefix           the answer's first words are given: the control for a forced first token
-    few_shot         solved documents rich in the behaviour stand before the problem
     cognitive_tools  separate calls of the same model (`tools`; arXiv 2506.12115)
     dummy_tools      the same schedule of calls without their content
     matched_vote     majority vote of independent answers, within the tokens that the tools spent
     guess            majority vote of random guesses, within the tokens of a thinking answer
 
-Every method counts the tokens that it generates, forced ones included. Two ask for what only the
-lab's tasks have: documents for `few_shot`, openings of steps for a `prefix` that names one.
-`solve` is the work of one process.
+Every method counts the tokens that it generates, forced ones included. `solve` is the work of one
+process.
 """
 
 import random
@@ -23,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from locksmith import corpus, decoding, engine
+from locksmith import decoding, engine
 from locksmith.errors import BadInput
 from locksmith.experiments import sampling, tools
 from locksmith.loading import Model, Pair
@@ -82,37 +80,6 @@ def prefix(job: Job, words: str) -> decoding.Chosen:
                           tokens=found.tokens + np.array([*map(len, given)]))
 
 
-def few_shot(job: Job, shots: int) -> decoding.Chosen:
-    """shots: documents before each problem, other ones for every answer, half the context at most.
-
-    log: the number of their tokens, "shown", and the "cap" on an answer that this leaves. The base
-    has read every document on its own, so a second one in the same context is new to it.
-    """
-    if shots < 1:
-        raise BadInput(f"shots is {shots}; allowed is at least 1.")
-    rng = random.Random(f"shots {job.pair.task} {job.seed}")
-    before = [[i for _ in range(shots) for i in rich(job, rng, job.model.context // (2 * shots))]
-              for _ in job.problems]
-    prompts = [shown + prompt for shown, prompt in zip(before, job.prompts, strict=True)]
-    cap = min(job.cap, job.model.context - max(map(len, prompts)))
-    return job.sample(prompts, cap)._replace(
-        log={"shown": np.array([*map(len, before)]), "cap": np.full(len(prompts), cap)})
-
-
-def rich(job: Job, rng: random.Random, room: int) -> list[int]:
-    """Ids of a pre-training document of at most `room` tokens, solved without an error left
-    standing, that shows the behaviour the task is about (`HEADLINE`) at least once."""
-    task, generator = job.task, job.pair.generator
-    for _ in range(100_000):
-        problem = task.sample(rng, "train", generator)
-        words = task.document(rng, problem, corpus.author(rng, generator), generator)
-        grade = task.grade(problem, words)
-        ids = job.model.encode(" ".join([*problem.prompt, *words]))
-        if grade.trace and getattr(grade, task.HEADLINE) and len(ids) <= room:
-            return ids
-    raise BadInput(f"shots: hardly any rich document has at most {room} words; allowed are fewer.")
-
-
 def cognitive_tools(job: Job, dummy: bool = False, **options: object) -> decoding.Chosen:
     """options: tools and rounds, as in `tools.solve`. log: as in `PartialAnswer`."""
     works = tools.solve(tools.asking(job.model, job.seed), job.model, job.task, job.problems,
@@ -164,15 +131,14 @@ def _vote(job, budget, draw):
     return decoding.majority(drawn, answers, decoding.within_budget(drawn, budget))
 
 
-METHODS = {f.__name__: f for f in (base, prefix, few_shot, cognitive_tools, dummy_tools,
-                                   matched_vote, guess)}
+METHODS = {f.__name__: f for f in (base, prefix, cognitive_tools, dummy_tools, matched_vote, guess)}
 
 
 def solve(pair: Pair, method: str, n_problems: int, max_new_tokens: int, split: str = "test",
           n: int = 1, **options: object) -> sampling.MethodOutcome:
     """What a method on the base comes to, n answers for each of the first n_problems of a split.
 
-    options: what the method asks for beside the job, such as words, shots, tools or budget.
+    options: what the method asks for beside the job, such as words, tools or budget.
     """
     if method not in METHODS:
         raise BadInput(f"method is {method!r}; allowed are {', '.join(METHODS)}.")

@@ -34,7 +34,9 @@ pages). `load(name)` gives the module, which has
                                   where a continuation states its answer
 
 A task may also have `script(problem, text)`: the opening of the next step (str), or what ends the
-answer, by a fixed script that reads no meaning. It is the decider that knows no model.
+answer, by a fixed script that reads no meaning. It is the decider that knows no model. One that
+has `answer_bits(problem)` says how many bits an answer holds, so that what a gate hands over can
+stand beside them: minus the logarithm of the chance that a guess is right.
 
 The lab's two, whose generators a profile states, also tell how many different problems a split has
 and how many tokens a prompt (`count`, `prompt_length`), for the checks of parameters.

@@ -13,6 +13,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log2
 from statistics import mean
 from typing import Any
 
@@ -211,6 +212,11 @@ def labels(words: list[str]) -> list[str]:
 def guess(problem: Problem, rng: random.Random, train: Sequence[Problem] = ()) -> list[str]:
     """Strategy-free control: two random numbers, concluded at once."""
     return f"so {rng.randint(0, LARGEST)} {rng.randint(0, LARGEST)} <eos>"
+
+
+def answer_bits(problem: Problem) -> float:
+    """The bits that an answer holds: one of the numbers for each chain."""
+    return len(problem.chains) * log2(LARGEST + 1)
 
 
 def document(rng: random.Random, problem: Problem, author: Any, generator: dict) -> list[str]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations_with_replacement, islice, permutations
-from math import comb
+from math import comb, log2
 from typing import Any
 
 from locksmith import grammar
@@ -242,6 +242,11 @@ def guess(problem: Problem, rng: random.Random, train: Sequence[Problem] = ()) -
         e = rng.choice(expressions(tuple(sorted(problem.numbers))))
         words += ["try", *_spell(e), "so", *_answer(e)]
     return " ".join([*words, "<eos>"])
+
+
+def answer_bits(problem: Problem) -> float:
+    """The bits that an answer holds: a random valid expression hits its target so seldom."""
+    return PARTS * log2(len(expressions(tuple(sorted(problem.numbers)))))
 
 
 def _next_attempt(rng, pool, target, tried, insight):
