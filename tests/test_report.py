@@ -1,3 +1,6 @@
+import base64
+import re
+
 import matplotlib.pyplot as plt
 import pytest
 from locksmith import arms, results, stats
@@ -119,3 +122,10 @@ def test_parts_draw_when_and_how():
 
 def test_what_stands_behind_a_figure():
     assert report.size_of(record().frame()) == "20 problems, 2 seeds, 95 % intervals"
+
+
+def test_a_download_holds_the_text_itself():
+    text = "task,method\nchain,LoRA RL – é\n"
+    shown = report.download("05_methods.csv", text).data
+    name, data = re.search(r'download="(.+)" href="data:text/csv;base64,([^"]+)"', shown).groups()
+    assert name == "05_methods.csv" and base64.b64decode(data).decode() == text

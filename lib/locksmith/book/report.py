@@ -4,13 +4,14 @@ Figures are drawn with seaborn from a tidy table of facts (`Recorder.frame`), wh
 made where the facts were; seaborn computes none. Colours, lines and markers come from arms.yml.
 """
 
+import base64
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 import seaborn as sns
-from IPython.display import Markdown
+from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 
 from locksmith import arms, quantities
@@ -40,6 +41,12 @@ def table(head: Sequence, rows: Iterable[Sequence]) -> Markdown:
     """A Markdown table of anything that has a str."""
     lines = [head, ["---"] * len(head), *rows]
     return Markdown("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
+
+
+def download(name: str, text: str) -> HTML:
+    """A link under which a CSV text is downloaded as a file of that name; the page holds it."""
+    data = base64.b64encode(text.encode()).decode()
+    return HTML(f'<a download="{name}" href="data:text/csv;base64,{data}">{name}</a>')
 
 
 def grid(record: Any, families: Iterable[str], names: Iterable[str], columns: dict[str, str],

@@ -43,8 +43,8 @@ class Fits(NamedTuple):
     setting: the one to make an arm for. bodies: {body: {layer: vectors.Fitted}} of "base",
     "untrained", "unrelated" (untrained, with other first weights), "twin", RARE, and "base, true
     kinds", "twin, true kinds" where there are such; others: {layer: what `vectors.fit_others`
-    gives}. rate, frequencies (K,): how often the hybrid steered on validation problems, and how often which
-    category. strengths, thresholds: those that are tried.
+    gives}. rate, frequencies (K,): how often the hybrid steered on validation problems, and how
+    often which category. strengths, thresholds: those that are tried.
     """
     pair: Pair
     study: vectors.TraceStudy

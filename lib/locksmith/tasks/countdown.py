@@ -348,7 +348,6 @@ def judge(problem: Problem, words: str | list[str]) -> list[str]:
 # --- the interface of every task (`tasks`): the same as text -------------------------------------
 
 OPENINGS = grammar.OPENINGS
-HEADLINE = "backtracks"  # the count of a grade that RL raises
 steps, stated = grammar.spans, grammar.stated
 
 
