@@ -1,13 +1,17 @@
 """What chapter 0 counts, against counting by hand, and a checkpoint that is measured end to end."""
 
+import json
 import random
 import shutil
+import subprocess
 
 import numpy as np
+import pandas as pd
 import pytest
 from locksmith import corpus, loading, model, params
 from locksmith.experiments import skills
 from locksmith.tasks import countdown
+from repository import ROOT
 
 FAMILIES = params.load("lab")["families"]
 both = pytest.mark.parametrize("family", list(corpus.FAMILIES))
@@ -73,7 +77,30 @@ def test_an_attempt_hits_the_target_that_is_open():
     assert countdown.hits(problem, words) == [False, True, False, False]
     assert countdown.hits(countdown.Problem((3, 7, 9), (30, 13)), words)[2:] == [False, True]
     tally = skills.tally(countdown, [problem], [words.split(), ["try", *first.split()]])
-    assert tally["hits"].tolist() == [1] and tally["first_hits"].tolist() == [0.5]
+    assert tally["hits"].tolist() == [1]
+    assert tally["hits_at"].tolist() == [[0.5, 0.5, 0, 0, 0, 0]]
+    found = skills.by_position(skills.stack([tally]), "hits_at")
+    # The second answer has one attempt, so a second one was made in one answer of two.
+    assert {name: i.value for name, i in found.items()} == {"1": 0.5, "2": 1, "3-4": 0}
+    assert skills.summary(skills.stack([tally]))["attempt_hits"].value == pytest.approx(2 / 5)
+    assert tally["places"].tolist() == tally["went_on"].tolist() == [0]  # no check said "no"
+
+
+def test_both_recipes_of_rl_are_what_their_commits_recorded():
+    """Where the clone has them: a shallow one has not."""
+    tried = pd.read_csv(ROOT / "chapters/rl_recipes.csv")
+    for commit, rows in tried.groupby("commit"):
+        shown = subprocess.run(["git", "show", f"{commit}:results/lab/00.json"], cwd=ROOT,
+                               capture_output=True, text=True)
+        if shown.returncode:
+            pytest.skip("an earlier commit is not in this clone")
+        record = json.loads(shown.stdout)
+        value = {(f["family"], f["model"], f["quantity"]): f["value"] for f in record["facts"]}
+        assert set(rows["steps"]) == {record["provenance"]["parameters"]["rl"]["steps"]}
+        for row in rows.itertuples():
+            assert row.accuracy == round(value[row.family, row.model, "pass@1"], 4)
+            assert row.valid_attempts == round(value[row.family, row.model, "valid_attempts"], 4)
+    assert len(tried) == 8
 
 
 def test_a_gain_is_split_and_paired():

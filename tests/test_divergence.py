@@ -47,7 +47,7 @@ def test_nats_are_torchs_and_places_are_found(pair):
 
     models = [pair.load(role, exact=True) for role in ("thinking", "base")]
     for i, row in enumerate(answers.ids):
-        nats, tokens = {True: 0.0, False: 0.0}, {True: 0, False: 0}
+        nats, change, tokens = ({True: 0, False: 0} for _ in range(3))
         for s, ids in enumerate(row):
             both = []
             for model in models:
@@ -58,9 +58,11 @@ def test_nats_are_torchs_and_places_are_found(pair):
             for t, value in enumerate(kl_divergence(*both).tolist()):
                 opens = t in OPEN[pair.task][i][s]
                 nats[opens] += value
+                change[opens] += (both[0].entropy() - both[1].entropy())[t].item()
                 tokens[opens] += 1
         for position, inside in zip(divergence.POSITIONS, (True, False)):
             assert found[position].nats[i] == pytest.approx(nats[inside], rel=1e-3)
+            assert found[position].entropy[i] == pytest.approx(change[inside], rel=1e-3, abs=1e-4)
             assert found[position].tokens[i] == tokens[inside]
 
 

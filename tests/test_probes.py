@@ -293,6 +293,34 @@ def test_cosines_of_vectors_that_are_the_same_opposite_or_unrelated():
     assert abs(np.mean([directions.cosine(a.vector(), d) for d in drawn])) < 3 / np.sqrt(300 * 50)
 
 
+def test_a_corrected_cosine_is_that_of_the_directions_beneath_common_noise():
+    """Two models whose directions have a cosine of 0.6 read the same few events, each with noise of
+    its own and noise that both share: the plain cosine is too high, the crossed one too low."""
+    rng, width, found, crossed, plain = np.random.default_rng(10), 60, [], [], []
+    one = np.eye(width)[0]
+    beneath = 1.8 * np.stack([one, 0.6 * one + 0.8 * np.eye(width)[1]])
+    for _ in range(30):
+        pairs = []
+        for _ in range(6):
+            common = rng.normal(size=(2, 80, width))
+            own = 0.5 * rng.normal(size=(2, 2, 80, width))
+            models = [directions.Means(d + (common + noise)[0], (common + noise)[1],
+                                       np.ones(80), np.ones(80))
+                      for d, noise in zip(beneath, own, strict=True)]
+            pairs.append(tuple(models))
+        found.append(directions.corrected_cosine(pairs))
+        plain.append(directions.cosine_interval([[pair] for pair in pairs]).value)
+        crossed.append(directions.cosine_interval(
+            [[(directions.halves(a)[0], directions.halves(c)[1])] for a, c in pairs]).value)
+    assert np.mean(plain) > 0.65 and np.mean(crossed) < 0.5
+    told = [x for x in found if x]
+    assert len(told) > 27 and np.mean([x.value for x in told]) == pytest.approx(0.6, abs=0.04)
+    assert 26 <= sum(x.low <= 0.6 <= x.high for x in told)
+    nothing = [directions.Means(*rng.normal(size=(2, 80, width)), np.ones(80), np.ones(80))
+               for _ in range(2)]
+    assert directions.corrected_cosine([tuple(nothing)] * 2) is None
+
+
 def test_halves_share_no_problem_and_add_up():
     _, _, found = some_means(np.random.default_rng(9))
     first, second = directions.halves(found)

@@ -109,9 +109,32 @@ def test_strategies_of_the_lab():
     assert countdown.strategy(problem, persistent)
     assert not countdown.strategy(problem, persistent.replace("yes", "no"))
     assert not countdown.strategy(problem, "try 3 * 7 = 21 + 9 = 30 so 3 * 7 + 9")
+    searching = "try 3 + 7 = 10 + 9 = 19 check 19 no wait 3 + 9 = 12 + 7 = 19 check 19 no"
+    assert countdown.strategy(problem, searching)  # cut off: nothing found, nothing given up
+    assert not countdown.strategy(problem, f"{searching} <eos>")
+    assert not countdown.strategy(problem, f"{persistent} <eos>")  # one of two targets
+    assert not countdown.strategy(problem, "")
     two = chain.Problem(((9, (("*", 3), ("-", 8))), (45, (("-", 18),))))
     worked = "try 9 * 3 = 27 maybe 27 - 8 = 19 try 45 - 18 = 27 so 19 27"
     assert chain.strategy(two, worked) and not chain.strategy(two, worked.partition(" maybe")[0])
+
+
+def test_going_on_is_told_from_finding():
+    problem = countdown.Problem((3, 7, 9), (30, 60))
+    miss, hit = "try 3 + 7 = 10 + 9 = 19 check 19 no", "wait 3 * 7 = 21 + 9 = 30 check 30 yes"
+    again = miss.replace("try", "hmm")
+    for text, right in (("", []), (miss, []), (f"{miss} <eos>", [False]), (hit, []),
+                        (f"{miss} {hit} so 3 * 7 + 9", [True]),
+                        (f"{miss} {again} so 3 + 7 + 9 {miss} {again}", [True, False, True]),
+                        (f"{miss} so 3 + 7 + 9 next try 3", [False])):
+        assert countdown.went_on(problem, text) == right, text
+    two = chain.Problem(((9, (("*", 3), ("-", 8))), (45, (("-", 18),))))
+    one = "try 9 * 3 = 99"  # a wrong step is a step
+    for text, right in (("", []), ("so 19 27 <eos>", [False]), (one, [True]),
+                        (f"{one} so 19 27", [True, False]), (f"{one} check 27 no <eos>",
+                                                             [True, False]),
+                        (f"{one} {one} {one} {one} so 1 2 <eos>", [True] * 3)):
+        assert chain.went_on(two, text) == right, text
 
 
 def test_lab_reviews_are_what_the_corpus_writes():

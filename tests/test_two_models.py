@@ -65,8 +65,8 @@ def test_gains_are_compared_with_those_of_rl_and_of_another_model():
 
 
 def test_divergence_is_nats_over_tokens_of_all_seeds():
-    one = {"decision": Divergence(np.array([2.0, 4.0]), np.array([1, 2])),
-           "execution": Divergence(np.array([0.0, 0.0]), np.array([0, 0]))}
+    one = {"decision": Divergence(np.array([2.0, 4.0]), np.array([9.0, 9.0]), np.array([1, 2])),
+           "execution": Divergence(*np.zeros((3, 2)))}
     found = two_models.divergences([one, one])
     assert found.keys() == {"kl[position=decision]"}
     assert found["kl[position=decision]"].value == 2

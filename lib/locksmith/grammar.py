@@ -49,6 +49,11 @@ def steps(words: list[str]) -> list[tuple[str | None, list[str]]]:
     return out
 
 
+def ended(words: list[str]) -> bool:
+    """Whether the author of a trace ended it, rather than being cut off."""
+    return any(word in END for word in words)
+
+
 def labels(words: list[str]) -> list[str]:
     """Per word: the behaviour if it belongs to an opening (a decision), otherwise "execute"."""
     out = ["execute"] * len(words)

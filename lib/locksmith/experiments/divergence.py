@@ -1,7 +1,8 @@
 """How far RL moved a model, where a step is chosen and where it is carried out.
 
 At every token of the thinking model's own answers: KL(thinking || base) of the next token's
-distributions, in nats, over the whole vocabulary and not only of the token that was drawn.
+distributions, in nats, over the whole vocabulary and not only of the token that was drawn, and the
+thinking model's entropy minus the base's.
 """
 
 from typing import NamedTuple
@@ -21,8 +22,10 @@ MOST_LOGITS = 2**25  # of one model held at once
 
 
 class Divergence(NamedTuple):
-    """Of P problems: nats (P,), summed over tokens; tokens (P,), how many there are."""
+    """Of P problems, each (P,), summed over tokens: nats of the KL; entropy, its change in nats;
+    tokens, how many there are."""
     nats: np.ndarray
+    entropy: np.ndarray
     tokens: np.ndarray
 
 
@@ -46,11 +49,12 @@ def kl(pair: Pair, answers: Answers) -> dict[str, Divergence]:
                        f"of {pair.name('base')}; allowed for a divergence is one that shares it.")
     rows = [(i, ids) for i, row in enumerate(answers.ids) for ids in row]
     owner = np.repeat([i for i, _ in rows], [len(ids) for _, ids in rows])
-    at_each = np.concatenate(list(_nats([base, thinking], pair, answers, rows)))
+    nats, entropy = np.concatenate(list(_nats([base, thinking], pair, answers, rows)), 1)
     decision = np.concatenate([_decides(thinking, answers, i, s)
                                for i, row in enumerate(answers.ids) for s in range(len(row))])
     size = len(answers.problems)
-    return {position: Divergence(np.bincount(owner[some], at_each[some], size),
+    return {position: Divergence(*(np.bincount(owner[some], x[some], size)
+                                   for x in (nats, entropy)),
                                  np.bincount(owner[some], minlength=size))
             for position, some in zip(POSITIONS, (decision, ~decision))}
 
@@ -65,7 +69,8 @@ def _decides(model: Model, answers, i, s):
 
 
 def _nats(models, pair, answers, rows):
-    """KL at every token of rows [(problem, ids)], (tokens,) float64 a chunk of rows."""
+    """KL and the change of entropy at every token of rows [(problem, ids)], (2, tokens) float64 a
+    chunk of rows."""
     prompts = {i: [model.ask(pair.rules, answers.problems[i]) for model in models]
                for i in {i for i, _ in rows}}
     width = min(model.net.config.get_text_config().vocab_size for model in models)
@@ -74,7 +79,9 @@ def _nats(models, pair, answers, rows):
         base, thinking = (_logits(model, [prompts[i][which] for i, _ in chosen],
                                   [ids for _, ids in chosen])
                           for which, model in enumerate(models))
-        yield divergence(thinking[:, :width], base[:, :width]).numpy()  # beyond it: padding
+        base, thinking = base[:, :width], thinking[:, :width]  # beyond it: padding
+        yield np.stack([divergence(thinking, base).numpy(),
+                        (entropy(thinking) - entropy(base)).numpy()])
 
 
 def _logits(model, prompts, continuations):
@@ -82,6 +89,12 @@ def _logits(model, prompts, continuations):
     places = [range(len(a) - 1, len(a) + len(b) - 1) for a, b in zip(prompts, continuations)]
     return activations.logits(model.net, [[*a, *b] for a, b in zip(prompts, continuations)],
                               places)
+
+
+def entropy(logits: Float[Tensor, "rows vocabulary"]) -> Float[Tensor, " rows"]:
+    """In nats, of next-token distributions given by logits; float64."""
+    p = logits.double().log_softmax(-1)
+    return -(p.exp() * p).sum(-1)
 
 
 def divergence(p: Float[Tensor, "rows vocabulary"],

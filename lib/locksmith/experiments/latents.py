@@ -250,6 +250,11 @@ class LatentStudy:
                          if halves else pairs)
         return directions.cosine_interval(found)
 
+    def corrected_cosine(self, first: Form, other: Form) -> stats.Interval | None:
+        """Cosine of two vectors without the noise of few events; None where it cannot be told."""
+        found = [(read.means.get(first), read.means.get(other)) for read in self.readings]
+        return None if any(None in pair for pair in found) else directions.corrected_cosine(found)
+
     def slope(self, dosed: Dosed) -> stats.Interval:
         """Of the behaviour's rate against strength."""
         return stats.interval(lambda m: m, self._slopes(dosed))
@@ -422,6 +427,10 @@ def record_cosines(rec: Recorder, study: LatentStudy) -> None:
             keep("base", study.cosine(own, own._replace(reader="thinking"), halves=True),
                  against="thinking", variant="halves")
             keep("other-behaviours", study.cosine(own, None))
+            rec.fact(study.task, "base", "corrected_cosine",
+                     study.corrected_cosine(own, own._replace(reader="thinking")),
+                     against="thinking", **study.of(b), n_problems=study.sizes.n_problems,
+                     n_samples=study.sizes.documents)
         keep("base", study.cosine(own, own, halves=True), against="base", variant="halves")
         vectors = [read.vector("base", b) for read in study.readings]
         if all(vector is not None for vector in vectors):

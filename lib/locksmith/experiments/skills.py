@@ -29,8 +29,9 @@ def tally(task: ModuleType, problems: Sequence,
 
     Returns {name: float64 (problems,)}: for each of COUNTS the mean over a problem's samples;
     "attempts_at", "valid_at" (problems, positions), the same by place in the trace; "strategy",
-    "right" (problems, samples) bool, what each answer does; and where the task tells which attempts
-    find what they seek, "hits" and "first_hits" (problems,), of all attempts and of the first.
+    "right" (problems, samples) bool, what each answer does; and where the task tells it, which
+    attempts find what they seek: "hits" (problems,), "hits_at" (problems, positions); and where one
+    could stop too early: "places" and "went_on" (problems,).
     """
     n = len(traces) // len(problems)
     rows, at, valid_at = [], [], []
@@ -38,20 +39,30 @@ def tally(task: ModuleType, problems: Sequence,
         grade = task.grade(problems[i // n], words)
         rows.append([*(getattr(grade, name) for name in COUNTS[:-1]), len(words)])
         valid = valid_attempts(task, problems[i // n], words)
-        bins = np.searchsorted(POSITIONS, np.arange(len(valid)) + 1, side="right") - 1
-        at.append(np.bincount(bins, minlength=len(POSITIONS)))
-        valid_at.append(np.bincount(bins, valid, minlength=len(POSITIONS)))
+        at.append(_at(valid))
+        valid_at.append(_at(valid, valid))
     mean = [np.reshape(x, (len(problems), n, -1)).mean(1) for x in (rows, at, valid_at)]
     each = [(task.strategy(problems[i // n], words), row[0])
             for i, (words, row) in enumerate(zip(traces, rows))]
     strategy, right = np.array(each, bool).T.reshape(2, len(problems), n)
     out = {**dict(zip(COUNTS, mean[0].T, strict=True)), "attempts_at": mean[1], "valid_at": mean[2],
            "strategy": strategy, "right": right}
+    asked = [(problems[i // n], words) for i, words in enumerate(traces)]
     if hasattr(task, "hits"):
-        found = [task.hits(problems[i // n], words) for i, words in enumerate(traces)]
-        out["hits"], out["first_hits"] = (np.reshape(x, (-1, n)).mean(1) for x in (
-            [sum(hit) for hit in found], [sum(hit[:1]) for hit in found]))
+        hits = [task.hits(*one) for one in asked]
+        out["hits_at"] = np.reshape([_at(hit, hit) for hit in hits], (len(problems), n, -1)).mean(1)
+        out["hits"] = out["hits_at"].sum(-1)
+    if hasattr(task, "went_on"):
+        on = [task.went_on(*one) for one in asked]
+        out["places"], out["went_on"] = (np.reshape(x, (-1, n)).mean(1) for x in (
+            [len(one) for one in on], [sum(one) for one in on]))
     return out
+
+
+def _at(attempts, weights=None):
+    """(positions,) how many attempts of a trace stand in each bin, or the sum of their weights."""
+    bins = np.searchsorted(POSITIONS, np.arange(len(attempts)) + 1, side="right") - 1
+    return np.bincount(bins, weights, minlength=len(POSITIONS))
 
 
 def valid_attempts(task: ModuleType, problem: Any, words: list[str]) -> list[bool]:
@@ -107,6 +118,10 @@ def summary(tally: dict[str, np.ndarray]) -> dict[str, stats.Interval]:
            "strategy_share": stats.mean_interval(tally["strategy"].mean(-1)),
            "valid_attempts": stats.share(tally["valid_attempts"], tally["attempts"]),
            "correct_checks": stats.share(tally["correct_checks"], tally["checks"])}
+    if "hits" in tally:
+        out["attempt_hits"] = stats.share(tally["hits"], tally["attempts"])
+    if "places" in tally:
+        out["went_on"] = stats.share(tally["went_on"], tally["places"])
     for name in ("attempts", "checks", "backtracks", "tokens"):
         quantity = "tokens_per_answer" if name == "tokens" else name
         out[quantity] = stats.interval(lambda mean: mean, tally[name])
@@ -126,8 +141,9 @@ def gain(base: dict[str, np.ndarray],
     return out
 
 
-def by_position(tally: dict[str, np.ndarray]) -> dict[str, stats.Interval]:
-    """{name of the position: Interval of the share of valid attempts there}."""
-    shares = {name: stats.share(tally["valid_at"][..., i], tally["attempts_at"][..., i])
+def by_position(tally: dict[str, np.ndarray],
+                what: str = "valid_at") -> dict[str, stats.Interval]:
+    """{name of the position: Interval of the share of attempts there that are valid, or `what`}."""
+    shares = {name: stats.share(tally[what][..., i], tally["attempts_at"][..., i])
               for i, name in enumerate(POSITION_NAMES)}
     return {name: interval for name, interval in shares.items() if interval is not None}

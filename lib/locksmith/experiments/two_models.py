@@ -159,8 +159,8 @@ def relative_gain(absent: tuple, present: tuple) -> stats.Interval | None:
 
 def divergences(found: Sequence[dict[str, Divergence]]) -> dict:
     """Facts of how far RL moved a model, from `divergence.of_answers`, a seed each."""
-    nats = {place: [np.stack(x) for x in zip(*(one[place] for one in found), strict=True)]
-            for place in POSITIONS}
+    nats = {place: [np.stack([getattr(one[place], what) for one in found])
+                    for what in ("nats", "tokens")] for place in POSITIONS}
     return {f"kl[position={place}]": stats.interval(np.divide, *x) for place, x in nats.items()
             if x[1].any()}
 

@@ -33,8 +33,10 @@ pages). `load(name)` gives the module, which has
     stated(text) -> [(start, end)]
                                   where a continuation states its answer
 
-A task may also have `script(problem, text)`: the opening of the next step (str), or what ends the
-answer, by a fixed script that reads no meaning. It is the decider that knows no model. One that
+A task may also have `hits(problem, text)`: for each attempt of a continuation whether it reaches
+what it seeks; `went_on(problem, text)`: for each place where one could stop too early whether it
+goes on, found or not; and `script(problem, text)`: the opening of the next step (str), or what ends
+the answer, by a fixed script that reads no meaning. It is the decider that knows no model. One that
 has `answer_bits(problem)` says how many bits an answer holds, so that what a gate hands over can
 stand beside them: minus the logarithm of the chance that a guess is right.
 

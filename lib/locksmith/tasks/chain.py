@@ -357,6 +357,17 @@ def strategy(problem: Problem, text: str) -> bool:
     return done >= sum(len(links) for _, links in problem.chains)
 
 
+def went_on(problem: Problem, text: str) -> list[bool]:
+    """For each link that is still to be worked out, in order, whether a step is written, right or
+    wrong, rather than the conclusion or the end."""
+    words = grammar.words(text)
+    found = [b for b, _ in grammar.steps(words)]
+    links = sum(len(links) for _, links in problem.chains)
+    tried = min(found.count("try"), links)
+    return [True] * tried + [False] * (tried < links and ("conclude" in found
+                                                          or grammar.ended(words)))
+
+
 def script(problem: Problem, text: str) -> str:
     """The next opening by the script: a try for every link, the conclusion, the end."""
     links = sum(len(links) for _, links in problem.chains)

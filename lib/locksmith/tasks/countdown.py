@@ -362,10 +362,23 @@ def prompt(problem: Problem) -> str:
 
 
 def strategy(problem: Problem, text: str) -> bool:
-    """It gives up nowhere: it concludes only what a check just said "yes" to."""
-    found = grammar.steps(grammar.words(text))
+    """It gives up nowhere: it concludes only what a check just said "yes" to, and ends only behind
+    its conclusions. A search that is cut off found nothing and yet has not given up."""
+    words = grammar.words(text)
+    found = grammar.steps(words)
     earned = [before for before, (b, _) in zip([("", []), *found], found) if b == "conclude"]
-    return bool(earned) and all(b == "check" and said[-1:] == ["yes"] for b, said in earned)
+    honest = all(b == "check" and said[-1:] == ["yes"] for b, said in earned)
+    return bool(found) and honest and (len(earned) == PARTS or not grammar.ended(words))
+
+
+def went_on(problem: Problem, text: str) -> list[bool]:
+    """For each check that said "no", in order, whether another attempt follows, found or not; of a
+    check at which the text was cut off nothing is known."""
+    words = grammar.words(text)
+    found = grammar.steps(words)
+    after = [b for b, _ in found[1:]] + ["end"] * grammar.ended(words)
+    return [b in ("try", "wait") for (kind, said), b in zip(found, after)
+            if kind == "check" and said[-1:] == ["no"]]
 
 
 def script(problem: Problem, text: str) -> str:
