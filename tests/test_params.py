@@ -270,6 +270,8 @@ def read(monkeypatch):
     ("lab.chapters.ch03.rl_steps", 2043, "at most 2042, with 8 new ones a step of the 16340"),
     ("lab.chapters.ch04.strengths", [-1.0, 1.0], "a list with 0 and other strengths"),
     ("lab.chapters.ch04.strengths", [0], "a list with 0 and other strengths"),
+    ("lab.chapters.ch07.n_problems", 501, "at most 500, problems.test"),
+    ("lab.chapters.ch07.edge_samples", 10001, "at most 10000, with depth_problems 100"),
     ("lab.chapters.ch05.prefixes", ["try", " First"], "a list of the lab's words"),
     ("lab.checkpoints", "smoke", "to leave it out, as the profile trains models of its own"),
     ("colab.checkpoints", "toy", "a profile that trains models"),
