@@ -120,10 +120,12 @@ def test_who_may_not_write_all_steps_leaves_out_the_last_alone():
 
 def test_easier_targets_have_so_many_solutions():
     generator = {**FAMILIES["countdown"], **countdown.easier(FAMILIES["countdown"], 3)}
-    for problem in countdown.problems("train", 40, 0, generator):
+    found = countdown.problems("test", countdown.count("test", generator) - 20, 0, generator)
+    for problem in found:
         pool = countdown.expressions(tuple(sorted(problem.numbers)))
-        assert [sum(e[-1] == t for e in pool) for t in problem.targets] == [3, 3]
-    assert countdown.count("train", generator) == 2502
+        assert min(sum(e[-1] == t for e in pool) for t in problem.targets) >= 3
+        assert 8 <= len(pool) <= 20
+    assert len(found) > 500
     assert countdown.harder({"expressions": [12, 16]}, 20) == {"expressions": [20, 24]}
 
 

@@ -160,6 +160,8 @@ def _ladders(p, own):
     yield most("rl.max_new_tokens", rl["max_new_tokens"], p["model"]["context"] - edge,
                f"which prompts of one more link leave of model.context, {p['model']['context']}")
     step = rl["problems"] * rl["steps"]
+    needed = {"train": step, "validation": own["start_problems"], "test": p["first_test"]
+              + p.get("chapters", {}).get("ch07", {}).get("n_problems", 1)}
     for family, generator in families.items():
         for times in ("plateau", "most_drawn"):
             yield most(f"ladders.{times}", own[times], count(families, family, "train") // step,
@@ -168,13 +170,10 @@ def _ladders(p, own):
             for n in own[how][family]:
                 changes = getattr(tasks.load(family), how)(generator, n)
                 changed = {family: {**generator, **changes}}
-                have = {split: count(changed, family, split, changes.get("depth"))
-                        for split in ("train", "validation")}
-                yield (f"ladders.{how}.{family}", have["train"] >= step
-                       and have["validation"] >= own["start_problems"],
-                       f"a list of settings with {step} different training problems and "
-                       f"{own['start_problems']} for validation; {n} gives {have['train']} and "
-                       f"{have['validation']}")
+                for split, least in needed.items():
+                    have = count(changed, family, split, changes.get("depth"))
+                    yield (f"ladders.{how}.{family}", have >= least, "a list of settings with "
+                           f"{least} different {split} problems each; {n} gives {have}")
 
 
 def _real(p):

@@ -23,6 +23,22 @@ A rung is a base and what the lab's RL makes of it, one of each a seed. The ladd
 The full rungs are the lab's own base and RL model of these seeds, and Countdown's 0 rung has the
 lab's twin for its base. A run is written whole when it ends and kept when it is there, made from
 the same settings and code; one that was killed goes on from its last minutes.
+
+Forecast in core minutes a seed in the profile lab. Measured are 9 for a pre-training, 10 and 3 for
+RL in Countdown and in chains; answers of models that read little are shorter, and their groups
+without contrast cost no update.
+
+                                                     countdown  chain
+    exposure  pre-training of rungs the lab has not     3 x 9   4 x 9
+              RL, from the lowest rung up                  20       8
+    start     RL: easier, harder, contrast, plateau        27      16
+    skill     0.3 of a pre-training, RL from two stops     17       8
+    depth     a pre-training, RL three times, SFT           -      22
+    sum                                                    91      90
+
+Three seeds on two cores: some 140 minutes a family. All jobs of a family share one pool, so that no
+core waits for a third seed; the twin, the full rungs and the stops of one pre-training are not
+trained twice.
 """
 
 import argparse

@@ -11,6 +11,7 @@ fifteen, both at once about one time in two hundred. Reward is the outcome alone
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -64,15 +65,20 @@ def expressions(numbers: tuple[int, ...]) -> tuple[tuple, ...]:
     return tuple(out)
 
 
-def _reached(numbers, solutions=1):
-    """Values that exactly so many expressions over the numbers have, numbers and 0 left out."""
-    values = [e[-1] for e in expressions(numbers)]
-    return {v for v in values if values.count(v) == solutions} - set(numbers) - {0}
+def _reached(numbers, generator):
+    """Values that exactly one expression over the numbers has, or, where the generator states
+    "solutions", at least so many; numbers and 0 left out."""
+    times = Counter(e[-1] for e in expressions(numbers))
+    wanted = generator.get("solutions")
+    return {v for v, n in times.items()
+            if (n == 1 if wanted is None else n >= wanted)} - set(numbers) - {0}
 
 
 def easier(generator: dict, solutions: int) -> dict:
-    """Changes of a generator that make problems easier: each target has so many solutions."""
-    return {"solutions": solutions}
+    """Changes of a generator that make problems easier: each target has at least so many solutions.
+    Few do, so the number of expressions has three times the range."""
+    least, most = generator["expressions"]
+    return {"solutions": solutions, "expressions": [2 * least - most, 2 * most - least]}
 
 
 def harder(generator: dict, fewest: int) -> dict:
@@ -88,8 +94,7 @@ def count(split: str, generator: dict, depth: int | None = None) -> int:
     largest, (least, most) = generator["largest_number"], generator["expressions"]
     sets = combinations_with_replacement(range(1, largest + 1), 3)
     every = 1 + comb(largest + 2, 3) // 3000
-    solutions = generator.get("solutions", 1)
-    reached = (len(_reached(numbers, solutions)) for numbers in islice(sets, 0, None, every)
+    reached = (len(_reached(numbers, generator)) for numbers in islice(sets, 0, None, every)
                if split_of(numbers) == split and least <= len(expressions(numbers)) <= most)
     return every * sum(n * (n - 1) for n in reached)
 
@@ -107,7 +112,7 @@ def split_of(numbers: Sequence[int]) -> str:
 
 def sample(rng: random.Random, split: str, generator: dict) -> Problem:
     """A random problem of a split: three numbers and two targets, each with a single solution, or
-    with exactly generator["solutions"], where that is stated.
+    with at least generator["solutions"], where that is stated.
 
     generator["expressions"] bounds the number of valid expressions over the three numbers, [least,
     most]: the first bounds what guessing can reach, the second what an exhaustive search costs.
@@ -118,7 +123,7 @@ def sample(rng: random.Random, split: str, generator: dict) -> Problem:
         ordered = tuple(sorted(numbers))
         if split_of(ordered) != split or not least <= len(expressions(ordered)) <= most:
             continue
-        reached = sorted(_reached(ordered, generator.get("solutions", 1)))
+        reached = sorted(_reached(ordered, generator))
         if len(reached) >= PARTS:
             return Problem(numbers, tuple(rng.sample(reached, PARTS)))
     raise BadInput(f"expressions is {generator['expressions']}: no three numbers up to "
