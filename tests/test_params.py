@@ -269,7 +269,7 @@ def read(monkeypatch):
     ("lab.chapters.ch02.n_problems", 401, "at most 400, a tenth of problems.train"),
     ("lab.chapters.ch02.resample_samples", 10001, "at most 10000, with n_problems 100"),
     ("lab.chapters.ch02.traces_per_problem", 257, "at most 256, n_samples"),
-    ("lab.chapters.ch03.few_problems", 9, "at most 8, seed_problems"),
+    ("lab.chapters.ch03.few_problems", 9, "at most 4, seed_problems"),
     ("lab.chapters.ch03.seed_problems", 61, "at most 60, pool_problems"),
     ("lab.chapters.ch03.rl_steps", 2043, "at most 2042, with 8 new ones a step of the 16340"),
     ("lab.chapters.ch04.strengths", [-1.0, 1.0], "a list with 0 and other strengths"),
