@@ -273,6 +273,8 @@ def killed(function, at, counted, monkeypatch):
         return real(*args, **options)
     monkeypatch.setattr(module, name, counting)
     monkeypatch.setattr(resuming, "EVERY", 0.0)
+    # A fork has none of torch's threads, and new ones that load weights would ask for them.
+    monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")
     child = multiprocessing.get_context("fork").Process(target=function)
     child.start()
     child.join()
