@@ -27,6 +27,7 @@ from locksmith import (
 from locksmith.experiments import ladders
 from locksmith.tasks import Grade, chain, countdown
 from repository import ROOT, smoke_lab
+from safetensors.torch import save
 from scipy.stats import binom
 
 FAMILIES = params.load("lab", ROOT / "params.yaml")["families"]
@@ -231,7 +232,7 @@ def test_every_rung_is_trained_once_and_can_be_loaded(home, monkeypatch):
         monkeypatch.setattr(module, name, lambda *a, **k: calls.append(a))
     ladders.run("smoke", "chain")
     assert not calls and results.read("smoke", "train/chain_ladders") == record
-    assert not list((home / ladders.UNFINISHED).rglob("*.pt"))
+    assert not list((home / ladders.UNFINISHED).rglob("*.safetensors"))
     place = lab.folder("smoke", "chain", "ladders/exposure-0.1/rl", 0)
     shutil.rmtree(place)
     shutil.copytree(lab.folder("smoke", "chain", "ladders/exposure-0/rl", 0), place)
@@ -314,14 +315,33 @@ def test_killed_pretraining_ends_with_the_weights_of_a_whole_run(home, monkeypat
     assert 0 < batches < 8 and again == [log] and model.checksum(place) == whole
 
 
+def test_a_state_comes_back_as_it_was_and_a_damaged_one_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(resuming, "EVERY", 0.0)
+    path, tied = tmp_path / "run.safetensors", torch.randn(3).bfloat16()
+    state = {"net": {"a": tied, "b": tied}, "curve": [{"loss": 0.1, "tensor": None}], "none": {},
+             "optimizer": {"state": {0: {"step": torch.tensor(2.0)}}, "betas": (0.9, 0.95)}}
+    resuming.Progress(path, {}).keep(lambda: state)
+    back = resuming.Progress(path, {}).state
+    assert all(torch.equal(back["net"][name], tied) for name in "ab")
+    assert back["curve"] == state["curve"] and back["none"] == {}
+    assert back["optimizer"]["state"][0]["step"].item() == 2
+    assert back["optimizer"]["betas"] == [0.9, 0.95]
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:40], whole[:-2], save({"a": tied})):
+        path.write_bytes(damaged)
+        with pytest.raises(errors.BadInput, match="run.safetensors is no state of a run") as raised:
+            resuming.Progress(path, {})
+        assert "\n" not in str(raised.value)
+
+
 def test_a_state_of_another_run_is_not_taken_up(tmp_path, monkeypatch):
     monkeypatch.setattr(resuming, "EVERY", 0.0)
-    first = resuming.Progress(tmp_path / "a/run.pt", {"lr": 0.1})
+    first = resuming.Progress(tmp_path / "a/run.safetensors", {"lr": 0.1})
     first.keep(lambda: {"net": torch.ones(2)})
-    assert resuming.Progress(tmp_path / "a/run.pt", {"lr": 0.2}).state == {}
-    there = resuming.Progress(tmp_path / "a/run.pt", {"lr": 0.1})
+    assert resuming.Progress(tmp_path / "a/run.safetensors", {"lr": 0.2}).state == {}
+    there = resuming.Progress(tmp_path / "a/run.safetensors", {"lr": 0.1})
     assert torch.equal(there.state["net"], torch.ones(2))
     there.end()
-    assert not (tmp_path / "a/run.pt").exists()
+    assert not (tmp_path / "a/run.safetensors").exists()
     monkeypatch.setattr(resuming, "EVERY", 60.0)
     there.keep(lambda: pytest.fail("it is not time to"))

@@ -1,16 +1,18 @@
 """Training that a kill does not undo: whole runs are kept, others go on from their last step."""
 
 import hashlib
-import io
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import nn
 
-from locksmith import model, rl, staging
+from locksmith import errors, model, rl, staging
 
 EVERY = 180.0  # seconds between two states of a run on disk
 
@@ -32,31 +34,60 @@ def kept(place: Path, made: dict) -> dict | None:
 
 
 class Progress:
-    """What an unfinished run has so far, in a file.
+    """What an unfinished run has so far, in a safetensors file.
 
     made: what the run is made with, as JSON can hold it. state: what the file holds where it is of
-    a run that is made so, else {}: tensors, numbers, texts, and lists and dicts of these.
+    a run that is made so, else {}: tensors, numbers, texts, and lists and dicts of these; tuples
+    come back as lists. BadInput for a damaged file.
     """
 
     def __init__(self, path: Path, made: dict):
         self.path, self.made, self.state = path, made, {}
         self.written = time.monotonic()
         if path.is_file():
-            there = torch.load(path, weights_only=True)
-            self.state = there["state"] if there["made"] == made else {}
+            try:
+                with safe_open(path, "pt") as file:
+                    there = json.loads(file.metadata()["run"])
+                    if there["made"] == made:
+                        self.state = _unpacked(there["state"], file.get_tensor)
+            except (SafetensorError, TypeError, LookupError, ValueError) as error:
+                raise errors.BadInput(f"{path} is no state of a run that was cut off ({error}); "
+                                      "remove it, and the run begins anew.") from None
 
     def keep(self, state: Callable[[], dict]) -> None:
         """Writes state(), if it is time to."""
         if time.monotonic() - self.written < EVERY:
             return
-        content = io.BytesIO()
-        torch.save({"made": self.made, "state": state()}, content)
-        staging.put(self.path, content.getvalue())
+        tensors = {}
+        run = {"made": self.made, "state": _packed(state(), tensors)}
+        staging.put(self.path, save(tensors, {"run": json.dumps(run)}))
         self.written = time.monotonic()
 
     def end(self) -> None:
         """Removes the file: the run is whole."""
         self.path.unlink(missing_ok=True)
+
+
+def _packed(value, tensors):
+    """A value as JSON can hold it; its tensors go into `tensors`, by the names that stand there."""
+    if isinstance(value, torch.Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().contiguous().clone()  # tied weights are one
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"dict": [[key, _packed(one, tensors)] for key, one in value.items()]}
+    return [_packed(one, tensors) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def _unpacked(value, tensor):
+    """What `_packed` was given; tensor: name -> tensor."""
+    if isinstance(value, list):
+        return [_unpacked(one, tensor) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        return tensor(value["tensor"])
+    return {key: _unpacked(one, tensor) for key, one in value["dict"]}
 
 
 def learn(net: nn.Module, pool: Sequence, recipe: dict, seed: int, rollout_fn: Callable,

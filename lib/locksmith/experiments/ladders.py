@@ -198,7 +198,8 @@ def _made(rung, role, seed, **how):
 
 def _progress(place, made):
     """The state of an unfinished run into a folder."""
-    return resuming.Progress(UNFINISHED / place.with_suffix(".pt").relative_to("checkpoints"), made)
+    return resuming.Progress(
+        UNFINISHED / place.with_suffix(".safetensors").relative_to("checkpoints"), made)
 
 
 def pretrain_bases(stops: Sequence[Rung], seed: int) -> dict[str, dict]:
