@@ -15,7 +15,7 @@ from multiprocessing import connection, get_context, parent_process
 import torch
 from tqdm import tqdm
 
-from locksmith import device
+from locksmith import device, keeping
 
 if sys.platform == "linux":
     import fcntl
@@ -83,16 +83,26 @@ def _map_large_tensors():
         library.mallopt(M_MMAP_THRESHOLD, 4 << 20)
 
 
-def run(pool: Executor, function: Callable, jobs: dict) -> dict:
+def run(pool: Executor, function: Callable, jobs: dict, writes: bool = False) -> dict:
     """name -> function(**options) for jobs, a dict name -> options, in the pool.
+
+    What processes found is kept (`keeping`), job by job. writes: the jobs write files, so that what
+    they return is not all they do: nothing is kept.
 
     BrokenProcessPool if one of its processes was killed.
     """
+    kept = not writes and not isinstance(pool, Serial)
+    place = keeping.folder() if kept else None
+    files = {name: keeping.path(place, function, options)
+             for name, options in jobs.items() if kept}
+    missing = [name for name in jobs if not kept or not keeping.found(files[name])]
     try:
-        waiting = {pool.submit(function, **options): name for name, options in jobs.items()}
-        done = {waiting[job]: job.result()
-                for job in tqdm(as_completed(waiting), total=len(jobs), desc=function.__name__)}
+        waiting = {(pool.submit(keeping.find, files[name], function, jobs[name]) if kept
+                    else pool.submit(function, **jobs[name])): name for name in missing}
+        done = {waiting[job]: job.result() for job in tqdm(
+            as_completed(waiting), total=len(jobs), initial=len(jobs) - len(missing),
+            desc=function.__name__)}
     except BrokenProcessPool:
         raise BrokenProcessPool(f"a process that ran {function.__name__} was killed, as the system "
                                 "does when memory runs out") from None
-    return {name: done[name] for name in jobs}
+    return {name: keeping.read(files[name]) if kept else done[name] for name in jobs}

@@ -430,7 +430,7 @@ def run(profile: str, family: str) -> None:
     with parallel.workers(profile, "cpu") as pool:
         bases = parallel.run(pool, pretrain_bases, {
             (stops[-1].name, seed): dict(stops=stops, seed=seed)
-            for stops in corpora for seed in seeds})
+            for stops in corpora for seed in seeds}, writes=True)
         starts = match(pool, every, seeds)
         taken = {how: one["settings"][one["chosen"]] for how, one in starts.items()}
         own = [rung for rung in every if trained_here(rung, "thinking")]
@@ -438,7 +438,7 @@ def run(profile: str, family: str) -> None:
         logs = parallel.run(pool, train, {
             (rung.name, seed): dict(rung=rung, seed=seed,
                                     changes=taken.get(rung.rl.get("problems"), {}))
-            for rung in own for seed in seeds})
+            for rung in own for seed in seeds}, writes=True)
     record = results.Recorder(profile, f"train/{family}_ladders", seeds=seeds)
     record.extra = {
         "starts": starts,

@@ -189,7 +189,7 @@ def run(profile: str) -> None:
                     base=begun[role][0], single=begun[role][2])
                 for role, arm in first
                 for seed in (seeds[:1] if arm.startswith("direct-") else seeds)}
-        logs = parallel.run(pool, train, jobs)
+        logs = parallel.run(pool, train, jobs, writes=True)
     record = results.Recorder(profile, "train/real_rl", seeds=seeds, n_samples=recipe["samples"],
                               n_problems=recipe["problems"] * min(10, recipe["steps"]))
     for role in ROLES:

@@ -1,0 +1,130 @@
+"""What a job found is taken again only where nothing that shaped it changed."""
+
+import os
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from locksmith import keeping, loading, parallel
+from repository import ROOT
+
+PAIR = loading.Pair("smoke", "chain", 0)
+
+
+def total(numbers, done, pair=PAIR):
+    """A job that says that it ran."""
+    with open(done, "a") as file:
+        file.write("x")
+    return {"total": numbers["of"].sum(), "pair": pair}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A small repository of its own, whose jobs run in this process and are kept all the same."""
+    shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
+    (tmp_path / "checkpoints/smoke").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOCKSMITH_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+class Here(parallel.Executor):
+    """Runs a job at once, and is not `Serial`, whose jobs are not kept."""
+
+    def submit(self, function, /, *args, **options):
+        return parallel.Serial().submit(function, *args, **options)
+
+
+def runs(numbers=(1.0, 2.0), pair=PAIR, **how):
+    """How often the job ran of itself in one call, its result checked."""
+    done = Path("done")
+    done.unlink(missing_ok=True)
+    jobs = {"one": dict(numbers={"of": torch.tensor(numbers)}, done="done", pair=pair)}
+    found = parallel.run(Here(), total, jobs, **how)
+    assert found == {"one": {"total": sum(numbers), "pair": pair}}
+    return len(done.read_text()) if done.exists() else 0
+
+
+def test_a_job_runs_once_and_again_where_its_options_differ(folder):
+    assert [runs(), runs(), runs((1.0, 3.0)), runs(), runs(pair=PAIR._replace(seed=1))] \
+        == [1, 0, 1, 0, 1]
+
+
+def test_what_writes_files_always_runs(folder):
+    assert [runs(writes=True), runs(writes=True)] == [1, 1]
+
+
+def weights():
+    Path("checkpoints/smoke/x").write_text("new weights")
+
+
+def data():
+    Path("data").mkdir()
+    Path("data/problems.jsonl").write_text("{}")
+
+
+def record():
+    Path("results/smoke/train").mkdir(parents=True)
+    Path("results/smoke/train/rl.json").write_text("{}")
+
+
+def parameter():
+    path = Path("params.yaml")
+    path.write_text(path.read_text().replace("seeds: [0", "seeds: [7", 1))
+
+
+@pytest.mark.parametrize("change", [weights, data, record, parameter])
+def test_what_a_job_may_read_shapes_it(folder, change):
+    assert [runs(), runs()] == [1, 0]
+    change()
+    assert [runs(), runs()] == [1, 0]
+
+
+def test_a_chapters_parameters_reach_a_job_only_as_its_options(folder):
+    runs()
+    path = Path("params.yaml")
+    changed = path.read_text().replace("n_problems: 100", "n_problems: 99")
+    assert changed != path.read_text()
+    path.write_text(changed)
+    assert runs() == 0
+
+
+def test_a_local_models_files_shape_a_job(folder):
+    (folder / "mine").mkdir()
+    (folder / "mine/model.safetensors").write_bytes(b"1")
+    for name in ("mine", "toy+mine", "toy+mi{seed}"):
+        pair = PAIR._replace(thinking=name)
+        assert [runs(pair=pair), runs(pair=pair)] == [1, 0]
+        (folder / "mine/model.safetensors").write_bytes(b"12" + name.encode())
+        assert runs(pair=pair) == 1
+
+
+def test_another_code_is_another_folder_and_unused_ones_go(folder, monkeypatch):
+    place = keeping.folder()
+    old, young = place.with_name("old"), place.with_name("young")
+    for other in (old, young):
+        other.mkdir()
+    os.utime(old, (0, time.time() - keeping.UNUSED - 60))
+    monkeypatch.setattr(keeping, "_code", lambda: ["other"])
+    assert keeping.folder() != place and place.is_dir() and young.is_dir() and not old.exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"short", None])
+def test_a_damaged_file_is_found_again(folder, damage):
+    runs()
+    file, = folder.glob("cache/jobs/*/*.pkl")
+    file.write_bytes(file.read_bytes()[:-1] if damage is None else damage)
+    assert [runs(), runs()] == [1, 0]
+
+
+def test_tensors_are_told_by_what_they_hold_and_how():
+    """Against the same values elsewhere in memory, and against others of the same bytes."""
+    place, whole = Path("jobs"), torch.arange(6, dtype=torch.float32)
+    same = [whole.clone(), torch.stack([whole, whole], 1)[:, 0], whole.clone().requires_grad_()]
+    other = [whole.reshape(2, 3), whole.view(torch.int32), whole.bfloat16(), whole + 1]
+    names = Counter(keeping.path(place, total, {"numbers": [x]}) for x in [whole, *same, *other])
+    assert sorted(names.values()) == [1, 1, 1, 1, 4]
+    assert keeping.path(place, runs, {"numbers": [whole]}) not in names
