@@ -30,7 +30,8 @@ UNUSED = 14 * 86400  # seconds; results of other code that nobody asked for so l
 
 def folder() -> Path:
     """Where results lie that are made by the code, parameters and files as they are now."""
-    files = [path for tree in ("checkpoints", "data", "results/*/train") for top in Path().glob(tree)
+    trees = ("checkpoints", "data", "results/*/train")
+    files = [path for tree in trees for top in sorted(Path().glob(tree))
              for path in sorted(top.rglob("*")) if path.is_file()]
     shaped = [_code(), [(str(path), _sha256(path.read_bytes())) for path in files],
               {name: {key: value for key, value in own.items() if key != "chapters"}
