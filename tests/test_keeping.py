@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from locksmith import keeping, loading, parallel
+from locksmith import keeping, lab, loading, parallel
+from locksmith.experiments import hybrid
 from repository import ROOT
 
 PAIR = loading.Pair("smoke", "chain", 0)
@@ -32,7 +33,8 @@ def folder(tmp_path, monkeypatch):
 
 
 class Here(parallel.Executor):
-    """Runs a job at once, and is not `Serial`, whose jobs are not kept."""
+    """Runs a job at once, and has a profile, without which nothing is kept."""
+    profile = "smoke"
 
     def submit(self, function, /, *args, **options):
         return parallel.Serial().submit(function, *args, **options)
@@ -62,8 +64,8 @@ def weights():
 
 
 def data():
-    Path("data").mkdir()
-    Path("data/problems.jsonl").write_text("{}")
+    Path("data/smoke").mkdir(parents=True)
+    Path("data/smoke/problems.jsonl").write_text("{}")
 
 
 def record():
@@ -73,7 +75,8 @@ def record():
 
 def parameter():
     path = Path("params.yaml")
-    path.write_text(path.read_text().replace("seeds: [0", "seeds: [7", 1))
+    before, smoke, behind = path.read_text().partition("\nsmoke:\n")
+    path.write_text(before + smoke + behind.replace("seeds: [0", "seeds: [7", 1))
 
 
 @pytest.mark.parametrize("change", [weights, data, record, parameter])
@@ -102,29 +105,60 @@ def test_a_local_models_files_shape_a_job(folder):
         assert runs(pair=pair) == 1
 
 
-def test_another_code_is_another_folder_and_unused_ones_go(folder, monkeypatch):
-    place = keeping.folder()
-    old, young = place.with_name("old"), place.with_name("young")
+def test_other_code_is_another_file(folder, monkeypatch):
+    """The job's own module, or one that it reaches."""
+    library = folder / "copy"
+    shutil.copytree(ROOT / "lib", library / "lib")
+    monkeypatch.setattr(keeping, "__file__", str(library / "lib/locksmith/keeping.py"))
+    job = {"numbers": 1}
+    for changed, other in (("experiments/hybrid", True), ("engine", True), ("book/report", False)):
+        keeping._code.cache_clear()
+        before = keeping.path("smoke", hybrid.run, job)
+        with open(library / f"lib/locksmith/{changed}.py", "a") as file:
+            file.write("# another line\n")
+        keeping._code.cache_clear()
+        assert (keeping.path("smoke", hybrid.run, job) != before) == other
+    keeping._code.cache_clear()
+
+
+def test_what_nobody_asked_for_goes(folder):
+    runs()
+    file, = folder.glob("cache/jobs/*.pkl")
+    old, young = file.with_name("old.pkl"), file.with_name("young.pkl")
     for other in (old, young):
-        other.mkdir()
+        other.write_bytes(b"")
     os.utime(old, (0, time.time() - keeping.UNUSED - 60))
-    monkeypatch.setattr(keeping, "_code", lambda: ["other"])
-    assert keeping.folder() != place and place.is_dir() and young.is_dir() and not old.exists()
+    os.utime(file, (0, time.time() - keeping.UNUSED - 60))
+    assert runs() == 0  # asked for
+    keeping.clear()
+    assert file.is_file() and young.is_file() and not old.exists()
+
+
+def test_chapter_sevens_models_shape_only_what_names_them(folder):
+    assert keeping.LADDERS == lab.LADDERS
+    others = PAIR, PAIR._replace(base="lab/ladders/exposure-0/base")
+    before = [keeping.path("smoke", total, {"pair": pair}) for pair in others]
+    place = folder / "checkpoints/smoke/chain/ladders/exposure-0"
+    place.mkdir(parents=True)
+    (place / "model.safetensors").write_text("")
+    after = [keeping.path("smoke", total, {"pair": pair}) for pair in others]
+    assert before[0] == after[0] and before[1] != after[1]
 
 
 @pytest.mark.parametrize("damage", [b"", b"short", None])
 def test_a_damaged_file_is_found_again(folder, damage):
     runs()
-    file, = folder.glob("cache/jobs/*/*.pkl")
+    file, = folder.glob("cache/jobs/*.pkl")
     file.write_bytes(file.read_bytes()[:-1] if damage is None else damage)
     assert [runs(), runs()] == [1, 0]
 
 
-def test_tensors_are_told_by_what_they_hold_and_how():
+def test_tensors_are_told_by_what_they_hold_and_how(folder):
     """Against the same values elsewhere in memory, and against others of the same bytes."""
-    place, whole = Path("jobs"), torch.arange(6, dtype=torch.float32)
+    whole = torch.arange(6, dtype=torch.float32)
     same = [whole.clone(), torch.stack([whole, whole], 1)[:, 0], whole.clone().requires_grad_()]
     other = [whole.reshape(2, 3), whole.view(torch.int32), whole.bfloat16(), whole + 1]
-    names = Counter(keeping.path(place, total, {"numbers": [x]}) for x in [whole, *same, *other])
+    names = Counter(keeping.path("smoke", total, {"numbers": [x]})
+                    for x in [whole, *same, *other])
     assert sorted(names.values()) == [1, 1, 1, 1, 4]
-    assert keeping.path(place, runs, {"numbers": [whole]}) not in names
+    assert keeping.path("smoke", runs, {"numbers": [whole]}) not in names

@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from locksmith import errors, params, pretrain, results, rl
+from locksmith import errors, params, pretrain, reach, results, rl
 from locksmith.book import stages
 from repository import ROOT, environment
 
@@ -34,9 +34,9 @@ def loaded_by(lines, folder):
 
 @pytest.fixture(scope="module")
 def plumbing(tmp_path_factory):
-    found = loaded_by([f"import {path[4:-3].replace('/', '.')}" for path in stages.PLUMBING],
+    found = loaded_by([f"import {path[4:-3].replace('/', '.')}" for path in reach.PLUMBING],
                       tmp_path_factory.mktemp("plumbing"))
-    assert found >= stages.PLUMBING
+    assert found >= reach.PLUMBING
     return found
 
 

@@ -2,18 +2,18 @@
 find it again.
 
 A job's result lies in the cache folder, under a hash of all that shaped it: the function and its
-options, every line of this library but for the book's, the versions of what it stands on, the
-parameters but for the chapters', and the repository's models, data and training records. The
-results are pickles, which run what they hold: like the library itself the folder must be nobody
-else's to write. It can be removed at any time.
+options, every line that its module reaches (`reach`), the versions of what that stands on, the
+profile's parameters but for its chapters', and the models, problems and training records of the
+profile. Results are pickles, which can run what they hold: like the library itself the folder must
+be nobody else's to write. It can be removed at any time.
 """
 
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import pickle
-import shutil
 import time
 from collections.abc import Callable
 from functools import cache
@@ -21,42 +21,35 @@ from pathlib import Path
 
 import torch
 
-from locksmith import device, loading, plain_yaml
-from locksmith.packaged import cache_dir
+from locksmith import device, params, reach
+from locksmith.staging import cache_dir
 
+LADDERS = "ladders/"  # in the names of chapter 7's models and in their folders, see `lab`
 PACKAGES = ("torch", "transformers", "peft", "numpy", "scipy", "pandas", "scikit-learn")
-UNUSED = 14 * 86400  # seconds; results of other code that nobody asked for so long are removed
+UNUSED = 30 * 86400  # seconds; what nobody asked for so long is removed
 
 
-def folder() -> Path:
-    """Where results lie that are made by the code, parameters and files as they are now."""
-    trees = ("checkpoints", "data", "results/*/train")
-    files = [path for tree in trees for top in sorted(Path().glob(tree))
-             for path in sorted(top.rglob("*")) if path.is_file()]
-    shaped = [_code(), [(str(path), _sha256(path.read_bytes())) for path in files],
-              {name: {key: value for key, value in own.items() if key != "chapters"}
-               for name, own in plain_yaml.read("params.yaml").items() if isinstance(own, dict)},
-              str(device.pick())]
-    place = cache_dir() / "jobs" / _sha256(json.dumps(shaped, default=str).encode())[:32]
-    if not place.is_dir():
-        for other in (cache_dir() / "jobs").glob("*"):
-            if time.time() - other.stat().st_mtime > UNUSED:
-                shutil.rmtree(other, ignore_errors=True)
-        place.mkdir(parents=True, exist_ok=True)
-    os.utime(place)
-    return place
-
-
-def path(place: Path, function: Callable, options: dict) -> Path:
-    """The file in a `folder` of what a function finds with options."""
-    told = _Told()
-    told.dump([function.__module__, function.__qualname__, options, _local(options)])
-    return place / f"{told.digest.hexdigest()[:32]}.pkl"
+def path(profile: str, function: Callable, options: dict) -> Path:
+    """The file in the cache folder of what a function finds with options, by code, parameters and
+    files as they are now."""
+    told = io.BytesIO()
+    _Told(told, pickle.HIGHEST_PROTOCOL).dump([options, _local(options)])
+    content = told.getvalue()
+    shaped = [function.__module__, function.__qualname__, _sha256(content),
+              _code(function.__module__), str(device.pick())]
+    for name in sorted({profile, params.load(profile)["checkpoints"]}):
+        own = params.load(name)
+        shaped += [{key: value for key, value in own.items() if key != "chapters"},
+                   _files(Path("checkpoints", name), LADDERS.encode() in content),
+                   _files(Path("data", name)), _files(Path("results", name, "train"))]
+    whole = _sha256(json.dumps(shaped, default=str).encode())
+    return cache_dir() / "jobs" / f"{whole[:32]}.pkl"
 
 
 def find(file: Path, function: Callable, options: dict) -> None:
     """Runs a job and puts what it found into a file."""
     content = pickle.dumps(function(**options), pickle.HIGHEST_PROTOCOL)
+    file.parent.mkdir(parents=True, exist_ok=True)
     half = file.with_suffix(f".{os.getpid()}.tmp")
     half.write_bytes(hashlib.sha256(content).digest() + content)
     half.replace(file)
@@ -70,6 +63,7 @@ def found(file: Path) -> bool:
     if hashlib.sha256(whole[32:]).digest() != whole[:32]:
         file.unlink()
         return False
+    os.utime(file)  # it is used
     return True
 
 
@@ -78,16 +72,16 @@ def read(file: Path) -> object:
     return pickle.loads(file.read_bytes()[32:])
 
 
+def clear() -> None:
+    """Removes what nobody asked for in UNUSED seconds."""
+    for file in (cache_dir() / "jobs").glob("*"):
+        if time.time() - file.stat().st_mtime > UNUSED:
+            file.unlink(missing_ok=True)
+
+
 class _Told(pickle.Pickler):
-    """The hash of what pickle says of a value, with tensors told by what they hold: torch's own
-    pickles hold addresses."""
-
-    def __init__(self):
-        self.digest = hashlib.sha256()
-        super().__init__(self, pickle.HIGHEST_PROTOCOL)
-
-    def write(self, content: bytes) -> None:
-        self.digest.update(content)
+    """What pickle says of a value, with tensors told by what they hold: torch's own pickles hold
+    addresses."""
 
     def reducer_override(self, value: object) -> object:
         if not isinstance(value, torch.Tensor):
@@ -98,20 +92,29 @@ class _Told(pickle.Pickler):
 
 
 @cache
-def _code():
-    """What computes: a hash of the library without the book's room, and versions."""
-    here = Path(__file__).parent
-    sources = sorted(x for x in here.rglob("*.py") if here / "book" not in x.parents)
-    return [_sha256(b"".join(x.read_bytes() for x in sources)),
+def _code(module):
+    """What computes: a hash of a module and of all that it reaches, and versions."""
+    library = Path(__file__).parents[2]
+    first = library / "lib" / f"{module.replace('.', '/')}.py"
+    own = first.read_text(encoding="utf-8") if first.is_file() else ""  # a user's, or a test's
+    reached = sorted(reach.modules(own, library))
+    return [_sha256(own.encode()), *(_sha256((library / x).read_bytes()) for x in reached),
             *map(importlib.metadata.version, PACKAGES)]
 
 
+def _files(top, ladders=True):
+    """Path and hash of the files below a folder. ladders: chapter 7's models among them, which
+    other chapters do not read."""
+    return [(str(file), _sha256(file.read_bytes())) for file in sorted(top.rglob("*"))
+            if file.is_file() and (ladders or LADDERS not in file.as_posix())]
+
+
 def _local(options):
-    """Names, sizes and times of the files of the folders that a job's models are named by."""
+    """Names, sizes and times of the files of the folders that a job's models are named by, alone
+    or in a `loading.Pair`."""
     names = [name for value in options.values()
-             for name in (value if isinstance(value, loading.Pair) else [value])
-             if isinstance(name, str)]
-    tops = [top for name in names for part in name.split(loading.ADAPTER) if 0 < len(part) < 1000
+             for name in (value if isinstance(value, tuple) else [value]) if isinstance(name, str)]
+    tops = [top for name in names for part in name.split("+") if 0 < len(part) < 1000
             for top in _folders(part)]
     return [(str(file), file.stat().st_size, file.stat().st_mtime_ns)
             for top in tops for file in sorted(top.rglob("*")) if file.is_file()]

@@ -29,7 +29,6 @@ import argparse
 import hashlib
 import html
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -55,6 +54,7 @@ from transformers import (
 
 from locksmith.device import check_memory, pick
 from locksmith.errors import BadInput, run
+from locksmith.staging import cache_dir
 
 
 class WeightsError(BadInput):
@@ -95,11 +95,6 @@ PACKAGED = {
         hub=("Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF", "ebb2015119c907b064c512bf053e945850b5875f",
              "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf")),
 }
-
-
-def cache_dir() -> Path:
-    """The folder for everything fetched or sampled that does not belong into the repository."""
-    return Path(os.environ.get("LOCKSMITH_CACHE") or "~/.cache/locksmith").expanduser()
 
 
 # --- from packages to one checked file ------------------------------------------------------------

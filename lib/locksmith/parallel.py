@@ -55,8 +55,11 @@ def workers(profile: str, where: str = "auto", fresh: bool = False) -> Executor:
     n, place = device.workers(), device.pick(where)[0]
     if place.type != "cpu":
         n = max(min(n, device.free_bytes(place) // GPU_SHARE), 1) if profile == "open" else 1
-    return ProcessPoolExecutor(n, mp_context=get_context("spawn"), initializer=_start,
+    pool = ProcessPoolExecutor(n, mp_context=get_context("spawn"), initializer=_start,
                                max_tasks_per_child=1 if fresh else None)
+    pool.profile = profile  # so that what its jobs find is kept
+    keeping.clear()
+    return pool
 
 
 def _start():
@@ -86,23 +89,26 @@ def _map_large_tensors():
 def run(pool: Executor, function: Callable, jobs: dict, writes: bool = False) -> dict:
     """name -> function(**options) for jobs, a dict name -> options, in the pool.
 
-    What processes found is kept (`keeping`), job by job. writes: the jobs write files, so that what
-    they return is not all they do: nothing is kept.
+    What the jobs of a pool with a profile find is kept (`keeping`), each as soon as it is there.
+    writes: they write files, so that what they return is not all they do, and nothing is kept.
 
     BrokenProcessPool if one of its processes was killed.
     """
-    kept = not writes and not isinstance(pool, Serial)
-    place = keeping.folder() if kept else None
-    files = {name: keeping.path(place, function, options)
-             for name, options in jobs.items() if kept}
-    missing = [name for name in jobs if not kept or not keeping.found(files[name])]
+    files = {}
+    if hasattr(pool, "profile") and not writes:
+        files = {name: keeping.path(pool.profile, function, options)
+                 for name, options in jobs.items()}
+    done, waiting = {}, {}
+    for name, options in jobs.items():
+        if name not in files:
+            waiting[pool.submit(function, **options)] = name
+        elif not keeping.found(files[name]):
+            waiting[pool.submit(keeping.find, files[name], function, options)] = name
     try:
-        waiting = {(pool.submit(keeping.find, files[name], function, jobs[name]) if kept
-                    else pool.submit(function, **jobs[name])): name for name in missing}
-        done = {waiting[job]: job.result() for job in tqdm(
-            as_completed(waiting), total=len(jobs), initial=len(jobs) - len(missing),
-            desc=function.__name__)}
+        for job in tqdm(as_completed(waiting), total=len(jobs), initial=len(jobs) - len(waiting),
+                        desc=function.__name__):
+            done[waiting[job]] = job.result()
     except BrokenProcessPool:
         raise BrokenProcessPool(f"a process that ran {function.__name__} was killed, as the system "
                                 "does when memory runs out") from None
-    return {name: keeping.read(files[name]) if kept else done[name] for name in jobs}
+    return {name: keeping.read(files[name]) if name in files else done[name] for name in jobs}

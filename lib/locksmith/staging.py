@@ -23,6 +23,11 @@ STAGING = Path("build/staging")
 ASIDE = "LOCKSMITH_STAGING"  # variable of the environment: the folder that takes a run's files
 
 
+def cache_dir() -> Path:
+    """The folder for everything fetched or sampled that does not belong into the repository."""
+    return Path(os.environ.get("LOCKSMITH_CACHE") or "~/.cache/locksmith").expanduser()
+
+
 def path(place: str | Path) -> Path:
     """Where to write what shall stand at `place`: aside within a run, its folder made."""
     if ASIDE not in os.environ:

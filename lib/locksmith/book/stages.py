@@ -4,52 +4,23 @@
     python -m locksmith.book.stages check    # names the stages with other lists than these
 
 A stage depends on what changes its numbers or its page: the notebook, and every module of locksmith
-that its code reaches, imports inside functions included. It does not depend on PLUMBING, which
-checks, names, runs and writes: mending a message must not train a model again. Two stages also
-depend on every record in results/: `facts` reads them all,
+that its code reaches (`reach`), imports inside functions included. Two stages also depend on every
+record in results/: `facts` reads them all,
 and `verdict` shows which were made under other claims.
 Other entries (checkpoints, data, results of earlier chapters) are written by hand and stay.
 """
 
 import argparse
-import ast
 import io
 from pathlib import Path
 
 import nbformat
 from ruamel.yaml import YAML
 
-from locksmith import errors, params, plain_yaml, results
+from locksmith import errors, params, plain_yaml, reach, results
 
 FILES = ("dvc.yaml", "open/dvc.yaml")
-LIBRARY = "lib/locksmith"
-PLUMBING = {f"{LIBRARY}/{name}.py"
-            for name in ("errors", "params", "plain_yaml", "results", "staging", "arms",
-                         "quantities", "book/notebooks", "book/colab")}
 READS_ALL_RESULTS = ("facts", "verdict")
-
-
-def imports(source: str, root: Path = Path(".")) -> set[str]:
-    """Paths of the modules of locksmith that a source text imports, wherever in it.
-
-    `from locksmith import tasks` reaches every module of the package, which may load any of them.
-    """
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            raise errors.BadInput(f"Line {node.lineno} imports relatively; allowed is "
-                                  "`locksmith.`.")
-        if isinstance(node, ast.ImportFrom):
-            names |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
-        elif isinstance(node, ast.Import):
-            names |= {name.name for name in node.names}
-    paths = {name.replace(".", "/") for name in names if name.startswith("locksmith.")}
-    found = {f"lib/{path}.py" for path in paths if (root / f"lib/{path}.py").is_file()}
-    packages = {path for path in paths if (root / "lib" / path).is_dir()
-                and not any(other.startswith(f"{path}/") for other in paths)}
-    for package in packages:
-        found |= {f"lib/{package}/{file.name}" for file in (root / "lib" / package).glob("*.py")}
-    return found
 
 
 def modules(stage: dict, root: Path = Path(".")) -> list[str]:
@@ -59,12 +30,7 @@ def modules(stage: dict, root: Path = Path(".")) -> list[str]:
         first = command[4]
     else:
         first = f"lib/{command[2].replace('.', '/')}.py"
-    seen, todo = {first}, imports(source(root / first), root)
-    while todo := todo - seen - PLUMBING:
-        path = todo.pop()
-        seen.add(path)
-        todo |= imports(source(root / path), root)
-    return [first, *sorted(seen - {first})]
+    return [first, *sorted(reach.modules(source(root / first), root) - {first})]
 
 
 def source(path: Path) -> str:
