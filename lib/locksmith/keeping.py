@@ -111,11 +111,11 @@ def _files(top, ladders=True):
 
 def _local(options):
     """Names, sizes and times of the files of the folders that a job's models are named by, alone
-    or in a `loading.Pair`."""
+    or in a `loading.Pair`; the repository's own are told by their content already."""
     names = [name for value in options.values()
              for name in (value if isinstance(value, tuple) else [value]) if isinstance(name, str)]
     tops = [top for name in names for part in name.split("+") if 0 < len(part) < 1000
-            for top in _folders(part)]
+            for top in _folders(part) if top.parts[:1] != ("checkpoints",)]
     return [(str(file), file.stat().st_size, file.stat().st_mtime_ns)
             for top in tops for file in sorted(top.rglob("*")) if file.is_file()]
 
