@@ -216,7 +216,8 @@ pool = parallel.workers("lab")
 pool.submit(os.getpid).result()
 says(*pool._processes)
 """
-WAITS = IN_A_POOL + 'parallel.run(pool, wait, {0: {"object_list": [], "timeout": 600}})'
+WAITS = IN_A_POOL + (
+    'parallel.run(pool, wait, {0: {"object_list": [], "timeout": 600}}, writes=True)')
 COMPUTES = IN_A_POOL + "pool.submit(sum, range(10**12))\nsum(range(10**12))"  # no thread may run
 
 
