@@ -8,6 +8,14 @@ torch.set_num_threads(1)
 LONGEST = ("test_pipeline.py", "test_stages.py", "test_parallel.py", "test_colab.py")  # files
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache_folder(tmp_path_factory):
+    """A cache folder of the tests' own: what the user's holds is no part of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCKSMITH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def pytest_collection_modifyitems(items):
     order = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))

@@ -15,9 +15,7 @@ from repository import smoke_lab
 
 @pytest.fixture(scope="module", autouse=True)
 def lab(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch, \
-            smoke_lab(tmp_path_factory.mktemp("lab"), families=()):
-        patch.setenv("LOCKSMITH_CACHE", str(tmp_path_factory.mktemp("nothing kept")))
+    with smoke_lab(tmp_path_factory.mktemp("lab"), families=()):
         yield
 
 
