@@ -55,6 +55,11 @@ def test_a_job_runs_once_and_again_where_its_options_differ(folder):
         == [1, 0, 1, 0, 1]
 
 
+def test_nobody_else_can_put_pickles_there(folder):
+    runs()
+    assert (folder / "cache/jobs").stat().st_mode & 0o077 == 0
+
+
 def test_what_writes_files_always_runs(folder):
     assert [runs(writes=True), runs(writes=True)] == [1, 1]
 

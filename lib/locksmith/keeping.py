@@ -49,7 +49,7 @@ def path(profile: str, function: Callable, options: dict) -> Path:
 def find(file: Path, function: Callable, options: dict) -> None:
     """Runs a job and puts what it found into a file."""
     content = pickle.dumps(function(**options), pickle.HIGHEST_PROTOCOL)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # pickles, see above
     half = file.with_suffix(f".{os.getpid()}.tmp")
     half.write_bytes(hashlib.sha256(content).digest() + content)
     half.replace(file)
