@@ -110,6 +110,14 @@ def test_a_local_models_files_shape_a_job(folder):
         assert runs(pair=pair) == 1
 
 
+def test_a_folder_that_is_called_like_a_profile_is_no_model(folder):
+    """The lock file of folder open is written at each run of its pipeline."""
+    (folder / "smoke").mkdir()
+    runs()
+    (folder / "smoke/dvc.lock").write_text("")
+    assert runs() == 0
+
+
 def test_other_code_is_another_file(folder, monkeypatch):
     """The job's own module, or one that it reaches."""
     library = folder / "copy"

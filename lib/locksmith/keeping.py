@@ -115,7 +115,8 @@ def _local(options):
     names = [name for value in options.values()
              for name in (value if isinstance(value, tuple) else [value]) if isinstance(name, str)]
     tops = [top for name in names for part in name.split("+") if 0 < len(part) < 1000
-            for top in _folders(part) if top.parts[:1] != ("checkpoints",)]
+            for top in _folders(part)
+            if top.parts[:1] != ("checkpoints",) and any(top.glob("*.safetensors"))]
     return [(str(file), file.stat().st_size, file.stat().st_mtime_ns)
             for top in tops for file in sorted(top.rglob("*")) if file.is_file()]
 
