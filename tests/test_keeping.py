@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from locksmith import keeping, lab, loading, parallel
+from locksmith import errors, keeping, lab, loading, parallel
 from locksmith.experiments import hybrid
 from repository import ROOT
 
@@ -58,6 +58,9 @@ def test_a_job_runs_once_and_again_where_its_options_differ(folder):
 def test_nobody_else_can_put_pickles_there(folder):
     runs()
     assert (folder / "cache/jobs").stat().st_mode & 0o077 == 0
+    (folder / "cache/jobs").chmod(0o770)
+    with pytest.raises(errors.BadInput, match="may be written by others.*chmod 700"):
+        runs()
 
 
 def test_what_writes_files_always_runs(folder):

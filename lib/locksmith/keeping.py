@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from locksmith import device, params, reach
+from locksmith.errors import BadInput
 from locksmith.staging import cache_dir
 
 LADDERS = "ladders/"  # in the names of chapter 7's models and in their folders, see `lab`
@@ -31,7 +32,12 @@ UNUSED = 30 * 86400  # seconds; what nobody asked for so long is removed
 
 def path(profile: str, function: Callable, options: dict) -> Path:
     """The file in the cache folder of what a function finds with options, by code, parameters and
-    files as they are now."""
+    files as they are now. BadInput where others may put files into that folder."""
+    folder = cache_dir() / "jobs"
+    if os.name == "posix" and folder.exists() and folder.stat().st_mode & 0o022:
+        raise BadInput(f"{folder} may be written by others, and what is kept there can run code; "
+                       f"allowed is a folder of your own: `chmod 700 {folder}` if you trust what "
+                       "it holds, or remove it.")
     told = io.BytesIO()
     _Told(told, pickle.HIGHEST_PROTOCOL).dump([options, _local(options)])
     content = told.getvalue()
@@ -43,7 +49,7 @@ def path(profile: str, function: Callable, options: dict) -> Path:
                    _files(Path("checkpoints", name), LADDERS.encode() in content),
                    _files(Path("data", name)), _files(Path("results", name, "train"))]
     whole = _sha256(json.dumps(shaped, default=str).encode())
-    return cache_dir() / "jobs" / f"{whole[:32]}.pkl"
+    return folder / f"{whole[:32]}.pkl"
 
 
 def find(file: Path, function: Callable, options: dict) -> None:
