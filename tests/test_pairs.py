@@ -152,6 +152,30 @@ def test_a_forecast_is_the_slowest_of_what_a_step_needs():
         assert forecast.memory(size, "ch01", 1000) > forecast.memory(size, "ch02", 1000)
 
 
+def test_what_a_model_of_70_billion_needs_is_worked_out_by_hand():
+    """141 GB of weights, 151 GB of cache: eight cards. Reading them takes 29 ms a token, starting
+    the kernels of 80 blocks 80 ms, for 1,334 batches of 384 answers."""
+    assert forecast.SHAPE_70B.cache == 2 * 2 * 80 * 8 * 128  # keys, values; bytes; blocks; heads
+    found = forecast.need()
+    assert found.gigabytes == pytest.approx(141.2 + 151.0 + 0.9, abs=0.1) and found.cards == 8
+    assert found.hours == pytest.approx(1334 * 1000 * 0.080 / 3600)
+    assert found.dollars == pytest.approx(8 * found.hours * 3.9)
+    assert 900 < found.dollars < 950
+
+
+def test_a_need_grows_with_what_is_asked():
+    whole, half = forecast.need(samples=768), forecast.need(samples=384)
+    assert whole.hours == pytest.approx(2 * half.hours) and whole.cards == half.cards
+    small = forecast.need(forecast.PAIRS[0][2])
+    assert small.cards == 1 and small.hours < whole.hours and small.dollars < whole.dollars
+    longer, cheaper = forecast.need(new_tokens=16_384), forecast.need(dollars=1.95)
+    assert longer.cards == 32 and cheaper.dollars == pytest.approx(forecast.need().dollars / 2)
+    # With so many more answers at once the card's arithmetic counts, shared by eight.
+    big = forecast.Shape(1000, 80, 0)
+    assert forecast.hours(big, "H100", forecast.ROWS, 3600, 8) == pytest.approx(
+        2 * 1000 * 384 / (0.3 * 8 * 989e3), rel=1e-6)
+
+
 def test_without_a_thinking_model_its_arms_leave_the_page(home):
     _, record, page = run(home, ONE, "paper", *small(ONE), "base_model=base")
     assert {fact["model"] for fact in record["facts"]} == {"base", "guess"}

@@ -8,6 +8,7 @@ Memory and time are forecasts from sizes, not measurements: a chapter's first ce
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from locksmith import params
 from locksmith.experiments import steering_arms
@@ -19,6 +20,9 @@ SUSTAINED = 0.3  # share of a card's bandwidth and arithmetic that sampling keep
 LAUNCH = 1e-3  # seconds that a block takes at a token, however small: its kernels start one by one
 # GB, GB a second and TFLOP a second, from NVIDIA's data sheets; a T4 has no bf16: float32's rate.
 CARDS = {"T4": (16, 320, 8.1), "A100": (80, 2039, 312), "H100": (80, 3350, 989)}
+# Dollars for a card and hour: Amazon's p5 on demand, as costnimbus.com listed it in March 2026; it
+# names others from 1.5 to 7.
+DOLLARS = 3.9
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Shape:
 
 _05B, _15B = Shape(0.49, 24, 4 * 24 * 2 * 64), Shape(1.54, 28, 4 * 28 * 2 * 128)
 _7B, _8B = Shape(7.62, 28, 4 * 28 * 4 * 128), Shape(8.03, 32, 4 * 32 * 8 * 128)
+# Llama 3's, arXiv 2407.21783, table 3, with keys and values of 8 heads of 128 dimensions.
+SHAPE_70B = Shape(70.6, 80, 4 * 80 * 8 * 128)
 PAIRS = (
     ("Qwen/Qwen2.5-0.5B@060db6499f32faf8b98477b0a26969ef7d8b9987",
      "Open-Reasoner-Zero/Open-Reasoner-Zero-0.5B", _05B),
@@ -64,14 +70,39 @@ def memory(shape: Shape, chapter: str, new_tokens: int) -> float:
     return 4 * shape.billions + caches * (2 if chapter == "ch01" else 1)
 
 
-def hours(shape: Shape, card: str, n_answers: int, new_tokens: int) -> float:
+def hours(shape: Shape, card: str, n_answers: int, new_tokens: int, cards: int = 1) -> float:
     """Hours for that many answers, each as long as allowed, ROWS side by side. A step reads the
-    weights in bf16 and half of the full cache, and takes two FLOP a parameter and row."""
-    _, bandwidth, flops = CARDS[card]
+    weights in bf16 and half of the full cache, and takes two FLOP a parameter and row; both are
+    shared by all cards, and what these tell each other is not counted."""
+    bandwidth, flops = (cards * rate for rate in CARDS[card][1:])
     read = 2 * shape.billions + ROWS * (PROMPT + new_tokens / 2) * shape.cache / 1e9
     step = max(read / (SUSTAINED * bandwidth),
                2 * shape.billions * ROWS / (SUSTAINED * flops * 1e3), LAUNCH * shape.blocks)
     return math.ceil(n_answers / ROWS) * new_tokens * step / 3600
+
+
+class Need(NamedTuple):
+    """gigabytes: of a model's weights in bf16 and the keys and values of ROWS answers; cards that
+    hold them; hours on those; dollars for all."""
+    gigabytes: float
+    cards: int
+    hours: float
+    dollars: float
+
+
+def need(shape: Shape = SHAPE_70B, problems: int = 500, samples: int = 1024,
+         new_tokens: int = 1000, card: str = "H100", dollars: float = DOLLARS) -> Need:
+    """What pass@k at scale needs, on paper: `samples` answers to each problem by one model, of as
+    many tokens as profile `paper` allows at most.
+
+    A model's copy is on one card or on 2, 4, 8, ... that split it, of which nine tenths are filled.
+    This engine does not split one: where more than one card is needed, that is for another.
+    dollars: for a card and an hour. More copies take as much time less, and as much money.
+    """
+    gigabytes = 2 * shape.billions + LOGITS + ROWS * (PROMPT + new_tokens) * shape.cache / 1e9
+    cards = 2 ** max(math.ceil(math.log2(gigabytes / (0.9 * CARDS[card][0]))), 0)
+    long = hours(shape, card, problems * samples, new_tokens, cards)
+    return Need(gigabytes, cards, long, cards * long * dollars)
 
 
 def table() -> str:
