@@ -33,14 +33,14 @@ def test_png_is_repeatable_opaque_sized_and_carries_its_alt_text(tmp_path):
     assert (tmp_path / "deep" / "a.png").read_bytes() == data
     parts = list(chunks(data))
     width, height, depth, colour = struct.unpack(">IIBB", parts[0][1][:10])
-    assert (width, height) == (7.2 * plots.DPI, 3.8 * plots.DPI)
+    assert (width, height) == (6.4 * plots.DPI, 3.4 * plots.DPI)
     pixels = zlib.decompress(b"".join(body for kind, body in parts if kind == b"IDAT"))
     assert depth == 8 and colour == 6  # RGBA; the first pixel must be opaque white
     assert pixels[1:5] == b"\xff\xff\xff\xff"
     text = b"".join(body for kind, body in parts if kind in (b"tEXt", b"iTXt"))
     assert ALT.encode() in text and b"Matplotlib" not in text
     bundle, metadata = shown._repr_mimebundle_()
-    assert metadata["image/png"]["alt"] == ALT and metadata["image/png"]["width"] == 720
+    assert metadata["image/png"]["alt"] == ALT and metadata["image/png"]["width"] == 640
     assert "image/png" in bundle
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from locksmith import results, rules
-from locksmith.book import claims, plots, post, sentences, site
+from locksmith.book import claims, formats, plots, post, sentences, site
 from locksmith.book.sentences import FOUR, PostError, Writer
 from markdown_it import MarkdownIt
 from PIL import Image
@@ -131,7 +131,7 @@ def test_a_verdict_that_changes_changes_its_sentence(root, tmp_path):
         text = flat(writer(copy).render())
         assert sentence in text
         if quantity == "gap_recovered":
-            assert f"{100 * value:.3g} % [{100 * value - 0.4:.3g}, " in text
+            assert f"{100 * value:.0f} % [{100 * value:.0f}, " in text
         assert "few steered tokens recover most" not in text
 
 
@@ -193,12 +193,11 @@ def test_no_measured_number_is_typed():
 def test_every_measured_number_of_the_text_is_a_fact(root):
     text = writer(root).render()
     rows = claims.facts(root / "results" / "facts.csv")
-    shown = re.findall(r"([\d.-]+)( %)? \[([\d.-]+), ([\d.-]+)\]", text)
+    shown = re.findall(r"(?:under )?[\d.-]+(?: %)? \[[\d.-]+, [\d.-]+\]", text)
     assert len(shown) > 40
-    for value, percent, low, high in shown:
-        scale = 100 if percent else 1
-        assert any([f"{scale * row[end]:.3g}" for end in ("value", "low", "high")]
-                   == [value, low, high] for row in rows), (value, low, high)
+    ends = [[row[end] for end in ("value", "low", "high")] for row in rows]
+    assert set(shown) <= {told for one in ends
+                          for told in (formats.percents(one), formats.interval(one))}
 
 
 def test_published_figures_say_which_are_checked(draft):
@@ -218,7 +217,7 @@ def test_what_was_not_run_or_means_nothing_still_makes_a_post(tmp_path):
             if r["chapter"] in ("01", "02") and r["quantity"] != "gap_recovered"]
     copy = repository(tmp_path / "repo", rows, "smoke", ("02_pass_at_k", "02_tokens"))
     text = (post.build("smoke", copy) / "post.md").read_text()
-    assert "of the gap, with 10 % [9.6, 10.4] and 10 % [9.6, 10.4] of the tokens" in flat(text)
+    assert "of the gap, with 10 % [10, 10] and 10 % [10, 10] of the tokens" in flat(text)
     assert "hybrid recovers not measured and not measured" in flat(text)
     assert text.count("**Not run yet.**") == 3 and text.count("**Cannot tell.**") == 2
 
@@ -243,7 +242,7 @@ def test_folder_is_self_contained_and_pictures_have_alt_texts(folder, root):
     assert {path.name for path in folder.iterdir()} == {*shown, "post.md", "post.html", "card.png"}
     for name in shown:
         assert (folder / name).read_bytes() == (root / f"results/lab/figures/{name}").read_bytes()
-        assert Image.open(folder / name).size == (1440, 760)  # twice the column of the page
+        assert Image.open(folder / name).size == (1280, 680)  # twice the column of the page
     found = dict(re.findall(r'<img src="([^"]+)" alt="([^"]+)"', page))
     assert set(found) == {*shown, "card.png"}
     assert found["05_cost.png"] == ALT.replace("[0, 1]", "(0, 1)")

@@ -42,6 +42,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from locksmith import arms, errors, params, plain_yaml, quantities, results, rules
+from locksmith.book import formats
 
 OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 WORDS = {"<": "below", "<=": "at most", ">": "above", ">=": "at least"}
@@ -310,7 +311,9 @@ def judge_part(part: dict, lookup: Callable[[dict], tuple | str]) -> tuple[str, 
         as_written, favourable = (left_low, right_high), (left_high, right_low)
     else:
         as_written, favourable = (left_high, right_low), (left_low, right_high)
-    ours, theirs = (_interval(*pair) for pair in ends)
+    alike = any(a != b and formats.number(a) == formats.number(b)
+                for a in ends[0] for b in ends[1])
+    ours, theirs = (_interval(*pair, 4 if alike else None) for pair in ends)
     if compare(*as_written):
         return "holds", f"{ours}, {WORDS[comparison]} {theirs}"
     if not compare(*favourable):
@@ -320,8 +323,11 @@ def judge_part(part: dict, lookup: Callable[[dict], tuple | str]) -> tuple[str, 
     return "undecided", f"the interval {ours} straddles {theirs}"
 
 
-def _interval(low, high):
-    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+def _interval(low, high, digits):
+    """Two digits, or so many places as tell what is compared; a number of a rule as it stands."""
+    if low == high:
+        return f"{low:,.12g}"
+    return " to ".join(dict.fromkeys(formats.number(end, digits) for end in (low, high)))
 
 
 def verdict(parts: list[dict]) -> tuple[str, list[dict]]:
@@ -530,30 +536,6 @@ def anchor(title: str) -> str:
     return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 
-def box(claim: dict, judged: list[dict], profiles: dict[str, str], chapter: str) -> str:
-    """A MyST box for the top of a chapter's page: claim, verdicts, three parts with their numbers.
-
-    The parts are shown from the first profile that reads `chapter` for this claim; those that
-    decided the verdict come before others.
-    """
-    lines = ["```{admonition} What this chapter tests, and what came of it",
-             claim["claim"].strip(), ""]
-    for profile, heading in profiles.items():
-        word, reason = answer(of(judged, claim["id"], profile))
-        lines += [f"**{heading}: {word}.** {reason[:1].upper()}{reason[1:]}.", ""]
-    shown = next((rows for rows in (of(judged, claim["id"], profile) for profile in profiles)
-                  if rows[0]["chapter"] == chapter and rows[0]["verdict"] != "not tested yet"), [])
-    by_part = list(zip(*(row["parts"] for row in shown), strict=True))
-    by_part.sort(key=lambda ps: (not any(p["decides"] for p in ps), ps[0]["kind"] != "core"))
-    for parts in by_part[:3]:
-        numbers = [f"{row['family']} {MARKS.get(part['outcome'], '')} {part['numbers']}"
-                   for row, part in zip(shown, parts, strict=True)]
-        lines.append(f"- {' '.join(parts[0]['says'].split())}: {'; '.join(numbers)}")
-    link = f"verdict.ipynb#{anchor(claim['title'])}"
-    return "\n".join([*lines, "", f"[Rules and all numbers]({link})",
-                      "```"])
-
-
 def section(claim: dict, judged: list[dict], profiles: dict[str, str]) -> str:
     """Markdown that shows one claim whole: claim, published figures, every part and its numbers."""
     lines = [claim["claim"].strip(), "", "**Published**", ""]
@@ -576,7 +558,9 @@ def section(claim: dict, judged: list[dict], profiles: dict[str, str]) -> str:
 
 
 def _parts_table(claim, rows):
-    lines = ["| Part | " + "".join(f"{row['family']} | " for row in rows),
+    many = len(claim["parts"])
+    lines = [f'<details class="fold"><summary><span>Show all {many} parts, each with its numbers'
+             "</span></summary>", "", "| Part | " + "".join(f"{row['family']} | " for row in rows),
              "|---" * (1 + len(rows)) + "|"]
     for i, part in enumerate(claim["parts"]):
         cells = [f"{MARKS.get(r['parts'][i]['outcome'], '')} {r['parts'][i]['numbers']}"
@@ -584,4 +568,4 @@ def _parts_table(claim, rows):
         rule = " ".join(part["rule"].split())
         lines.append(f"| *{part['kind']}:* {part['says'].strip()} `{rule}` | "
                      + "".join(f"{cell} | " for cell in cells))
-    return lines
+    return [*lines, "", "</details>"]

@@ -6,7 +6,6 @@ The chapters that were executed under a profile, as they are: without the claims
 post, which are about the book's own models.
 """
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -44,14 +43,13 @@ def build(profile: str) -> Path:
     out = Path("build/pages_asm")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
+    shutil.copytree("_static", out / "_static")
     for name, page in pages.items():
-        (out / name).write_text(json.dumps(site.with_alt_texts(_unlinked(page, names))),
-                                encoding="utf-8")
+        site.laid(_unlinked(page, names), out / name, out)
     rows = "\n".join(f"| []({name}) | {_models(profile, name)} |"
                      for name in names)
     (out / "index.md").write_text(FIRST.format(profile=profile, rows=rows), encoding="utf-8")
     shutil.copy("references.bib", out)
-    shutil.copytree("_static", out / "_static")
     settings = plain_yaml.read("_config.yml") | {"launch_buttons": {}}
     toc = {"format": "jb-book", "root": "index", "chapters": [{"file": name} for name in names]}
     for file, content in (("_config.yml", settings), ("_toc.yml", toc)):

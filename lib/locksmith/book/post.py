@@ -14,7 +14,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 from locksmith import errors, params, quantities
-from locksmith.book import integrity, plots, site
+from locksmith.book import formats, integrity, plots, site
 from locksmith.book.sentences import FAMILIES, FOUR, PostError, Writer, description
 
 PAGE = """<!doctype html>
@@ -88,16 +88,17 @@ def card(writer: Writer, title: str, path: Path) -> None:
                    key=lambda q: quantities.parse(q)[1]["k"])
         for model, marker, quantity in (("base", "o", one), ("base", "s", most),
                                         ("thinking", "D", one)):
-            value, *ends = (100 * models[model][quantity][key] for key in ("value", "low", "high"))
+            share, *ends = (models[model][quantity][key] for key in ("value", "low", "high"))
+            value, ends = 100 * share, [100 * end for end in ends]
             k = quantities.parse(quantity)[1]["k"]
             label = f"{'after RL' if model == 'thinking' else model}, " + (
                 "one sample" if k == 1 else f"{k} samples")
             color = plots.look(model)["color"]
             axes.plot(ends, [row, row], lw=6, alpha=0.35, color=color, solid_capstyle="butt")
             axes.plot(value, row, marker, ms=8, color=color, label=None if row else label)
-            axes.annotate(f"{value:.3g} %", (value, row), (0, 9), textcoords="offset points",
+            axes.annotate(formats.percent(share), (value, row), (0, 9), textcoords="offset points",
                           ha="center", fontsize=10)
-            spelled.append(f"{FAMILIES.get(family, family)}, {label}: {value:.3g} %")
+            spelled.append(f"{FAMILIES.get(family, family)}, {label}: {formats.percent(share)}")
     axes.set(xlim=(-4, 106), ylim=(len(families) - 0.5, -0.6), yticks=range(len(families)),
              yticklabels=[FAMILIES.get(family, family) for family in families],
              xlabel="problems solved by a sound trace, %")

@@ -14,8 +14,8 @@ from pathlib import Path
 import jinja2
 from PIL import Image
 
-from locksmith import errors, params, plain_yaml
-from locksmith.book import claims, site
+from locksmith import arms, errors, params, plain_yaml
+from locksmith.book import claims, formats, site
 
 FAMILIES = {"countdown": "Countdown", "chain": "Chain"}
 NUMBERS = ("none", "one", "two", "three", "four", "five", "six")
@@ -39,6 +39,7 @@ class Writer:
         self.names = site.substitutions(profile, root)
         self.rows = claims.facts(self.root / "results" / "facts.csv")
         book, self.verdicts, _ = claims.judge(profile, root)
+        self.arms = arms.load(self.root / "arms.yml")
         self.claims = {claim["id"]: claim for claim in book["claims"]}
         toc = site.contents(self.root)
         files = [toc["root"], *(entry["file"] for entry in toc["chapters"])]
@@ -135,16 +136,13 @@ class Writer:
         return self.families(chapter).get(family, {}).get(model, {}).get(quantity)
 
     def ours(self, chapter: str, model: str, quantity: str, percent: bool = True) -> str:
-        """A fact in each family, with intervals: "59.6 % [54.6, 64.8] and 68.3 % [64.5, 72.2]"."""
+        """A fact in each family, with intervals: "60 % [55, 65] and 68 % [64, 72]"."""
         told = []
         for family in self.families(chapter):
             fact = self._fact(chapter, family, model, quantity)
             text = fact["text"] if fact else "not measured"
             if fact and percent:
-                ends = {k: fact[k] if fact[k] is None else 100 * fact[k]
-                        for k in ("value", "low", "high")}
-                value, _, rest = site.interval(ends).partition(" ")
-                text = f"{value} % {rest}".strip()
+                text = formats.percents([fact[key] for key in ("value", "low", "high")])
             told.append(text)
         return " and ".join(told)
 

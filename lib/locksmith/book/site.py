@@ -7,7 +7,7 @@ Colab button is made from that path. Executed chapters come from build/notebooks
 book itself executes nothing. Numbers reach the prose as substitutions, from results/facts.csv:
 
     {{ "%.2f" | format(this.ch02.countdown.base["pass_at_k[k=1]"].value) }}      this profile
-    {{ res.open.ch02.basic_arithmetic.base["pass_at_k[k=1]"].text }}            value [low, high]
+    {{ res.open.ch02.sums.base["pass_at_k[k=1]"].text }}                        value [low, high]
 
 An undefined name is a warning, and any warning fails the build. The module is also a Sphinx
 extension that writes maths as MathML, so that no page needs a script from elsewhere.
@@ -28,7 +28,7 @@ from pybtex.database import parse_string
 from pybtex.exceptions import PybtexError
 
 from locksmith import errors, params, plain_yaml, quantities, staging
-from locksmith.book import claims, endurance, integrity
+from locksmith.book import claims, endurance, formats, integrity, layout, opening
 
 WAITING = """
 
@@ -69,6 +69,7 @@ def assemble(profile: str, root: str | Path = ".", out: str | Path = "build/asm"
     book, judged, shown = claims.judge(profile, root)
     _check_references(root, book)
     article, numbers = post(profile, root), endurance.substitutions(root)
+    boxes = openings(profile, root, settings, (book, judged, shown))
     if not plain_yaml.text(root / f"{toc['root']}.md").strip():
         raise BookError(f"{root / toc['root']}.md is empty; `git checkout` brings it back.")
     _remove(out)
@@ -80,12 +81,12 @@ def assemble(profile: str, root: str | Path = ".", out: str | Path = "build/asm"
         target = out / f"{chapter}.ipynb"
         target.parent.mkdir(parents=True, exist_ok=True)
         number = target.name.split("_")[0]
-        boxes = [claims.box(claim, judged, shown, number) for claim in book["claims"]
-                 if number in (claim["chapter"], *claim.get("chapters", {}).values())]
-        notebook = with_claims(with_verdict(with_alt_texts(notebook), boxes), [
+        if number in boxes:
+            notebook = with_box(notebook, boxes[number])
+        notebook = with_claims(notebook, [
             f"## {claim['title']}\n\n{claims.section(claim, judged, shown)}"
             for claim in book["claims"]])
-        target.write_text(json.dumps(notebook, indent=1), encoding="utf-8")
+        laid(notebook, target, out)
     (out / "post.md").write_text(article, encoding="utf-8")
     for file in [root / "results" / "facts.csv", *root.glob("results/*/figures/*.png")]:
         if file.exists():
@@ -172,24 +173,38 @@ def post(profile: str, root: Path) -> str:
                   lambda path: path.relative_to(root).as_posix()).render(whole=True)
 
 
-def with_alt_texts(notebook: dict) -> dict:
-    """Move a figure's alt text from its output, as Jupyter has it, to where MyST-NB reads it."""
-    for cell in notebook["cells"]:
-        for output in cell.get("outputs", []):
-            alt = output.get("metadata", {}).get("image/png", {}).get("alt")
-            if alt:
-                cell["metadata"].setdefault("mystnb", {})["image"] = {"alt": alt}
-    return notebook
+def openings(profile: str, root: Path, settings: dict, judged: tuple) -> dict[str, str]:
+    """Chapter -> the box at the top of its page."""
+    from locksmith.book.sentences import Writer
+    pages = {Path(entry["file"]).name.split("_")[0]: entry["file"]
+             for entry in contents(root)["chapters"]}
+    found = {}
+    for chapter, entry in opening.load(root).items():
+        told = Writer(entry["profile"], root, str, str)
+        found[chapter] = opening.box(chapter, entry, judged, told,
+                                     opening.colab(settings, pages.get(chapter, "")))
+    return found
 
 
-def with_verdict(notebook: dict, boxes: list[str]) -> dict:
-    """Set the boxes (Markdown) of the claims that a chapter tests right under its title.
+def laid(notebook: dict, target: Path, out: Path) -> None:
+    """Write an executed notebook as the page `target` of the assembled folder `out`, with numbered
+    figures and tables and the CSV files that they are drawn from."""
+    number = target.name.split("_")[0].removesuffix(".ipynb")
+    steps = "../" * (len(target.relative_to(out).parts) - 1)
+    page = layout.Page(number, f"{steps}_static/facts/")
+    notebook["cells"] = page.cells(notebook["cells"])
+    page.write(out / "_static" / "facts")
+    target.write_text(json.dumps(notebook, indent=1), encoding="utf-8")
+
+
+def with_box(notebook: dict, box: str) -> dict:
+    """Set a box (MyST) right under a chapter's title.
 
     This is done when the book is built, so that a chapter need not run again for a verdict.
     """
     first = notebook["cells"][0]
     title, _, prose = "".join(first["source"]).partition("\n")
-    first["source"] = "\n\n".join([title, *boxes, prose.strip()])
+    first["source"] = "\n\n".join([title, box, prose.strip()])
     return notebook
 
 
@@ -217,18 +232,11 @@ def substitutions(profile: str, root: str | Path = ".") -> dict:
         families = chapters.setdefault(params.chapter_key(row["chapter"]), {})
         models = families.setdefault(row["family"], {})
         fact = {name: row[name] for name in ("value", "low", "high", "n_problems", "seeds")}
-        fact["text"] = interval(row)
+        fact["text"] = formats.interval([row[key] for key in ("value", "low", "high")])
         models.setdefault(row["model"], {})[row["quantity"]] = fact
     book, judged, shown = claims.judge(profile, root)
     return {"profile": profile, "this": res.get(profile, {}), "res": res,
             "verdict_table": claims.summary(book, judged, shown)}
-
-
-def interval(row: dict) -> str:
-    """A fact as text: the value, and its 95 % interval where it has one."""
-    if row["low"] is None or row["high"] is None:
-        return f"{row['value']:.3g}"
-    return f"{row['value']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"
 
 
 # ------------------------------------------------------------------------------------------------

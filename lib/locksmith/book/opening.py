@@ -1,0 +1,131 @@
+"""The box at the top of a chapter's page: claim, verdict, three findings, the figure, the price.
+
+findings.yml says for each chapter what was found, in sentences whose numbers are read from the
+facts. A sentence stands under a guard, a rule as in claims.yml that has to hold in every family;
+one that the facts no longer bear out fails the build by name. All is put together when the book is
+built, so that a chapter need not run again for a verdict.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from locksmith import errors, params, plain_yaml, results
+from locksmith.book import claims, formats
+
+FILE = "findings.yml"
+CHAPTER = {"claim": str, "profile": str, "figure": str, "findings": list}
+FINDING = {"says": str, "holds": list}
+FORMATS = {name: getattr(formats, name) for name in ("percent", "points", "times", "number")}
+
+
+class FindingsError(errors.BadInput):
+    """findings.yml says what cannot be read or no longer holds; the message names the sentence."""
+
+
+def load(root: Path) -> dict[str, dict]:
+    """Chapter -> its entry of findings.yml: claim (an id of claims.yml), profile whose facts are
+    meant, figure (its name in that profile's figures), findings and, where it was measured,
+    minutes. Raises FindingsError where that is not as described."""
+    path = root / FILE
+    found = plain_yaml.read(path)
+    known = {claim["id"] for claim in claims.load(root / "claims.yml")["claims"]}
+    if not isinstance(found, dict):
+        raise FindingsError(f"{path} has to be a mapping of chapters.")
+    for chapter, entry in found.items():
+        where = f"{path}: chapter {chapter!r}"
+        _check(entry, CHAPTER, {"minutes": int}, where)
+        if entry["claim"] not in known or entry["profile"] not in params.PROFILES:
+            raise FindingsError(f"{where} names claim {entry['claim']!r} and profile "
+                                f"{entry['profile']!r}; allowed are {', '.join(sorted(known))}, "
+                                f"and {', '.join(params.PROFILES)}.")
+        for finding in entry["findings"]:
+            _check(finding, FINDING, {}, where)
+    return found
+
+
+def _check(entry, needed, beside, where):
+    types = needed | beside
+    if not (isinstance(entry, dict) and set(needed) <= set(entry) <= set(types)
+            and all(isinstance(value, types[key]) for key, value in entry.items())):
+        raise FindingsError(f"{where} has {entry!r:.60}; needed are {', '.join(needed)}"
+                            + "".join(f"; {name} may be there" for name in beside) + ".")
+
+
+def box(chapter: str, entry: dict, judged: tuple, writer: Any, button: str) -> str:
+    """The box as MyST.
+
+    chapter: "01"; entry: of `load`; judged: as claims.judge gives it; writer: a sentences.Writer of
+    the entry's profile; button: the address that opens the notebook in Colab.
+    """
+    book, verdicts, profiles = judged
+    claim = next(claim for claim in book["claims"] if claim["id"] == entry["claim"])
+    lines = ["````{admonition} What this chapter tests, and what came of it", ":class: opening", "",
+             claim["claim"].strip(), ""]
+    for profile, heading in profiles.items():
+        word, reason = claims.answer(claims.of(verdicts, claim["id"], profile))
+        lines += [f"**{heading}: {word}.** {reason[:1].upper()}{reason[1:]}.", ""]
+    lines += [f"- {says}" for says in _findings(chapter, entry, writer, profiles)]
+    lines += ["", *_figure(chapter, entry, writer), "", _price(chapter, entry, writer, button)
+              + f" [Rules and all numbers](verdict.ipynb#{claims.anchor(claim['title'])}).", "````"]
+    return "\n".join(lines)
+
+
+def _findings(chapter, entry, writer, profiles):
+    """The sentences, with their numbers; none where the profile has not run the chapter, and the
+    page of another profile has none."""
+    facts = writer.names["res"].get(entry["profile"], {}).get(params.chapter_key(chapter))
+    if facts is None or entry["profile"] not in profiles:
+        return []
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
+    environment.filters |= FORMATS
+    told = []
+    for finding in entry["findings"]:
+        says = " ".join(finding["says"].split())
+        try:
+            failing = [rule for rule in finding["holds"] if not writer.everywhere(rule)]
+            told.append(environment.from_string(says).render(facts))
+        except (jinja2.TemplateError, TypeError, errors.BadInput) as error:
+            raise FindingsError(f"{FILE}, chapter {chapter}: {says!r} cannot be told: {error}"
+                                ) from error
+        if failing:
+            raise FindingsError(f"A sentence of {FILE}, chapter {chapter}, no longer holds: "
+                                f"{says!r} ({failing[0]}).")
+    return told
+
+
+def _figure(chapter, entry, writer):
+    path = Path("results", entry["profile"], "figures", f"{chapter}_{entry['figure']}.png")
+    if not (writer.root / path).exists():
+        return []
+    from locksmith.book.sentences import description
+    alt = description(writer.root / path).translate(str.maketrans("[]", "()"))
+    return [f"![{alt}](/{path.as_posix()})"]
+
+
+def _price(chapter, entry, writer, button):
+    """What it took, and how to take it again."""
+    path, told = writer.root / "results" / entry["profile"] / f"{chapter}.json", ""
+    if path.exists():
+        record = results.load(path, entry["profile"], chapter, writer.arms)
+        given, seeds = record["provenance"]["parameters"], len(record["provenance"]["seeds"])
+        model, names = given.get("model"), given.get("chapter", {})
+        what = names["base_model"] if "base_model" in names and not model else None
+        if model:
+            what = (f"decoders of {model['layers']} layers, {model['hidden']} wide, that this book "
+                    "trained from scratch")
+        took = f"{entry['minutes']} minutes on two cores" if "minutes" in entry else ""
+        told = "; ".join(filter(None, [took, what, f"{seeds} seed{'s' * (seeds > 1)}"]))
+        told = f"**What it took:** {told}. "
+    return (f"{told}**Again:** [in Colab]({button}), or "
+            f"`dvc repro --allow-missing chapter-{chapter}`.")
+
+
+def colab(settings: dict, page: str) -> str:
+    """The address that opens a page's notebook in Colab; settings: of _config.yml."""
+    repository = settings["repository"]
+    owner = re.sub(r"^https://github\.com/", "", repository["url"]).rstrip("/")
+    host = settings["launch_buttons"]["colab_url"]
+    return f"{host}/github/{owner}/blob/{repository['branch']}/{page}.ipynb"
