@@ -67,17 +67,18 @@ def box(chapter: str, entry: dict, judged: tuple, writer: Any, button: str) -> s
     for profile, heading in profiles.items():
         word, reason = claims.answer(claims.of(verdicts, claim["id"], profile))
         lines += [f"**{heading}: {word}.** {reason[:1].upper()}{reason[1:]}.", ""]
-    lines += [f"- {says}" for says in _findings(chapter, entry, writer, profiles)]
-    lines += ["", *_figure(chapter, entry, writer), "", _price(chapter, entry, writer, button)
-              + f" [Rules and all numbers](verdict.ipynb#{claims.anchor(claim['title'])}).", "````"]
+    if entry["profile"] in profiles:  # pages of another profile tell nothing of this one
+        lines += [*(f"- {says}" for says in _findings(chapter, entry, writer)), "",
+                  *_figure(chapter, entry, writer), "", _price(chapter, entry, writer), ""]
+    lines += [f"**Again:** [in Colab]({button}), or `dvc repro --allow-missing chapter-{chapter}`. "
+              f"[Rules and all numbers](verdict.ipynb#{claims.anchor(claim['title'])}).", "````"]
     return "\n".join(lines)
 
 
-def _findings(chapter, entry, writer, profiles):
-    """The sentences, with their numbers; none where the profile has not run the chapter, and the
-    page of another profile has none."""
+def _findings(chapter, entry, writer):
+    """The sentences, with their numbers; none where the profile has not run the chapter."""
     facts = writer.names["res"].get(entry["profile"], {}).get(params.chapter_key(chapter))
-    if facts is None or entry["profile"] not in profiles:
+    if facts is None:
         return []
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
     environment.filters |= FORMATS
@@ -105,22 +106,20 @@ def _figure(chapter, entry, writer):
     return [f"![{alt}](/{path.as_posix()})"]
 
 
-def _price(chapter, entry, writer, button):
-    """What it took, and how to take it again."""
-    path, told = writer.root / "results" / entry["profile"] / f"{chapter}.json", ""
-    if path.exists():
-        record = results.load(path, entry["profile"], chapter, writer.arms)
-        given, seeds = record["provenance"]["parameters"], len(record["provenance"]["seeds"])
-        model, names = given.get("model"), given.get("chapter", {})
-        what = names["base_model"] if "base_model" in names and not model else None
-        if model:
-            what = (f"decoders of {model['layers']} layers, {model['hidden']} wide, that this book "
-                    "trained from scratch")
-        took = f"{entry['minutes']} minutes on two cores" if "minutes" in entry else ""
-        told = "; ".join(filter(None, [took, what, f"{seeds} seed{'s' * (seeds > 1)}"]))
-        told = f"**What it took:** {told}. "
-    return (f"{told}**Again:** [in Colab]({button}), or "
-            f"`dvc repro --allow-missing chapter-{chapter}`.")
+def _price(chapter, entry, writer):
+    """What it took: minutes, models and seeds, as the record has them."""
+    path = writer.root / "results" / entry["profile"] / f"{chapter}.json"
+    if not path.exists():
+        return ""
+    record = results.load(path, entry["profile"], chapter, writer.arms)
+    given, seeds = record["provenance"]["parameters"], len(record["provenance"]["seeds"])
+    told = [f"{entry['minutes']} minutes on two cores"] if "minutes" in entry else []
+    if "model" in given:
+        told.append(f"decoders of {given['model']['layers']} layers, {given['model']['hidden']} "
+                    "wide, that this book trained from scratch")
+    elif "base_model" in given.get("chapter", {}):
+        told.append(given["chapter"]["base_model"])
+    return f"**What it took:** {'; '.join([*told, f'{seeds} seed' + 's' * (seeds > 1)])}."
 
 
 def colab(settings: dict, page: str) -> str:

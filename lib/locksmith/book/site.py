@@ -178,12 +178,11 @@ def openings(profile: str, root: Path, settings: dict, judged: tuple) -> dict[st
     from locksmith.book.sentences import Writer
     pages = {Path(entry["file"]).name.split("_")[0]: entry["file"]
              for entry in contents(root)["chapters"]}
-    found = {}
-    for chapter, entry in opening.load(root).items():
-        told = Writer(entry["profile"], root, str, str)
-        found[chapter] = opening.box(chapter, entry, judged, told,
-                                     opening.colab(settings, pages.get(chapter, "")))
-    return found
+    found = opening.load(root)
+    told = {name: Writer(name, root, str, str) for name in {e["profile"] for e in found.values()}}
+    return {chapter: opening.box(chapter, entry, judged, told[entry["profile"]],
+                                 opening.colab(settings, pages.get(chapter, "")))
+            for chapter, entry in found.items()}
 
 
 def laid(notebook: dict, target: Path, out: Path) -> None:
