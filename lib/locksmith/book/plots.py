@@ -66,6 +66,7 @@ def label_beside(axes: Axes, points: Sequence[Sequence[float]], labels: Sequence
                  colours: Sequence, leaders: bool = False) -> None:
     """Write labels at the right of the axes, each at the height of its point (x, y) or as near as
     the others allow; leaders: with a thin line from the point."""
+    axes.get_ylim()  # has the limits follow what was drawn
     heights = [axes.transLimits.transform(axes.transScale.transform(p))[1] for p in points]
     size = axes.figure.get_size_inches()[1] * axes.get_position().height * 72
     for y, i in zip(_apart(sorted(heights), 12.5 / size), np.argsort(heights, kind="stable"),
@@ -87,7 +88,7 @@ def _is_curve(handle):
 
 def _points(line):
     """The points of a line that are there."""
-    points = np.column_stack([np.asarray(x, float) for x in line.get_data()])
+    points = np.column_stack([np.asarray(x, float) for x in line.get_data(orig=False)])
     return points[np.isfinite(points).all(1)]
 
 

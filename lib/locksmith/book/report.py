@@ -296,7 +296,7 @@ def parts(facts: pd.DataFrame, xlabel: str, **size: Any) -> Figure:
 def size_of(facts: pd.DataFrame) -> str:
     """How much stands behind a figure: "300 problems, 3 seeds, 95 % intervals"."""
     problems = facts["n_problems"].dropna()
-    seeds = max(map(len, facts["seeds"]))
+    seeds = max(map(len, facts["seeds"]), default=0)
     told = [f"{int(problems.max())} problems"] if len(problems) else []
     told.append(f"{seeds} seeds" if seeds > 1 else "one seed")
     return ", ".join([*told, "95 % intervals"])
