@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
 from locksmith import arms, quantities
 
@@ -49,6 +50,14 @@ def figure(columns: int = 1, width: float = WIDTH, height: float = 3.4, rows: in
         "xtick.labelsize": 11, "ytick.labelsize": 11, "lines.linewidth": 1.8,
     })
     return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
+
+
+def log_scale(axes: Axes, form: str = "{x:,.0f}") -> None:
+    """A logarithmic x axis with numbers at 1, 2 and 5 times a power of ten, told as `form` says."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+    axes.xaxis.set_major_formatter(form)
+    axes.minorticks_off()
 
 
 def label_ends(axes: Axes) -> bool:
