@@ -52,10 +52,10 @@ def figure(columns: int = 1, width: float = WIDTH, height: float = 3.4, rows: in
     return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
 
 
-def log_scale(axes: Axes, form: str = "{x:,.0f}") -> None:
-    """A logarithmic x axis with numbers at 1, 2 and 5 times a power of ten, told as `form` says."""
+def log_scale(axes: Axes, form: str = "{x:,.0f}", at: Sequence[int] = (1, 2, 5)) -> None:
+    """A logarithmic x axis with numbers at so many times a power of ten, told as `form` says."""
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+    axes.xaxis.set_major_locator(LogLocator(subs=at, numticks=8))
     axes.xaxis.set_major_formatter(form)
     axes.minorticks_off()
 
