@@ -27,7 +27,7 @@ FINDINGS = """
 "06": {claim: pretraining-acquires, profile: open, figure: axis, findings: []}
 """
 SOURCES = ("_config.yml", "_toc.yml", "index.md", "post.md", "references.bib", "claims.yml",
-           "arms.yml", "params.yaml", "torture.md", "results/torture.json")
+           "arms.yml", "params.yaml", "play.md", "torture.md", "results/torture.json")
 ALT = "Bars for the base model and the thinking model"
 MATHS = "Unbiased: $1 - \\binom{n-c}{k} / \\binom{n}{k}$.\n\n$$\n\\hat{p} = \\frac{c}{n}\n$$"
 
@@ -68,7 +68,8 @@ def repository(root):
     (root / "results").mkdir()
     for name in SOURCES:
         shutil.copy(ROOT / name, root / name)
-    shutil.copytree(ROOT / "_static", root / "_static")
+    for name in ("_static", "play"):
+        shutil.copytree(ROOT / name, root / name)
     (root / "findings.yml").write_text(FINDINGS)
     by_chapter = {}
     for row in rows_of_the_post():
@@ -266,11 +267,20 @@ def test_a_chapter_whose_stage_is_frozen_has_its_page_before_it_is_run(root, tmp
         site.assemble("lab", copy, tmp_path / "asm")
 
 
+def test_scripts_of_a_page_come_with_it_alone(pages, root):
+    """The models' weights are scripts."""
+    for name in ("engine.js", "page.js", "made.js", "page.css"):
+        assert (root / "build/book/play" / name).is_file()
+        assert [page for page, text in pages.items() if f"play/{name}" in text] == ["play.html"]
+    made = (root / "build/book/play/made.js").read_text()
+    assert made.startswith('const locksmithMade = {"header": null, ')
+
+
 def test_chapters_of_the_contents_are_notebooks_of_the_repository():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    first, *chapters, last = [entry["file"] for entry in toc["chapters"]]
+    first, *chapters, played, last = [entry["file"] for entry in toc["chapters"]]
     listed = {Path(chapter).name for chapter in chapters}
-    assert (first, last) == ("post", "torture")
+    assert (first, played, last) == ("post", "play", "torture")
     assert {path.stem for path in (ROOT / "chapters").glob("*.ipynb")} == listed
 
 

@@ -102,6 +102,7 @@ def test_every_stage_runs_into_a_rendered_book(book):
         "chapter-05",
         "chapter-06",
         "chapter-07",
+        "play",
         "facts",
         "verdict",
     ):
@@ -111,6 +112,8 @@ def test_every_stage_runs_into_a_rendered_book(book):
     for chapter in (book.folder / "chapters").glob("*.ipynb"):
         assert (page.parent / "chapters" / f"{chapter.stem}.html").is_file()
     assert (page.parent / "post.html").is_file()
+    for name in ("base", "thinking", "twin"):
+        assert f'locksmithWeights.{name} = "' in (page.parent / f"play/{name}.js").read_text()
     post = Path(book.run("python", "-m", "locksmith.book.post", "build").strip().splitlines()[-1])
     assert {"post.md", "post.html", "card.png"} <= {path.name for path in post.iterdir()}
     table = (book.folder / "results/facts.csv").read_text().splitlines()

@@ -28,7 +28,7 @@ from pybtex.database import parse_string
 from pybtex.exceptions import PybtexError
 
 from locksmith import errors, params, plain_yaml, quantities, staging
-from locksmith.book import claims, endurance, formats, integrity, layout, opening
+from locksmith.book import claims, endurance, formats, integrity, layout, opening, play
 
 WAITING = """
 
@@ -77,6 +77,9 @@ def assemble(profile: str, root: str | Path = ".", out: str | Path = "build/asm"
     for name in (*PAGES, *(f"{page}.md" for page in pages)):
         shutil.copy(root / name, out / name)
     shutil.copytree(root / "_static", out / "_static")
+    # Scripts of one page; those in _static would come with every page.
+    play.lay_out(profile, root, out / "extra" / play.SCRIPTS)
+    settings.setdefault("sphinx", {}).setdefault("config", {})["html_extra_path"] = ["extra"]
     for chapter, notebook in zip(chapters, notebooks, strict=True):
         target = out / f"{chapter}.ipynb"
         target.parent.mkdir(parents=True, exist_ok=True)
