@@ -12,7 +12,7 @@ PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 TORCH := $(shell grep ^torch== constraints.txt)
 STAMP := $(VENV)/.installed
 
-.PHONY: book test lab open pair facts post publish lint clean
+.PHONY: book test lab open pair facts post pdf looks publish lint clean
 
 book: $(STAMP)  ## the rendered book, from versioned data, checkpoints and results
 	python -m locksmith.params check
@@ -48,6 +48,12 @@ facts: $(STAMP)  ## results/facts.csv from the JSON in results/
 
 post: $(STAMP)  ## the post as a folder: Markdown, HTML page, figures, card; prints its path
 	python -m locksmith.book.post build
+
+pdf: $(STAMP)  ## the book as one PDF, which its pages then offer; needs Chromium
+	python -m locksmith.book.pdf build
+
+looks: $(STAMP)  ## every page in light and dark: links, contrast, the width of a phone; needs Chromium
+	python -m locksmith.book.looks
 
 publish: $(STAMP)  ## the book to branch gh-pages of REMOTE, from chapters that `make book` left executed
 	python -m locksmith.book.site build

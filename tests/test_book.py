@@ -1,5 +1,6 @@
 """The rendered book: built once from a small profile made here, then looked at page by page."""
 
+import html
 import json
 import re
 import shutil
@@ -9,9 +10,11 @@ import nbformat
 import pytest
 import yaml
 from locksmith import errors, results, rules
-from locksmith.book import claims, endurance, integrity, plots, site
+from locksmith.book import about, claims, endurance, glossary, integrity, looks, plots, site
 from nbclient import NotebookClient
+from PIL import Image
 from test_claims import record, recorded
+from test_looks import looks_of
 from test_post import rows_of_the_post
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +30,8 @@ FINDINGS = """
 "06": {claim: pretraining-acquires, profile: open, figure: axis, findings: []}
 """
 SOURCES = ("_config.yml", "_toc.yml", "index.md", "post.md", "references.bib", "claims.yml",
-           "arms.yml", "params.yaml", "play.md", "torture.md", "results/torture.json")
+           "arms.yml", "params.yaml", "play.md", "torture.md", "results/torture.json",
+           "glossary.md", "terms.yml", "CITATION.cff")
 ALT = "Bars for the base model and the thinking model"
 MATHS = "Unbiased: $1 - \\binom{n-c}{k} / \\binom{n}{k}$.\n\n$$\n\\hat{p} = \\frac{c}{n}\n$$"
 
@@ -278,9 +282,9 @@ def test_scripts_of_a_page_come_with_it_alone(pages, root):
 
 def test_chapters_of_the_contents_are_notebooks_of_the_repository():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    first, *chapters, played, last = [entry["file"] for entry in toc["chapters"]]
+    first, *chapters, played, torture, last = [entry["file"] for entry in toc["chapters"]]
     listed = {Path(chapter).name for chapter in chapters}
-    assert (first, played, last) == ("post", "play", "torture")
+    assert (first, played, torture, last) == ("post", "play", "torture", "glossary")
     assert {path.stem for path in (ROOT / "chapters").glob("*.ipynb")} == listed
 
 
@@ -301,3 +305,60 @@ def test_a_torture_file_of_another_form_is_named(content, tmp_path):
     (tmp_path / endurance.FILE).write_text(content)
     with pytest.raises(errors.BadInput, match="results/torture.json is not what"):
         endurance.load(tmp_path)
+
+
+# ---- what a page says of itself, and what explains its words
+
+
+def test_whoever_shares_a_page_sees_what_it_is(pages, root):
+    home = site.address(ROOT / "_config.yml")
+    card = Image.open(root / "build" / "book" / about.CARD)
+    assert card.size == about.CARD_SIZE
+    described, own = set(), {x: text for x, text in pages.items() if not x.startswith("_static")}
+    for name, text in own.items():
+        told = dict(re.findall(r'<meta (?:name|property)="([^"]+)" content="([^"]*)">', text))
+        assert told["og:image"] == home + about.CARD and told["og:url"] == home + name, name
+        assert html.unescape(told["og:image:alt"]) == card.info["Description"]
+        assert told["twitter:card"] == "summary_large_image" and told["og:title"], name
+        assert 40 < len(html.unescape(told["description"])) <= about.LENGTH, name
+        described.add(told["description"])
+        icon = re.search(r'<link rel="icon" href="([^"]+)"', text)[1]
+        assert (root / "build" / "book" / name).parent.joinpath(icon).is_file()
+    assert len(described) > 2
+
+
+def test_a_term_is_explained_where_a_page_first_uses_it(pages):
+    terms, of_arms = glossary.load(ROOT)
+    anchors = set(re.findall(r'id="(term-[^"]+)"', pages["glossary.html"]))
+    assert len(anchors) == len(terms) + len(of_arms)
+    says = {term.says for term in [*terms, *of_arms]}
+    for name in ("index.html", "post.html", "torture.html"):
+        found = re.findall(r'<a class="tip term" href="glossary.html#([^"]+)" aria-describedby="'
+                           r'([^"]+)">[^<]+</a><span class="says" role="tooltip" id="([^"]+)">'
+                           r'([^<]+)</span>', pages[name])
+        assert len(found) > 3 and all(at in anchors and one == other
+                                      for at, one, other, _ in found), name
+        shown = [html.unescape(told) for *_, told in found]
+        assert len(shown) == len(set(shown)) and set(shown) <= says
+        assert not re.search(r"<h\d>[^\n]*class=\"tip term", pages[name])
+    assert "tip term" not in pages["glossary.html"]
+
+
+def test_a_citation_shows_its_reference(pages):
+    found = re.findall(r'<a class="tip" href="#[^"]+" [^>]+>Yue.*?</a><span [^>]+>([^<]+)<',
+                       pages["index.html"])
+    assert found and "Does reinforcement learning really incentivize" in found[0]
+
+
+def test_the_first_page_says_how_to_cite(pages):
+    given = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    text = re.sub(r"<[^>]+>", "", pages["index.html"])
+    assert f"version = {{{given['version']}}}" in text and "@software{" in text
+    assert f"{given['authors'][0]['name']}. {given['title']}. Version {given['version']}." in text
+
+
+def test_no_link_is_broken_and_every_text_is_seen(pages, root):
+    book = root / "build" / "book"
+    assert looks.links(book) == []
+    some = ["index.html", "glossary.html", "chapters/02_base_model_sampling.html"]
+    assert looks_of([book / name for name in some], book) == []

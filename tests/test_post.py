@@ -1,5 +1,6 @@
 """The post: no sentence outlives the facts it stood on; the folder it is taken from is whole."""
 
+import html
 import re
 import shutil
 from pathlib import Path
@@ -14,7 +15,8 @@ from PIL import Image
 from test_claims import record, recorded, rows_where_all_holds
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("_config.yml", "_toc.yml", "post.md", "claims.yml", "arms.yml", "params.yaml")
+SOURCES = ("_config.yml", "_toc.yml", "post.md", "claims.yml", "arms.yml", "params.yaml",
+           "_static/key.svg")
 FIGURES = ("01_arms", "02_pass_at_k", "02_tokens", "05_cost")
 ALT = "Two bars [0, 1]: the base model and the thinking model"
 
@@ -59,7 +61,7 @@ def changed(rows, model, quantity, value):
 
 def repository(root, rows, profile="lab", figures=FIGURES):
     """What the post is made from: these facts as a profile's results, and placeholder figures."""
-    root.mkdir(parents=True, exist_ok=True)
+    (root / "_static").mkdir(parents=True, exist_ok=True)
     for name in SOURCES:
         shutil.copy(ROOT / name, root / name)
     for chapter in {row["chapter"] for row in rows}:
@@ -246,7 +248,7 @@ def test_folder_is_self_contained_and_pictures_have_alt_texts(folder, root):
     found = dict(re.findall(r'<img src="([^"]+)" alt="([^"]+)"', page))
     assert set(found) == {*shown, "card.png"}
     assert found["05_cost.png"] == ALT.replace("[0, 1]", "(0, 1)")
-    assert not re.search(r"<(?:script|link|iframe)|url\(|@import", page)
+    assert not re.search(r"<(?:script|link(?! rel=.icon. href=.data:)|iframe)|url\(|@import", page)
 
 
 def test_title_is_the_same_everywhere(folder):
@@ -255,6 +257,18 @@ def test_title_is_the_same_everywhere(folder):
     page = (folder / "post.html").read_text()
     assert f"<title>{title}</title>" in page and f"<h1>{title}</h1>" in page
     assert Image.open(folder / "card.png").info["Description"].startswith(title)
+
+
+def test_whoever_shares_the_post_sees_its_card(folder):
+    page = (folder / "post.html").read_text()
+    told = dict(re.findall(r'<meta (?:name|property)="([^"]+)" content="([^"]+)">', page))
+    home = site.address(ROOT / "_config.yml")
+    assert told["og:image"] == told["twitter:image"] == f"{home}_static/card.png"
+    card = Image.open(folder / "card.png")
+    assert html.unescape(told["og:image:alt"]) == card.info["Description"]
+    assert told["twitter:card"] == "summary_large_image" and told["og:url"] == f"{home}post.html"
+    first = (folder / "post.md").read_text().split("\n\n")[1]
+    assert " ".join(first.split()).startswith(told["description"].removesuffix(" …")[:60])
 
 
 def test_card_has_the_size_of_a_share_and_the_numbers_of_the_facts(folder):
@@ -271,7 +285,7 @@ def test_links_into_the_book_are_pages_of_its_contents(folder):
     pages = {toc["root"], *(entry["file"] for entry in toc["chapters"])}
     home = site.address(ROOT / "_config.yml")
     assert home == "https://crediting-the-locksmith.github.io/book/"
-    links = re.findall(r'href="([^"]+)"', (folder / "post.html").read_text())
+    links = re.findall(r'<a href="([^"]+)"', (folder / "post.html").read_text())
     ours = [link.removeprefix(home) for link in links if link.startswith(home)]
     assert {link.removesuffix(".html") for link in ours} <= pages and len(ours) >= 5
     others = [link for link in links if not link.startswith(home)]
@@ -310,6 +324,7 @@ def test_words_are_those_a_reader_sees():
 
 def test_the_repositorys_own_post_builds(tmp_path):
     shutil.copytree(ROOT / "results", tmp_path / "results")
+    (tmp_path / "_static").mkdir()
     for name in SOURCES:
         shutil.copy(ROOT / name, tmp_path / name)
     assert (post.build("lab", tmp_path) / "post.html").exists()

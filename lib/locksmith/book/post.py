@@ -6,6 +6,7 @@ What it says is written in post.md and checked in `locksmith.book.sentences`. No
 clock: the same facts and figures give the same bytes.
 """
 
+import base64
 import html
 import shutil
 import textwrap
@@ -14,7 +15,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 from locksmith import errors, params, quantities
-from locksmith.book import formats, integrity, plots, site
+from locksmith.book import about, formats, integrity, plots, site
 from locksmith.book.sentences import FAMILIES, FOUR, PostError, Writer, description
 
 PAGE = """<!doctype html>
@@ -22,6 +23,8 @@ PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
 <title>{title}</title>
+{tags}
+<link rel="icon" href="data:image/svg+xml;base64,{icon}">
 <style>
 body {{ margin: 0; background: #fff; color: #222; font: 18px/1.6 Georgia, serif }}
 main {{ max-width: 720px; margin: auto; padding: 24px }}
@@ -49,7 +52,6 @@ def build(profile: str, root: str | Path = ".") -> Path:
         integrity.executed(path.relative_to(root).as_posix(), root)
     writer = Writer(profile, root, lambda page: f"{home}{page}.html", lambda path: path.name)
     text = writer.render(whole=True)
-    title = text.splitlines()[0].removeprefix("# ")
     folder = root / "build" / "post"
     temporary = folder.with_name(".post.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -57,16 +59,32 @@ def build(profile: str, root: str | Path = ".") -> Path:
     try:
         for path in writer.figures:
             shutil.copyfile(path, temporary / path.name)
-        card(writer, title, temporary / "card.png")
+        card(writer, headline(text), temporary / "card.png")
         (temporary / "post.md").write_text(text, encoding="utf-8")
         (temporary / "post.html").write_text(PAGE.format(
-            title=html.escape(title, quote=False), body=MarkdownIt().render(text),
-            alt=html.escape(description(temporary / "card.png"))), encoding="utf-8")
+            title=html.escape(headline(text), quote=False), body=MarkdownIt().render(text),
+            alt=html.escape(description(temporary / "card.png")),
+            icon=base64.b64encode((root / about.ICON).read_bytes()).decode(),
+            tags=about.tags(headline(text), lead(text), url=f"{home}post.html",
+                            card=(home + about.CARD, description(temporary / "card.png")))),
+            encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def headline(text: str) -> str:
+    """The title of the post, of which `text` is the Markdown."""
+    return text.splitlines()[0].removeprefix("# ")
+
+
+def lead(text: str) -> str:
+    """Its first paragraph without marks, as a description."""
+    tokens = MarkdownIt().parse(text)
+    first = next(i for i, token in enumerate(tokens) if token.type == "paragraph_open")
+    return about.shortened("".join(part.content or " " for part in tokens[first + 1].children))
 
 
 # ------------------------------------------------------------------------------------------------

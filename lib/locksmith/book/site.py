@@ -28,7 +28,17 @@ from pybtex.database import parse_string
 from pybtex.exceptions import PybtexError
 
 from locksmith import errors, params, plain_yaml, quantities, staging
-from locksmith.book import claims, endurance, formats, integrity, layout, opening, play
+from locksmith.book import (
+    about,
+    claims,
+    endurance,
+    formats,
+    glossary,
+    integrity,
+    layout,
+    opening,
+    play,
+)
 
 WAITING = """
 
@@ -37,7 +47,8 @@ This chapter has not been run yet. Its rules stand already, on the [verdict page
 figures and numbers will stand below its cells.
 ```
 """
-PAGES = ("_config.yml", "_toc.yml", "references.bib", "claims.yml")
+PAGES = ("_config.yml", "_toc.yml", "references.bib", "claims.yml", "arms.yml", "terms.yml",
+         "CITATION.cff")
 
 
 class BookError(errors.BadInput):
@@ -65,11 +76,12 @@ def assemble(profile: str, root: str | Path = ".", out: str | Path = "build/asm"
     integrity.check(profile, root)
     notebooks = [unexecuted(root / f"{c}.ipynb") if c in waiting else
                  integrity.executed(f"{folder}/{Path(c).name}.ipynb", root) for c in chapters]
-    address(root / "_config.yml")
+    home = address(root / "_config.yml")
     book, judged, shown = claims.judge(profile, root)
     _check_references(root, book)
     article, numbers = post(profile, root), endurance.substitutions(root)
     boxes = openings(profile, root, settings, (book, judged, shown))
+    words = {**glossary.substitutions(root), "how_to_cite": about.citation(root)}
     if not plain_yaml.text(root / f"{toc['root']}.md").strip():
         raise BookError(f"{root / toc['root']}.md is empty; `git checkout` brings it back.")
     _remove(out)
@@ -97,7 +109,9 @@ def assemble(profile: str, root: str | Path = ".", out: str | Path = "build/asm"
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, target)
     settings.setdefault("parse", {})["myst_substitutions"] = {
-        **substitutions(profile, root), **numbers}
+        **substitutions(profile, root), **numbers, **words}
+    settings["sphinx"]["config"] |= {
+        "book_address": home, "book_card": card(profile, root, article, out / about.CARD)}
     (out / "_config.yml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return out
 
@@ -188,6 +202,14 @@ def openings(profile: str, root: Path, settings: dict, judged: tuple) -> dict[st
             for chapter, entry in found.items()}
 
 
+def card(profile: str, root: Path, article: str, path: Path) -> str:
+    """Draw the card of the post `article` (Markdown) as `path`; returns its alternative text."""
+    from locksmith.book import post as page
+    from locksmith.book.sentences import Writer, description
+    page.card(Writer(profile, root, str, str), page.headline(article), path)
+    return description(path)
+
+
 def laid(notebook: dict, target: Path, out: Path) -> None:
     """Write an executed notebook as the page `target` of the assembled folder `out`, with numbered
     figures and tables and the CSV files that they are drawn from."""
@@ -251,19 +273,21 @@ def build(profile: str, root: str | Path = ".") -> Path:
     return html(assemble(profile, root, root / "build" / "asm"), root / "build" / "book")
 
 
-def html(asm: Path, book: Path, strict: bool = True) -> Path:
+def html(asm: Path, book: Path, strict: bool = True, builder: str = "html") -> Path:
     """Run Jupyter Book on the assembled folder `asm` for the folder `book`, which it replaces;
-    returns the path of its first page. BookError where that fails; strict: on any warning too."""
+    returns the path of its first page. BookError where that fails; strict: on any warning too.
+    builder: "html", or "singlehtml" for all on one page."""
     site = book.with_name("site")
     _remove(site)
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build",
-               str(asm), "--path-output", str(site), "-n", "--keep-going", "-q", *["-W"] * strict]
+               str(asm), "--path-output", str(site), "-n", "--keep-going", "-q", *["-W"] * strict,
+               "--builder", builder]
     done = subprocess.run(command, capture_output=True, text=True, check=False,
                           env={**os.environ, "NO_COLOR": "1"})
-    made = site / "_build" / "html"
+    made = site / "_build" / builder
     warnings = [line for line in done.stderr.splitlines() if "WARNING" in line or "ERROR" in line]
     if done.returncode or warnings and strict or not (made / "index.html").exists():
-        said = warnings or [done.stdout, done.stderr]
+        said = warnings if warnings and strict else [done.stdout, done.stderr]
         raise BookError("Jupyter Book failed:\n" + "\n".join(said))
     _remove(book)
     shutil.move(made, book)

@@ -1,0 +1,81 @@
+"""The check of the pages' looks, on pages made with one fault each; and printing.
+
+What needs a browser or axe-core is skipped where there is none.
+"""
+
+import re
+
+import pytest
+from locksmith import errors
+from locksmith.book import browser, looks
+
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>A page</title>
+<meta name="viewport" content="width=device-width"><style>
+[data-theme=dark] {{ background: #111; color: #eee }} [data-theme=dark] a {{ color: #9cf }}
+{style}</style><script>
+document.documentElement.dataset.theme = localStorage.getItem("theme")</script>
+<main>{body}</main>"""
+
+
+def looks_of(pages, book):
+    """What `looks.faults` finds, or a skip that names what is missing."""
+    try:
+        browser.find()
+        return looks.faults(pages, book)
+    except errors.BadInput as error:
+        if isinstance(error, browser.NoBrowser) or "is not installed" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+def write(folder, name, body, style=""):
+    path = folder / name
+    path.write_text(PAGE.format(body=body, style=style), encoding="utf-8")
+    return path
+
+
+def test_links_that_lead_nowhere_are_named(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a picture.png").touch()
+    write(tmp_path, "index.html", '<a href="sub/other.html#there">x</a> <a href="#top">y</a>'
+          '<img src="a%20picture.png?v=1"><a href="https://example.org/nowhere">z</a><p id="top">')
+    write(tmp_path / "sub", "other.html", '<a href="../index.html#bottom">x</a><p id="there">'
+          '<a href="gone.html">y</a><script src="/gone.js"></script><a href="../sub/">z</a>')
+    assert looks.links(tmp_path) == [f"sub/other.html: {link} leads nowhere" for link in
+                                     ("../index.html#bottom", "gone.html", "/gone.js", "../sub/")]
+
+
+def test_faults_are_found_in_the_theme_in_which_they_are(tmp_path):
+    pages = [
+        write(tmp_path, "good.html", "<p>Black on white, or white on black.</p>"),
+        write(tmp_path, "faint.html", "<p>Too faint.</p>", "p { color: #888 }"),
+        write(tmp_path, "dark.html", '<p>So <a href="x">faint</a>.</p>',
+              "a, [data-theme=dark] a { color: #00c }"),
+        write(tmp_path, "gone.html", "<p>White on white.</p>", "p { color: #fff }"),
+        write(tmp_path, "folded.html", "<details><summary>More</summary><p>Faint.</p></details>",
+              "details p { color: #888; background: #fff }"),
+        write(tmp_path, "wide.html", "<div><p>Wide.</p></div>", "p { width: 500px }"),
+        write(tmp_path, "scrolls.html", "<div><p>Wide.</p></div>",
+              "div { overflow: auto } p { width: 500px }"),
+        write(tmp_path, "mute.html", '<img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">'),
+    ]
+    found = looks_of(pages, tmp_path)
+    where = [re.match(r"(\w+)\.html, (\w+): (.*)", fault).groups() for fault in found]
+    assert [(page, theme) for page, theme, _ in where] == [
+        ("faint", "light"), ("dark", "dark"), ("gone", "light"), ("folded", "light"),
+        ("folded", "dark"), ("wide", "light"), ("wide", "dark"), ("mute", "light"),
+        ("mute", "dark")]
+    says = {page: text for page, _, text in where}
+    assert "contrast of 3.54" in says["faint"] and "Too faint" in says["faint"]
+    assert "500" not in says["faint"] and "pixels wide on a phone of 390" in says["wide"]
+    assert "<p>Wide.</p>" in says["wide"]
+    with pytest.raises(errors.BadInput, match="10 faults on the pages:\ndark.html: x leads"):
+        looks.check(tmp_path)
+
+
+def test_a_folder_without_pages_and_a_machine_without_a_browser_are_named(tmp_path, monkeypatch):
+    with pytest.raises(errors.BadInput, match="holds no page; run `make book`"):
+        looks.check(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(browser.NoBrowser, match="none of chromium, "):
+        browser.find()
