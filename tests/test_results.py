@@ -203,6 +203,16 @@ def test_every_headline_is_a_fact_of_the_book():
         assert set(yaml.safe_load(path.read_text())["lab"]) == {"countdown", "chain"}
 
 
+def test_dvc_shows_the_headlines_in_lines_of_120_characters():
+    """A path, and a column a family, as `dvc metrics show` sets them: four blanks between."""
+    families = {f"lab.{family}" for family in params.load("lab")["families"]}
+    families |= {f"open.{task}" for values in params.load("open")["chapters"].values()
+                 for task in values.get("tasks", ())}
+    longest = max(len((results.ROOT / "metrics" / f"{' '.join(name)}.yaml").as_posix())
+                  for name in results.HEADLINES)
+    assert longest + sum(4 + max(len(name), 6) for name in families) <= 120
+
+
 def test_the_committed_table_is_that_of_the_committed_results(tmp_path, monkeypatch):
     committed = ROOT / "results/facts.csv"
     if not committed.exists():
