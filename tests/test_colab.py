@@ -56,14 +56,18 @@ def test_a_forks_address_reaches_every_chapter(tmp_path, monkeypatch):
     assert [p.read_bytes() for p in sorted(book.glob("chapters/*.ipynb"))] == once
 
 
-def runs_of(cell, here, monkeypatch):
-    """Runs a cell as Colab would, in the folder `here`; returns the commands that it started."""
+def runs_of(cell, here, monkeypatch, answers=True):
+    """Runs a cell as Colab would, in the folder `here`; returns the commands that it started.
+
+    answers: whether there is a repository to clone.
+    """
     started = []
 
-    def run(command, check):
+    def run(command, **_):
         started.append([str(part) for part in command])
-        if command[0] == "git":
+        if command[0] == "git" and answers:
             Path(command[-1], "lib/locksmith").mkdir(parents=True)
+        return subprocess.CompletedProcess(command, 0 if answers else 128)
 
     with monkeypatch.context() as patch:
         patch.chdir(here)
@@ -86,6 +90,28 @@ def test_the_cell_may_be_run_any_number_of_times_from_anywhere(tmp_path, monkeyp
             assert names == ["git"] * new + [sys.executable, "prepare"]
             assert started[-1] == ["prepare", chapter.stem]
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["book", "lib", "locksmith"]
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS[:2], ids=lambda path: path.stem)
+def test_an_address_that_answers_nowhere_is_named_in_one_sentence(chapter, tmp_path, monkeypatch):
+    """The book's own is such a one: nothing is installed, and nobody is asked for a password."""
+    url = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+    with pytest.raises(SystemExit) as caught:
+        runs_of(first_cell(chapter), tmp_path, monkeypatch, answers=False)
+    assert str(caught.value).startswith(f"No repository at {url}; ")
+    assert str(caught.value).endswith("in LOCKSMITH_REPO.") and list(tmp_path.iterdir()) == []
+
+
+def test_git_does_not_wait_for_a_password(tmp_path):
+    """The cell alone, without network: git's own message stands above the sentence."""
+    script = ("import sys, types\nsys.modules['google.colab'] = types.ModuleType('google.colab')\n"
+              + first_cell(CHAPTERS[0]).source)
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True,
+                          text=True, check=False, timeout=60, stdin=subprocess.DEVNULL,
+                          env={**os.environ, "LOCKSMITH_REPO": str(tmp_path / "nowhere")})
+    said = done.stderr.splitlines()
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert said[-1].startswith(f"No repository at {tmp_path / 'nowhere'}; ")
 
 
 def test_the_cell_installs_what_its_chapter_imports(tmp_path, monkeypatch):

@@ -26,7 +26,9 @@ if "google.colab" in sys.modules:
     book = next((p for p in above if (p / "lib/locksmith").is_dir()), Path("book"))
     if not book.exists():
         address = os.environ.get("LOCKSMITH_REPO", address)
-        subprocess.run(["git", "clone", "-q", "-b", "{branch}", address, book], check=True)
+        clone = ["git", "clone", "-q", "-b", "{branch}", address, book]
+        if subprocess.run(clone, env=os.environ | {{"GIT_TERMINAL_PROMPT": "0"}}).returncode:
+            sys.exit(f"No repository at {{address}}; name one that answers in LOCKSMITH_REPO.")
     os.chdir(book)
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", ".{extras}"], check=True)
     sys.path.insert(0, os.path.abspath("lib"))
