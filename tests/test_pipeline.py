@@ -171,7 +171,7 @@ def test_only_what_depends_on_a_change_reruns(book):
 
     assert changed("lib/locksmith/book/site.py") == set()
     assert changed("lib/locksmith/book/notebooks.py") == set()
-    assert changed("lib/locksmith/experiments/taxonomy.py") == {"chapter-01", "chapter-04"}
+    assert changed("lib/locksmith/experiments/taxonomy.py") == {"chapter-01", "chapter-04", "play"}
     assert changed("claims.yml") == {"verdict"}
     assert changed("lib/locksmith/rl.py") == {
         "rl@countdown", "rl@chain", "ladders@countdown", "ladders@chain",

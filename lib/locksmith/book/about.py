@@ -85,9 +85,10 @@ def describe(app: Any, pagename: str, _template: str, context: dict, doctree: An
 
 
 def _first_paragraph(doctree):
-    """The first paragraph of a page that is prose of its own and no box, table or list."""
+    """The first paragraph of a page that is prose of its own, without formulas, and no box, table
+    or list."""
     for paragraph in doctree.findall(nodes.paragraph) if doctree else ():
-        text = paragraph.astext()
+        text = "" if any(paragraph.findall(nodes.math)) else paragraph.astext()
         if isinstance(paragraph.parent, (nodes.section, nodes.document)) and len(text) > 40:
             return shortened(text)
     return None

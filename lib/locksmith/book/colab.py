@@ -21,13 +21,11 @@ import sys
 from pathlib import Path
 
 if "google.colab" in sys.modules:
-    address = "{address}"
+    address = os.environ.get("LOCKSMITH_REPO", "{address}")
     above = [Path.cwd(), *Path.cwd().parents]
     book = next((p for p in above if (p / "lib/locksmith").is_dir()), Path("book"))
     if not book.exists():
-        address = os.environ.get("LOCKSMITH_REPO", address)
-        clone = ["git", "clone", "-q", "-b", "{branch}", address, book]
-        if subprocess.run(clone, env=os.environ | {{"GIT_TERMINAL_PROMPT": "0"}}).returncode:
+        if os.system(f"GIT_TERMINAL_PROMPT=0 git clone -q -b {branch} '{{address}}' {{book}}"):
             sys.exit(f"No repository at {{address}}; name one that answers in LOCKSMITH_REPO.")
     os.chdir(book)
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", ".{extras}"], check=True)
