@@ -27,13 +27,14 @@ def test_address_is_the_configurations(chapter):
     config = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]
     cell = first_cell(chapter)
     assert {"colab", "hide-input"} <= set(cell.metadata.tags)
-    assert f'"{config["url"]}"' in cell.source and f'"-b", "{config["branch"]}"' in cell.source
+    assert f'"{config["url"]}"' in cell.source and f'"-qb", "{config["branch"]}"' in cell.source
     assert cell.source == colab.cell(chapter.stem, ROOT / "_config.yml")
 
 
 def test_nothing_happens_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("ran a command"))
+    for name in ("run", "call"):
+        monkeypatch.setattr(subprocess, name, lambda *a, **k: pytest.fail("ran a command"))
     exec(first_cell(CHAPTERS[0]).source, {})
     assert Path.cwd() == tmp_path
     (tmp_path / "chapters").mkdir()
@@ -50,7 +51,7 @@ def test_a_forks_address_reaches_every_chapter(tmp_path, monkeypatch):
     (book / "_config.yml").write_text(config.replace(old, "https://example.org/fork"))
     colab.main()
     for chapter in (book / "chapters").glob("*.ipynb"):
-        assert 'address = "https://example.org/fork"' in first_cell(chapter).source
+        assert '"LOCKSMITH_REPO", "https://example.org/fork")' in first_cell(chapter).source
     once = [p.read_bytes() for p in sorted(book.glob("chapters/*.ipynb"))]
     colab.main()
     assert [p.read_bytes() for p in sorted(book.glob("chapters/*.ipynb"))] == once
@@ -73,6 +74,7 @@ def runs_of(cell, here, monkeypatch, answers=True):
         patch.chdir(here)
         patch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
         patch.setattr(subprocess, "run", run)
+        patch.setattr(subprocess, "call", lambda command: run(command).returncode)
         patch.setattr(colab, "prepare", lambda chapter: started.append(["prepare", chapter]))
         patch.setattr(sys, "path", list(sys.path))
         exec(cell.source, {})

@@ -21,12 +21,12 @@ import sys
 from pathlib import Path
 
 if "google.colab" in sys.modules:
-    address = os.environ.get("LOCKSMITH_REPO", "{address}")
+    url = os.environ.get("LOCKSMITH_REPO", "{address}")
     above = [Path.cwd(), *Path.cwd().parents]
     book = next((p for p in above if (p / "lib/locksmith").is_dir()), Path("book"))
     if not book.exists():
-        if os.system(f"GIT_TERMINAL_PROMPT=0 git clone -q -b {branch} '{{address}}' {{book}}"):
-            sys.exit(f"No repository at {{address}}; name one that answers in LOCKSMITH_REPO.")
+        if subprocess.call(["git", "-c", "core.askPass=true", "clone", "-qb", "{ref}", url, book]):
+            sys.exit(f"No repository at {{url}}; name one that answers in LOCKSMITH_REPO.")
     os.chdir(book)
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", ".{extras}"], check=True)
     sys.path.insert(0, os.path.abspath("lib"))
@@ -40,7 +40,7 @@ PROJECT = Path(__file__).resolve().parents[3] / "pyproject.toml"
 def cell(chapter: str, config: str | Path = "_config.yml") -> str:
     """Source of the first code cell of a chapter (its file name without .ipynb)."""
     repository = plain_yaml.read(config)["repository"]
-    return CELL.format(address=repository["url"], branch=repository["branch"], chapter=chapter,
+    return CELL.format(address=repository["url"], ref=repository["branch"], chapter=chapter,
                        extras=extras(chapter, Path(config).parent))
 
 
