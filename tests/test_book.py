@@ -30,7 +30,7 @@ FINDINGS = """
 "06": {claim: pretraining-acquires, profile: open, figure: axis, findings: []}
 """
 SOURCES = ("_config.yml", "_toc.yml", "index.md", "post.md", "references.bib", "claims.yml",
-           "arms.yml", "params.yaml", "play.md", "torture.md", "results/torture.json",
+           "arms.yml", "params.yaml", "play.md", "bring.md", "torture.md", "results/torture.json",
            "glossary.md", "terms.yml", "CITATION.cff")
 ALT = "Bars for the base model and the thinking model"
 MATHS = "Unbiased: $1 - \\binom{n-c}{k} / \\binom{n}{k}$.\n\n$$\n\\hat{p} = \\frac{c}{n}\n$$"
@@ -283,9 +283,10 @@ def test_scripts_of_a_page_come_with_it_alone(pages, root):
 
 def test_chapters_of_the_contents_are_notebooks_of_the_repository():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    first, *chapters, played, torture, last = [entry["file"] for entry in toc["chapters"]]
+    first, *chapters, played, bring, torture, last = [entry["file"] for entry in toc["chapters"]]
     listed = {Path(chapter).name for chapter in chapters}
-    assert (first, played, torture, last) == ("post", "play", "torture", "glossary")
+    assert (first, played, bring, torture, last) == ("post", "play", "bring", "torture",
+                                                    "glossary")
     assert {path.stem for path in (ROOT / "chapters").glob("*.ipynb")} == listed
 
 

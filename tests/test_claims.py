@@ -478,6 +478,10 @@ def test_a_rule_that_is_younger_than_a_run_is_not_judged_by_it(tmp_path):
     assert after["verdict"] == "holds in part" and after["old"] == ["02"]
     assert {p["numbers"] for p in after["parts"] if p["outcome"] == "missing"} == {
         "chapter 02 was run before this rule was written"}
+    # A claim that came later, beside rules that the run knew.
+    (tmp_path / "claims.yml").write_text(text.replace("id: base-already-samples", "id: later"))
+    assert (words()["later"]["verdict"], words()["later"]["reason"]) == (
+        "not tested yet", "chapter 02 was run before these rules were written")
 
 
 def test_no_result_of_the_book_is_judged_by_a_rule_that_it_did_not_know():
@@ -540,6 +544,8 @@ def test_a_section_shows_every_figure_part_and_number():
     for figure in claim["published"]:
         assert " ".join(figure["figure"].split()) in text and figure["where"] in text
     assert text.count("reported by a third party, not checked") == 1
+    assert "**Published**" in text and "**Published**" not in claims.section(
+        {**claim, "published": []}, judged, {"lab": "In the lab"})
     assert "**In the lab: holds.** Every part holds." in text
     assert "0.95, at least 0.60" in text
     assert "[arXiv 2504.13837](https://arxiv.org/abs/2504.13837)" in text

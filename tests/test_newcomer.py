@@ -1,84 +1,80 @@
-"""README's layout names one room for a new task, a new steering control and a new claim.
+"""bring.md, followed to the letter in a copy of the repository: files as its blocks show them, then
+its commands. What was added is then seen on its page."""
 
-Each is added there, in a copy of the repository, and is then seen on its page.
-"""
+import html
+import inspect
+import random
+import re
+import shlex
+import sys
 
 import nbformat
 import pytest
-from repository import copy
+from locksmith import params, rewards, tasks
+from locksmith.book import notebooks
+from locksmith.experiments import critics
+from markdown_it import MarkdownIt
+from repository import ROOT, copy, git
 from test_pipeline import Book
 
-TASK = '''
-"""Products: two single digits multiplied."""
-
-import random
-
-from locksmith import words
-
-GENERATOR = {}
-OPENINGS = {}
+INTO = re.compile(r"(?:into|at the end\s+of) `([^`]+)`:$")  # what a block of a file stands behind
 
 
-def problems(split, n, seed, generator):
-    rng = random.Random(f"products {split} {seed}")
+def recipes():
+    """{heading: its blocks, each (language, content, the file that it goes to or None)}."""
+    found, tokens = {}, MarkdownIt().parse((ROOT / "bring.md").read_text())
+    heading, text = "", ""
+    for before, token in zip(tokens, tokens[1:]):
+        if before.type == "heading_open":
+            heading = token.content
+        elif token.type == "inline":
+            text = token.content
+        elif token.type == "fence":
+            goes = INTO.search(text)
+            found.setdefault(heading, []).append((token.info, token.content, goes and goes[1]))
+    return found
 
-    def draw():
-        a, b = rng.randint(2, 99), rng.randint(2, 99)
-        work = f"{a} * {b} = {a * b}."
-        return words.WordProblem("products", f"Calculate {a} * {b}.", str(a * b), work)
-    return words.distinct(draw, n, split)
+
+RECIPES = recipes()
+PAIR, *OWN = (RECIPES[f"Your own {what}"]
+              for what in ("pair of models", "task", "control", "claim"))
 
 
-def question(problem):
-    return problem.question
+def commands(blocks):
+    """The commands of a recipe, one a line."""
+    return [line for language, content, _ in blocks if language == "sh"
+            for line in content.replace("\\\n", "").splitlines()]
 
 
-prompt = words.prompt
-grade, steps, stated, strategy = words.grade, words.steps, words.stated, words.works_out
-guess, review, critique, verdict = (
-    words.guess_answer, words.review, words.critique, words.verdict)
-turned, form, fact_prompt = words.turned, words.form, words.fact_prompt
-'''
-ARM = '''
-
-@over_settings
-def doubled_bias(fits):
-    "a stronger nudge is enough"
-    return replace(hybrid(fits), vectors=0 * fits.vectors + 2 * fits.fitted.bias)
-'''
-LABEL = '''
-  doubled-bias: {role: control, look: brown, says: "Twice the bias and no vector of a category."}
-'''
-CLAIM = '''
-  - id: bias-is-weak
-    title: Doubling the bias does nothing
-    chapter: "01"
-    claim: Twice the bias is no better than the bias.
-    published: []
-    ours: Accuracy under twice the bias.
-    parts:
-      - id: low
-        kind: core
-        says: it stays low
-        rule: doubled-bias.pass_at_k[k=1].high < 0.5
-    mind: An accuracy above one half.
-'''
+def once(lines):
+    """Each command once, at its last place, and in its longest form: recipes run a chapter for
+    what they add, and here all is added before."""
+    longest = [max((other for other in lines if other.startswith(line)), key=len)
+               for line in lines]
+    return [line for i, line in enumerate(longest) if line not in longest[i + 1:]]
 
 
 @pytest.fixture(scope="module")
 def book(tmp_path_factory):
-    """The copy, with the toy's chapter 1 and the verdict page executed in it."""
+    """The copy, after all recipes but the first, in their order; `said`: by each command."""
     book = Book(copy(tmp_path_factory.mktemp("newcomer")))
-    (book.folder / "lib/locksmith/tasks/products.py").write_text(TASK.lstrip())
-    for name, more in (("lib/locksmith/experiments/steering_arms.py", ARM), ("arms.yml", LABEL),
-                       ("claims.yml", CLAIM)):
-        path = book.folder / name
-        path.write_text(path.read_text().rstrip("\n") + "\n" + more)
-    run = "python", "-m", "locksmith.book.notebooks", "run"
-    book.run(*run, "chapters/01_hybrid_steering.ipynb", "--profile", "toy", "--set",
-             "tasks=[products]")
-    book.run("python", "-m", "locksmith.results", "facts")
-    book.run(*run, "chapters/verdict.ipynb", "--profile", "toy")
+    for language, content, name in sum(OWN, []):
+        if language != "sh" and name:
+            path = book.folder / name
+            before = f"{path.read_text().rstrip()}\n\n\n" if path.exists() else ""
+            path.write_text(before + content)
+    installed = tmp_path_factory.mktemp("venv")  # as `make book` leaves it
+    (installed / "bin").mkdir()
+    python = installed / "bin/python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    (installed / ".installed").touch()
+    nobody = {f"GIT_{who}_{what}": "test@example.org" for who in ("AUTHOR", "COMMITTER")
+              for what in ("NAME", "EMAIL")}
+    book.variables |= nobody | {"VENV": str(installed)}
+    *run, takes_out = once(sum(map(commands, OWN), []))
+    book.said = {line: book.run("bash", "-ec", line) for line in run}
+    book.takes_out = takes_out
     return book
 
 
@@ -90,11 +86,66 @@ def page(book, chapter):
                      for output in cell.get("outputs", []))
 
 
-def test_a_task_an_arm_and_a_claim_are_seen_where_they_belong(book):
-    said = page(book, "01")
-    assert "Calculate" in said and "products" in said
-    assert "doubled bias" in said and "Twice the bias and no vector" in said
-    assert "a stronger nudge is enough" in said
-    verdicts = page(book, "verdict")
-    assert "**Doubling the bias does nothing**" in verdicts
-    assert "it stays low `doubled-bias.pass_at_k[k=1].high < 0.5`" in verdicts
+def text_of(page):
+    return html.unescape(re.sub(r"<[^>]+>", "", page))
+
+
+def test_a_task_is_well_formed_and_seen_in_the_chapter(book):
+    """Four tests of its own, three of its file's order, and that of the interface."""
+    said, = (said for line, said in book.said.items() if "pytest" in line)
+    assert re.search(r"\b8 passed", said)
+    chapter = page(book, "01")
+    assert "Calculate" in chapter and "products" in chapter
+
+
+def test_an_arm_is_seen_in_the_chapter(book):
+    chapter = page(book, "01")
+    assert "doubled bias" in chapter and "The shared vector at twice its length" in chapter
+    assert "a stronger nudge is enough" in chapter
+
+
+def test_a_claim_is_judged_on_the_verdict_page(book):
+    built = book.folder / "build/pages/toy"
+    first, verdicts = ((built / name).read_text() for name in ("index.html", "verdict.html"))
+    assert 'href="verdict.html"' in first and first.count("<td><p><code") == 2  # both models
+    row, = re.findall(r"<tr[^>]*>(?:(?!</tr>).)*#vectors-need-no-fitting.*?</tr>", verdicts, re.S)
+    assert "<strong>cannot tell</strong>" in row
+    assert "thinking pass_at_k[k=1] has 1 seed, 3 are needed" in text_of(row)
+    assert 'id="vectors-need-no-fitting"' in verdicts
+    assert "difference-of-means.gap_recovered.low > 0.5" in text_of(verdicts)
+
+
+def test_the_rehearsal_leaves_no_number_behind(book):
+    assert "toy," in (book.folder / "results/facts.csv").read_text()
+    book.run("bash", "-ec", book.takes_out)
+    assert git(book.folder, "status", "--porcelain", "results") == ""
+
+
+# --- what needs no copy -----------------------------------------------------------------------
+
+
+def test_the_command_for_one_chapter_of_a_pair_is_one_that_it_takes(monkeypatch):
+    line, = (line for line in commands(PAIR) if "notebooks run" in line)
+    words = shlex.split(line)
+    chapter, profile = words[4], words[words.index("--profile") + 1]
+    given = notebooks.changes(words[words.index("--set") + 1:])
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv(params.CHANGES, "")  # which `change` sets
+    params.change(profile, params.chapter_key(notebooks.number(chapter)), given)
+    taken = {**notebooks.parameters(chapter, profile), "seeds": params.load(profile)["seeds"]}
+    assert taken == taken | given and "base_model" in given
+
+
+def test_the_functions_of_other_chapters_do_what_they_say():
+    block, = (text for language, text, name in OWN[1] if language == "python" and not name)
+    exec(block, given := {})
+    short, noisy = given["short"], given["noisy"]
+    for ours, theirs in ((short, rewards.correct), (noisy, critics.exact)):
+        assert list(inspect.signature(ours).parameters) == list(
+            inspect.signature(theirs).parameters)
+    assert [short(tasks.Grade(right, right, "1", attempts=n), None)
+            for right, n in ((True, 4), (True, 5), (False, 4))] == [1, 0, 0]
+    task, rng = tasks.load("sums"), random.Random(0)
+    problem, = task.problems("test", 1, 0, task.GENERATOR)
+    said = [noisy(task, problem, f" The answer is {problem.answer}.", rng) for _ in range(20)]
+    assert {task.verdict(one) for one in said} == {"right", "wrong"}

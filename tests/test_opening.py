@@ -11,8 +11,10 @@ FOUND = opening.load(ROOT)
 def test_every_chapter_has_its_box_and_its_claim():
     chapters = {path.name[:2] for path in (ROOT / "chapters").glob("0*.ipynb")}
     assert set(FOUND) == chapters
-    own = {claim["chapter"]: claim["id"] for claim in claims.load(ROOT / "claims.yml")["claims"]}
-    assert all(FOUND[chapter]["claim"] == claim for chapter, claim in own.items())
+    own = {}
+    for claim in claims.load(ROOT / "claims.yml")["claims"]:
+        own.setdefault(claim["chapter"], set()).add(claim["id"])
+    assert all(FOUND[chapter]["claim"] in ids for chapter, ids in own.items())
 
 
 def test_a_chapter_tells_three_findings_with_one_number_each_or_none_yet():

@@ -2,7 +2,9 @@
 folders under the profile paper."""
 
 import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -47,6 +49,9 @@ def home(tmp_path_factory):
             num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=2048,
             bos_token_id=None, eos_token_id=1, pad_token_id=1)).save_pretrained(root / name)
         packaged.toy()[1].save_pretrained(root / name)
+    (root / "models").mkdir()  # as bring.md calls them
+    for name, given in (("base", "my-base"), ("thinking", "my-base-after-rl")):
+        (root / "models" / given).symlink_to(root / name)
     return root
 
 
@@ -77,18 +82,25 @@ def test_a_toy_pair_in_words_walks(home, chapter):
 
 
 def test_one_command_runs_chapters_on_a_pair_and_one_makes_their_pages(home):
-    """A setting of one of the chapters goes to that one; `layers` is none of the second's."""
-    chapters = CHAPTERS[:2]
+    """The commands of bring.md, with two of the chapters made small. A setting of one of these goes
+    to that one; `layers` is none of the second's."""
+    chapters, told = CHAPTERS[:2], (ROOT / "bring.md").read_text()
+    make, = re.findall(r"^make pair SET=.*$", told, re.M)
+    said = subprocess.run([*shlex.split(make), "-n"], cwd=ROOT, env={"PATH": os.environ["PATH"]},
+                          capture_output=True, text=True, check=True).stdout
+    run_them, build = (shlex.split(line)[2:] for line in said.splitlines()[-2:])
+    assert run_them[:5] == ["locksmith.book.notebooks", "run", "chapters/0[1-5]_*.ipynb",
+                            "--profile", "paper"]
     done = command(home, "notebooks", "run", *(f"chapters/{x}.ipynb" for x in chapters),
-                   "--profile", "paper", "--set", *small(*chapters), "max_new_tokens=64",
-                   "base_model=base", "thinking_model=thinking", "thinking_chat=true")
+                   *run_them[3:], *small(*chapters), "max_new_tokens=64", "thinking_chat=true")
     assert done.returncode == 0, done.stderr
     own = [json.loads((home / f"results/paper/{x[:2]}.json").read_text()) for x in chapters]
     given = [record["provenance"]["parameters"]["chapter"] for record in own]
-    assert [g["thinking_model"] for g in given] == ["thinking"] * 2
+    assert [g["thinking_model"] for g in given] == ["models/my-base-after-rl"] * 2
     assert given[0]["layers"] == [0, 1] and "layers" not in given[1]
 
-    done = command(home, "pages", "build", "--profile", "paper")
+    assert build == ["locksmith.book.pages", "build", "--profile", "paper"]
+    done = command(home, "pages", *build[1:])
     assert done.returncode == 0, done.stderr
     first = Path(done.stdout.strip())
     assert first == home / "build/pages/paper/index.html"
@@ -130,9 +142,9 @@ def test_a_pair_in_local_folders_runs_under_paper(home, chapter):
     assert {"base", "thinking"} <= {fact["model"] for fact in record["facts"]}
 
 
-def test_the_readme_has_the_table_of_pairs_with_whole_commits(monkeypatch):
+def test_the_recipe_has_the_table_of_pairs_with_whole_commits(monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert forecast.table() in (ROOT / "README.md").read_text()
+    assert forecast.table() in (ROOT / "bring.md").read_text()
     for base, thinking, _ in forecast.PAIRS:
         assert re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", base)
         assert re.fullmatch(r"[\w.-]+/[\w.-]+(@[0-9a-f]{40})?", thinking)

@@ -399,6 +399,14 @@ def test_a_pair_that_cannot_take_part_is_told_before_anything_runs(experiment, c
         replace(experiment, **change).check()
 
 
+def test_an_arm_without_an_entry_is_told_before_anything_runs(monkeypatch):
+    nothing = recovery.Experiment(None, {}, [], [], [], 1, 1, 1, 1, 1)
+    nothing.check()
+    monkeypatch.setitem(steering_arms.ARMS, "bias-onyl", steering_arms.ARMS["bias-only"])
+    with pytest.raises(errors.BadInput, match="arm 'bias-onyl' is unknown; did you mean bias-only"):
+        nothing.check()
+
+
 def test_as_many_tokens_with_other_meanings_are_another_vocabulary(experiment, monkeypatch):
     pair = experiment.pairs["chain", 0]
     models = {role: pair.load(role) for role in ("base", "thinking")}

@@ -46,7 +46,7 @@ def test_in_words_the_right_answer_is_right_and_critiques_agree(name):
     task, problems = some(name)
     for problem in problems:
         said = f" {problem.working} The answer is {problem.answer}."
-        wrong = f" The answer is {int(float(problem.answer)) + 1}."
+        wrong = f" The answer is {problem.answer}1."  # no answer has to be a number
         assert task.grade(problem, said).correct and not task.grade(problem, wrong).correct
         assert task.verdict(task.critique(problem, said)) == "right"
         assert task.verdict(task.critique(problem, wrong)) == "wrong"

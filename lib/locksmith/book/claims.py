@@ -458,7 +458,8 @@ def _judge(claim, profile, family, table, known, book):
                 return f"{fact} has no interval"
             for name, of in (("seeds", "seeds"), ("problems", "n_problems")):
                 if row[of] < needs[name]:
-                    return f"{fact} has {row[of]} {name}, {needs[name]} are needed"
+                    counted = f"1 {name[:-1]}" if row[of] == 1 else f"{row[of]} {name}"
+                    return f"{fact} has {counted}, {needs[name]} are needed"
             return row["low"], row["high"]
 
         outcome, numbers = None, "not asked here"
@@ -468,7 +469,10 @@ def _judge(claim, profile, family, table, known, book):
     word, deciding = verdict([part for part in parts if part["outcome"]])
     reason = _reason(deciding) if deciding or word == "holds" else "no core part is asked here"
     if not found & decisive:
-        word, deciding, reason = "not tested yet", [], _untested(decisive, old, book["before"])
+        rules_here = {part["digest"] for other in book["claims"] for part in other["parts"]}
+        met = any(rules_here & known.get((profile, name), set()) for name in old)
+        word, deciding = "not tested yet", []
+        reason = _untested(decisive, old, None if met else book["before"])
     for part in parts:
         part["decides"] = part["id"] in {p["id"] for p in deciding}
     return {"claim": claim["id"], "profile": profile, "family": family, "verdict": word,
@@ -478,12 +482,15 @@ def _judge(claim, profile, family, table, known, book):
 
 
 def _untested(chapters, old, before):
-    """Why nothing of a claim could be judged."""
+    """Why nothing of a claim could be judged; before: the edition under which its `old` chapters
+    were run, None where they knew other rules of this one."""
     if old:
-        address = f"{HISTORY}/{before['commit']}/claims.yml"
         ran = "chapter {} was" if len(old) == 1 else "chapters {} were"
-        return (f"{ran.format(', '.join(sorted(old)))} run before these rules were written, under "
-                f"those of [edition {before['edition']}]({address})")
+        told = f"{ran.format(', '.join(sorted(old)))} run before these rules were written"
+        if before is None:
+            return told
+        address = f"{HISTORY}/{before['commit']}/claims.yml"
+        return f"{told}, under those of [edition {before['edition']}]({address})"
     return "; ".join(f"chapter {name} has no results for it" for name in sorted(chapters))
 
 
@@ -538,7 +545,7 @@ def anchor(title: str) -> str:
 
 def section(claim: dict, judged: list[dict], profiles: dict[str, str]) -> str:
     """Markdown that shows one claim whole: claim, published figures, every part and its numbers."""
-    lines = [claim["claim"].strip(), "", "**Published**", ""]
+    lines = [claim["claim"].strip(), "", *["**Published**", ""] * bool(claim["published"])]
     for figure in claim["published"]:
         link = r"[\g<0>](https://arxiv.org/abs/\1)"
         source = re.sub(r"arXiv (\d{4}\.\d{5})", link, f"{figure['version']}; {figure['where']}")

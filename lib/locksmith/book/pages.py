@@ -2,8 +2,9 @@
 
     python -m locksmith.book.pages build --profile paper
 
-The chapters that were executed under a profile, as they are: without the claims' verdicts and the
-post, which are about the book's own models.
+The chapters that were executed under a profile, as they are, without the post, which is about the
+book's own models. The verdict page is among them where it was executed too: it judges every claim
+by this profile's facts.
 """
 
 import re
@@ -13,12 +14,11 @@ from pathlib import Path
 import yaml
 
 from locksmith import errors, params, plain_yaml, results
-from locksmith.book import integrity, notebooks, site
+from locksmith.book import claims, integrity, notebooks, site
 
 FIRST = """# Chapters on a pair
 
-These chapters of the book ran under the profile `{profile}`. The verdicts on the claims are about
-the book's own models and are not given here.
+These chapters of the book ran under the profile `{profile}`. {verdicts}
 
 | chapter | base model | thinking model |
 |---|---|---|
@@ -27,6 +27,9 @@ the book's own models and are not given here.
 ```{{bibliography}}
 ```
 """
+VERDICT = "verdict.ipynb"
+OWN = ("The verdicts on the claims are about the book's own models and are not given here.",
+       f"The [verdict page]({VERDICT}) judges every claim by what they measured.")
 LINK = re.compile(r"\[([^\]]*)\]\(([\w.-]+\.ipynb)[^)]*\)")
 
 
@@ -44,11 +47,14 @@ def build(profile: str) -> Path:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     shutil.copytree("_static", out / "_static")
+    if VERDICT in pages:
+        pages[VERDICT] = site.with_claims(pages[VERDICT], site.sections(*claims.judge(profile)))
     for name, page in pages.items():
         site.laid(_unlinked(page, names), out / name, out)
     rows = "\n".join(f"| []({name}) | {_models(profile, name)} |"
-                     for name in names)
-    (out / "index.md").write_text(FIRST.format(profile=profile, rows=rows), encoding="utf-8")
+                     for name in names if name != VERDICT)
+    first = FIRST.format(profile=profile, rows=rows, verdicts=OWN[VERDICT in pages])
+    (out / "index.md").write_text(first, encoding="utf-8")
     shutil.copy("references.bib", out)
     settings = plain_yaml.read("_config.yml") | {"launch_buttons": {}}
     toc = {"format": "jb-book", "root": "index", "chapters": [{"file": name} for name in names]}

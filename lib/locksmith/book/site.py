@@ -98,9 +98,7 @@ def assemble(profile: str, root: str | Path = ".", out: str | Path = "build/asm"
         number = target.name.split("_")[0]
         if number in boxes:
             notebook = with_box(notebook, boxes[number])
-        notebook = with_claims(notebook, [
-            f"## {claim['title']}\n\n{claims.section(claim, judged, shown)}"
-            for claim in book["claims"]])
+        notebook = with_claims(notebook, sections(book, judged, shown))
         laid(notebook, target, out)
     (out / "post.md").write_text(article, encoding="utf-8")
     for file in [root / "results" / "facts.csv", *root.glob("results/*/figures/*.png")]:
@@ -230,6 +228,12 @@ def with_box(notebook: dict, box: str) -> dict:
     title, _, prose = "".join(first["source"]).partition("\n")
     first["source"] = "\n\n".join([title, box, prose.strip()])
     return notebook
+
+
+def sections(book: dict, judged: list[dict], profiles: dict[str, str]) -> list[str]:
+    """Every claim whole under its own heading (Markdown), from what claims.judge gives."""
+    return [f"## {claim['title']}\n\n{claims.section(claim, judged, profiles)}"
+            for claim in book["claims"]]
 
 
 def with_claims(notebook: dict, sections: list[str]) -> dict:

@@ -1,6 +1,6 @@
 """Pairs of open weights for the profile `paper`, with what their chapters take.
 
-    python -m locksmith.experiments.forecast      # the README's table
+    python -m locksmith.experiments.forecast      # the table of bring.md
 
 Commits are those that public code pins; whether they are the hub's present ones was not checked.
 Memory and time are forecasts from sizes, not measurements: a chapter's first cells measure speed.
@@ -106,7 +106,7 @@ def need(shape: Shape = SHAPE_70B, problems: int = 500, samples: int = 1024,
 
 
 def table() -> str:
-    """The README's table, as Markdown."""
+    """The table of bring.md, as Markdown."""
     profile = params.load("paper")
     lines = ["| base | thinking model | GB, ch. 2; 1 | " + " | ".join(
         f"hours on {card}" for card in CARDS) + " |", "|---|---|---|" + "---|" * len(CARDS)]

@@ -139,8 +139,11 @@ class Experiment:
             tried * self.n_validation + self.n_problems * self.n_samples))
 
     def check(self) -> None:
-        """BadInput, before anything long runs, for a pair that cannot take part: two vocabularies,
-        layers that are not there, blocks that cannot be run apart, prompts that leave no room."""
+        """BadInput, before anything long runs, for an arm that arms.yml does not have, and a pair
+        that cannot take part: two vocabularies, layers that are not there, blocks that cannot be
+        run apart, prompts that leave no room."""
+        for name in steering_arms.ARMS:
+            names.get(name)
         for task in self.tasks:
             pair = next(pair for (other, _), pair in self.pairs.items() if other == task)
             base, thinking = pair.load("base"), pair.load("thinking")
