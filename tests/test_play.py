@@ -13,15 +13,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from browser import CHROMIUM, Browser
 from locksmith import corpus, engine, errors, lab, model, params, stats, steering, vocabulary
-from locksmith.book import play
+from locksmith.book import chromium, play
 from locksmith.experiments import browser, hybrid, taxonomy
 from locksmith.loading import Pair
 from locksmith.tasks import countdown
 from repository import ROOT, smoke_lab
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 PROMPTS = 20
 EDGE = 1e-5  # of probability: as near to a draw two roundings may part
 SETUPS = {
@@ -57,10 +55,13 @@ def trained_lab():
 
 
 @pytest.fixture(scope="module")
-def tab(tmp_path_factory):
-    tab = Browser(tmp_path_factory.mktemp("profile"), width=390)
-    yield tab
-    tab.close()
+def tab():
+    try:
+        chromium.find()
+    except chromium.NoBrowser as error:
+        pytest.skip(str(error))
+    with chromium.opened(width=390) as tab:
+        yield tab
 
 
 def written(folder, tab):
