@@ -56,7 +56,8 @@ looks: $(STAMP)  ## every page in light and dark: links, contrast, the width of 
 	python -m locksmith.book.looks
 
 publish: $(STAMP)  ## the book to branch gh-pages of REMOTE, from chapters that `make book` left executed
-	python -m locksmith.book.site build
+	python -m locksmith.book.pdf build
+	python -m locksmith.book.looks
 	ghp-import -n -p -f -r $(REMOTE) build/book
 
 lint: $(STAMP)

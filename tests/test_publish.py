@@ -36,8 +36,8 @@ def makefile(tmp_path):
 
 def test_publish_pushes_the_book_as_it_stands_and_nothing_else(tmp_path, makefile):
     """ghp-import as `make publish` calls it, twice; the remote is called mirror."""
-    build, push = dry_run(makefile, "publish", "REMOTE=mirror").splitlines()[-2:]
-    assert build == "python -m locksmith.book.site build"
+    *checked, push = dry_run(makefile, "publish", "REMOTE=mirror").splitlines()[-3:]
+    assert checked == ["python -m locksmith.book.pdf build", "python -m locksmith.book.looks"]
     git(tmp_path, "init", "-q", "--bare", "mirror.git")
     work = tmp_path / "work"
     book = work / "build" / "book"
@@ -83,8 +83,7 @@ def test_workflow_pulls_builds_and_uploads_without_running_a_notebook(makefile):
     assert "-c constraints.txt" in commands
     steps = [step.get("run") or step["uses"].partition("@")[0] for step in job["steps"]]
     order = ["actions/checkout", "make .venv/.installed", ".venv/bin/dvc pull -q --allow-missing",
-             ".venv/bin/python -m locksmith.book.site build", "actions/upload-pages-artifact",
-             "actions/deploy-pages"]
+             "make pdf", "make looks", "actions/upload-pages-artifact", "actions/deploy-pages"]
     assert [step for step in steps if step in order] == order
     upload = next(s for s in job["steps"] if "upload-pages" in s.get("uses", ""))
     assert upload["with"]["path"] == "build/book"

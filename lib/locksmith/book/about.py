@@ -67,7 +67,7 @@ def citation(root: str | Path = ".") -> str:
 
 
 def describe(app: Any, pagename: str, _template: str, context: dict, doctree: Any) -> None:
-    """Sphinx calls this for every page: writes its tags, and the button of the PDF."""
+    """Sphinx calls this for every page: writes its tags, and offers the PDF."""
     title = html.unescape(re.sub("<[^>]+>", "", context.get("title") or app.config.html_title))
     home = app.config.book_address
     card = Path(app.srcdir, CARD).exists() and home
@@ -76,12 +76,21 @@ def describe(app: Any, pagename: str, _template: str, context: dict, doctree: An
                 f"{home}{pagename}.html" if home else None,
                 (home + CARD, app.config.book_card) if card else None)
     context["metatags"] = "\n".join([context.get("metatags", ""), told])  # none on an index
+    if Path(app.srcdir, PDF).exists():
+        _offer(pagename == app.config.root_doc, context)
+
+
+def _offer(first, context):
+    """The PDF among each page's downloads, and under the title of the first page."""
+    url = context["pathto"](PDF, 1)
     for group in context.get("header_buttons", ()):
-        if group["label"] == "download-buttons" and Path(app.srcdir, PDF).exists():
+        if group["label"] == "download-buttons":
             group["buttons"].append({
-                "type": "link", "url": context["pathto"](PDF, 1), "text": "book.pdf",
-                "tooltip": "Download the whole book", "icon": "fas fa-book",
-                "label": "download-book-button"})
+                "type": "link", "url": url, "text": "book.pdf", "icon": "fas fa-book",
+                "tooltip": "Download the whole book", "label": "download-book-button"})
+    if first:
+        link = f'<p><a href="{url}">The whole book as one PDF</a></p>'
+        context["body"] = context["body"].replace("</h1>", f"</h1>\n{link}", 1)
 
 
 def _first_paragraph(doctree):
