@@ -25,7 +25,7 @@ def table(rows, caption="Who won"):
 
 def figure(tmp_path, name):
     fig, ax = plots.figure()
-    ax.plot([0, 1])
+    ax.plot([0, 1], label="a line")
     return output(plots.save(fig, tmp_path / f"{name}.png", f"A line of the figure {name}",
                              f"The line {name} & more", "a,b\n1,2\n"))
 
@@ -46,7 +46,7 @@ def test_figures_and_tables_are_numbered_in_their_order(tmp_path):
                        cell(figure(tmp_path, "two"))])
     told = texts(made)
     assert "<b>Table 1.1.</b> Who won" in told[0] and "<b>Table 1.2.</b>" in told[3]
-    assert told[1] == "PNG" and "<b>Figure 1.1.</b> The line one &amp; more" in told[2]
+    assert told[1] == "PNG" and 'data-series="1"><b>Figure 1.1.</b> The line one &amp;' in told[2]
     assert '<a href="../_static/facts/figure_1_2.csv" download>source</a>' in told[5]
     anchors = [c["source"] for c in made if c["cell_type"] == "markdown"]
     assert anchors == [f'<div id="code-1-{i}"></div>' for i in range(4)]

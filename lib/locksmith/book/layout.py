@@ -60,7 +60,8 @@ class Page:
         data = output.get("data", {})
         if caption := _image(output).get("caption"):
             name, links = self._numbered("Figure", _image(output).get("source", ""), anchor)
-            return [output, _markdown(f'<p class="caption"><b>{name}.</b> '
+            series = _image(output).get("series", 0)
+            return [output, _markdown(f'<p class="caption" data-series="{series}"><b>{name}.</b> '
                                       f"{html.escape(caption, quote=False)} {links}</p>")]
         text = "".join(data.get("text/markdown", ""))
         caption = output.get("metadata", {}).get("text/markdown", {}).get("caption")

@@ -139,7 +139,8 @@ def save(fig: Figure, path: str | Path, alt: str, caption: str = "", source: str
 
     The alt text (str, what a reader who cannot see the figure needs: axes, models, outcome) is
     kept in the file's Description and in the output's metadata, from which the book takes it, as
-    it does the caption (text) and the source (CSV text of what the figure shows).
+    it does the caption (text), the source (CSV text of what the figure shows) and the series, how
+    many labels the panel with the most of them has.
     """
     if len(alt.split()) < 5:
         raise ValueError(f"alt must describe the figure in at least five words, it is {alt!r}.")
@@ -148,5 +149,7 @@ def save(fig: Figure, path: str | Path, alt: str, caption: str = "", source: str
     fig.savefig(path, dpi=DPI, facecolor="white", metadata={"Software": None, "Description": alt})
     width = round(fig.get_figwidth() * 100)
     plt.close(fig)
-    told = {key: text for key, text in (("caption", caption), ("source", source)) if text}
-    return Image(filename=str(path), width=width, alt=alt, metadata=told)
+    series = max((len(set(ax.get_legend_handles_labels()[1])) for ax in fig.axes), default=0)
+    told = {"caption": caption, "source": source, "series": series}
+    return Image(filename=str(path), width=width, alt=alt,
+                 metadata={key: value for key, value in told.items() if value})
