@@ -52,6 +52,14 @@ def test_faults_are_found_in_the_theme_in_which_they_are(tmp_path):
         write(tmp_path, "large.html", "<h1>Too faint.</h1>", "h1 { color: #888 }"),
         write(tmp_path, "dark.html", '<p>So <a href="x">faint</a>.</p>', "a { color: #00c }"),
         write(tmp_path, "gone.html", "<p>White on white.</p>", "p { color: #fff }"),
+        write(tmp_path, "picture.html", "<p>On what?</p>",
+              "p { background-image: linear-gradient(#fff, #000); color: #777 }"),
+        write(tmp_path, "broken.html", "<p><code>On one <b>and on another line of</b> all</code>",
+              "p { width: 60px } code { background: #fff; color: #000 } "
+              "b { padding: 0 9px; background: #ddd; color: #999 }"),
+        write(tmp_path, "whole.html", "<p><code>On one <b>and on another line of</b> all</code>",
+              "p { width: 60px } code { background: #fff; color: #000 } "
+              "b { padding: 0 9px; background: #ddd; color: #111 }"),
         write(tmp_path, "folded.html", "<details><summary>More</summary><p>Faint.</p></details>",
               "details p { color: #888; background: #fff }"),
         write(tmp_path, "wide.html", "<div><p>Wide.</p></div>", "p { width: 500px }"),
@@ -63,13 +71,14 @@ def test_faults_are_found_in_the_theme_in_which_they_are(tmp_path):
     where = [re.match(r"(\w+)\.html, (\w+): (.*)", fault).groups() for fault in found]
     assert [(page, theme) for page, theme, _ in where] == [
         ("faint", "light"), ("large", "light"), ("dark", "dark"), ("gone", "light"),
+        ("picture", "light"), ("picture", "dark"), ("broken", "light"), ("broken", "dark"),
         ("folded", "light"), ("folded", "dark"), ("wide", "light"), ("wide", "dark"),
         ("mute", "light"), ("mute", "dark")]
     says = {page: text for page, _, text in where}
     assert "contrast of 3.54" in says["faint"] and "Too faint" in says["faint"]
     assert "500" not in says["faint"] and "pixels wide in a window of 390" in says["wide"]
     assert "<p>Wide.</p>" in says["wide"]
-    with pytest.raises(errors.BadInput, match="11 faults on the pages:\ndark.html: x leads"):
+    with pytest.raises(errors.BadInput, match="15 faults on the pages:\ndark.html: x leads"):
         looks.check(tmp_path)
 
 
