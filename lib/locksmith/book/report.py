@@ -293,10 +293,13 @@ def parts(facts: pd.DataFrame, xlabel: str, **size: Any) -> Figure:
                   **{"height": 0.6 + 0.34 * len(rows)} | size)
 
 
+def seeded(seeds: Sequence[int]) -> str:
+    """How many seeds, for a caption: "3 seeds", "one seed"."""
+    return f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
+
+
 def size_of(facts: pd.DataFrame) -> str:
     """How much stands behind a figure: "300 problems, 3 seeds, 95 % intervals"."""
     problems = facts["n_problems"].dropna()
-    seeds = max(map(len, facts["seeds"]), default=0)
     told = [f"{int(problems.max())} problems"] if len(problems) else []
-    told.append(f"{seeds} seeds" if seeds > 1 else "one seed")
-    return ", ".join([*told, "95 % intervals"])
+    return ", ".join([*told, seeded(max(facts["seeds"], key=len, default=())), "95 % intervals"])
