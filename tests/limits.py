@@ -18,9 +18,8 @@ CELLS, TABLES, ROWS, SERIES, SCREENS = 12, 3, 12, 8, 15
 ALT = 300  # characters
 WIDTH, HEIGHT = 1280, 900  # pixels
 NEVER_SHOWN = {"tag_colab", "tag_injected-parameters"}
-# A figure's series; what it is; its number; and its caption and links, up to the next one.
-NAMED = re.compile(r'(?:data-series="(\d+)">)?<b>((Figure|Table) [\w.]+)\.</b>'
-                   r'(.*?)(?=<b>(?:Figure|Table) [\w.]+\.</b>|\Z)', re.S)
+# A figure's series, and the number under which it or a table stands.
+NUMBER = re.compile(r'(?:data-series="(\d+)">)?<b>((Figure|Table) [\w.]+)\.</b>')
 SEEDS = re.compile(r"\b(?:one|\d+) seeds?\b")
 
 
@@ -31,7 +30,9 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.cells, self.tables, self.alts, self.inside = 0, [], [], []
-        self.shown, self.named, self.box = {"Figure": 0, "Table": 0}, NAMED.findall(text), False
+        self.shown, self.box = {"Figure": 0, "Table": 0}, False
+        # (series or None, number, Figure or Table, its caption and links: what follows) of each.
+        self.named = list(zip(*[iter(NUMBER.split(text)[1:])] * 4, strict=True))
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):

@@ -43,7 +43,8 @@ class Page:
             if "alt" in image and any("alt" in _image(one) for one in pieces[-1]):
                 pieces.append([])  # MyST-NB has one alt text a cell
             pieces[-1] += self._output(output, anchor, KEY in tags)
-        made = [cell] + [{**cell, "id": f"{cell.get('id', anchor)}-{k}", "source": "",
+        # A cell without source would be left out by MyST-NB, with all that it shows.
+        made = [cell] + [{**cell, "id": f"{cell.get('id', anchor)}-{k}", "source": "# as above",
                           "metadata": {"tags": ["remove-input"]}} for k in range(1, len(pieces))]
         for one, some in zip(made, pieces, strict=True):
             alts = [_image(output)["alt"] for output in some if "alt" in _image(output)]
