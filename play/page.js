@@ -236,7 +236,7 @@ const locksmith = (() => {
 
   function conclude(stopped) {
     const { solved, attempts, backtracks } = engine.grade(puzzle(), tokens);
-    const end = stopped ? "" : " It was cut off at its longest.";
+    const end = stopped ? "" : " It was cut off at the greatest length.";
     $("verdict").textContent = `${solved ? "Solved" : "Not solved"}: ${tokens.length} tokens, `
       + `${attempts} attempts, ${backtracks} of them after going back.${end}`;
     sampler = null;
@@ -344,7 +344,7 @@ const locksmith = (() => {
     $("form").hidden = !header;
     if (!header) return;
     header.puzzles.forEach((one, i) => $("puzzle").append(new Option(stated(one), i)));
-    $("strength-chosen").textContent = `On validation problems ${header.vectors.strength} did best.`;
+    $("strength-chosen").textContent = `${header.vectors.strength} did best on validation problems.`;
     for (const event of ["input", "change"]) $("form").addEventListener(event, settle);
     $("form").addEventListener("submit", (event) => event.preventDefault());
     $("draw").addEventListener("click", () => {
