@@ -185,7 +185,7 @@ def test_a_family_of_which_no_core_part_is_asked_is_not_judged_by_the_rest():
     core = {**part("a.x.low > 0.2"), "families": ["g"]}
     found = verdict_of([core, {**part("a.x.low > 0.2", "literal"), "id": "q"}],
                        rows_of("02", a=(0.5, 0.6)))
-    assert (found["verdict"], found["reason"]) == ("cannot tell", "no core part is asked here")
+    assert (found["verdict"], found["reason"]) == ("cannot tell", "no core part is tested here")
 
 
 def test_what_was_not_measured_properly_refutes_nothing():
@@ -384,7 +384,7 @@ def test_a_part_asked_of_one_family_counts_there_alone():
                                                                 broken, {})}
     assert words == {"countdown": claims.NOT_BECAUSE, "chain": "holds"}
     judged = claims.verdicts({**book(), "claims": [claim]}, rows, {})
-    assert "not asked here" in claims.section(claim, judged, {"lab": "In the lab"})
+    assert "not tested here" in claims.section(claim, judged, {"lab": "In the lab"})
 
 
 def test_missing_facts_few_seeds_and_few_problems_support_nothing():

@@ -358,11 +358,11 @@ def _reason(parts):
     for part in parts:
         says, numbers = " ".join(part["says"].split()), part["numbers"]
         if part["kind"] == "valid":
-            told.append(f"not shown that “{says}” ({numbers})")
+            told.append(f"it was not shown that “{says}” ({numbers})")
         elif part["kind"] == "because" and part["outcome"] == "refuted":
             told.append(f"{part['rival']} ({numbers})")
         elif part["kind"] == "because":
-            told.append(f"open whether it is because of {part['cause']} ({numbers})")
+            told.append(f"it is open whether the cause is {part['cause']} ({numbers})")
         else:
             state = "fails" if part["outcome"] == "refuted" else "is open"
             told.append(f"“{says}” {state} ({numbers})")
@@ -462,12 +462,12 @@ def _judge(claim, profile, family, table, known, book):
                     return f"{fact} has {counted}, {needs[name]} are needed"
             return row["low"], row["high"]
 
-        outcome, numbers = None, "not asked here"
+        outcome, numbers = None, "not tested here"
         if family in part.get("families", [family]):
             outcome, numbers = judge_part(part, lookup)
         parts.append({**part, "outcome": outcome, "numbers": numbers})
     word, deciding = verdict([part for part in parts if part["outcome"]])
-    reason = _reason(deciding) if deciding or word == "holds" else "no core part is asked here"
+    reason = _reason(deciding) if deciding or word == "holds" else "no core part is tested here"
     if not found & decisive:
         rules_here = {part["digest"] for other in book["claims"] for part in other["parts"]}
         met = any(rules_here & known.get((profile, name), set()) for name in old)

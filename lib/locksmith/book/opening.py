@@ -62,7 +62,7 @@ def box(chapter: str, entry: dict, judged: tuple, writer: Any, button: str) -> s
     """
     book, verdicts, profiles = judged
     claim = next(claim for claim in book["claims"] if claim["id"] == entry["claim"])
-    lines = ["````{admonition} What this chapter tests, and what came of it", ":class: opening", "",
+    lines = ["````{admonition} What this chapter tests, and what was found", ":class: opening", "",
              claim["claim"].strip(), ""]
     for profile, heading in profiles.items():
         word, reason = claims.answer(claims.of(verdicts, claim["id"], profile))
@@ -70,7 +70,8 @@ def box(chapter: str, entry: dict, judged: tuple, writer: Any, button: str) -> s
     if entry["profile"] in profiles:  # pages of another profile tell nothing of this one
         lines += [*(f"- {says}" for says in _findings(chapter, entry, writer)), "",
                   *_figure(chapter, entry, writer), "", _price(chapter, entry, writer), ""]
-    lines += [f"**Again:** [in Colab]({button}), or `dvc repro --allow-missing chapter-{chapter}`. "
+    lines += [f"**Run it again:** [in Colab]({button}), or with "
+              f"`dvc repro --allow-missing chapter-{chapter}`. "
               f"[Rules and all numbers](verdict.ipynb#{claims.anchor(claim['title'])}).", "````"]
     return "\n".join(lines)
 
@@ -115,8 +116,8 @@ def _price(chapter, entry, writer):
     given, seeds = record["provenance"]["parameters"], len(record["provenance"]["seeds"])
     told = [f"{entry['minutes']} minutes on two cores"] if "minutes" in entry else []
     if "model" in given:
-        told.append(f"decoders of {given['model']['layers']} layers, {given['model']['hidden']} "
-                    "wide, that this book trained from scratch")
+        told.append(f"language models of {given['model']['layers']} layers and width "
+                    f"{given['model']['hidden']}, trained from scratch")
     elif "base_model" in given.get("chapter", {}):
         told.append(given["chapter"]["base_model"])
     return f"**What it took:** {'; '.join([*told, f'{seeds} seed' + 's' * (seeds > 1)])}."

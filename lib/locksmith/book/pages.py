@@ -16,9 +16,9 @@ import yaml
 from locksmith import errors, params, plain_yaml, results
 from locksmith.book import claims, integrity, notebooks, site
 
-FIRST = """# Chapters on a pair
+FIRST = """# Chapters for a pair of models
 
-These chapters of the book ran under the profile `{profile}`. {verdicts}
+These chapters of the book were run with the profile `{profile}`. {verdicts}
 
 | chapter | base model | thinking model |
 |---|---|---|
@@ -28,7 +28,7 @@ These chapters of the book ran under the profile `{profile}`. {verdicts}
 ```
 """
 VERDICT = "verdict.ipynb"
-OWN = ("The verdicts on the claims are about the book's own models and are not given here.",
+OWN = ("The verdicts on the claims are left out, since they are about the book's own models.",
        f"The [verdict page]({VERDICT}) judges every claim by what they measured.")
 LINK = re.compile(r"\[([^\]]*)\]\(([\w.-]+\.ipynb)[^)]*\)")
 

@@ -43,8 +43,8 @@ from locksmith.book import (
 WAITING = """
 
 ```{note}
-This chapter has not been run yet. Its rules stand already, on the [verdict page](verdict.ipynb);
-figures and numbers will stand below its cells.
+This chapter has not been run yet. Its rules are already on the [verdict page](verdict.ipynb).
+Figures and numbers will appear below its cells.
 ```
 """
 PAGES = ("_config.yml", "_toc.yml", "references.bib", "claims.yml", "arms.yml", "terms.yml",
