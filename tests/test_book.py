@@ -59,9 +59,9 @@ def root(tmp_path_factory):
     return repository(tmp_path_factory.mktemp("repo"))
 
 
-def keep(notebook, name, root, *made_with):
-    """Keeps an executed chapter of the profile lab, as its run does."""
-    path = f"build/notebooks/lab/{name}.ipynb"
+def keep(notebook, name, root, *made_with, profile="lab"):
+    """Keeps an executed chapter of a profile, as its run does."""
+    path = f"build/notebooks/{profile}/{name}.ipynb"
     integrity.stamp(notebook, path, {file: results.sha256(root / file)
                                      for file in made_with})
     nbformat.write(notebook, root / path)
@@ -90,7 +90,13 @@ def repository(root):
         fig, axes = plots.figure()
         axes.bar(["base", "thinking"], [0.2, height])
         figure = plots.save(fig, root / "results" / "lab" / "figures" / f"{name}.png", ALT)
-    (root / "build" / "notebooks" / "lab").mkdir(parents=True)
+    for profile in ("lab", "open"):
+        (root / "build" / "notebooks" / profile).mkdir(parents=True)
+    given = json.loads(record("open", "02", [], current))
+    given["provenance"]["parameters"] = {"chapter": {"base_model": "another's/model"}}
+    results.save(root / "results" / "open" / "02.json", json.dumps(given))
+    for chapter in ("02_base_model_sampling", "06_real_weights"):
+        keep(placeholder(f"Real {chapter[:2]}", figure), chapter, root, profile="open")
     listed = yaml.safe_load((ROOT / "_toc.yml").read_text())["chapters"]
     for name in (Path(entry["file"]).name for entry in listed if "chapters/" in entry["file"]):
         own = [file.relative_to(root).as_posix() for file in sorted(root.glob("results/lab/**/*"))
@@ -125,6 +131,19 @@ def test_colab_and_download_buttons(pages, root):
         assert f'href="../_sources/chapters/{name}.ipynb"' in page
         assert (root / "build" / "book" / "_sources" / "chapters" / f"{name}.ipynb").exists()
     assert config["repository"]["url"] in pages["index.html"]
+
+
+def test_a_chapter_that_ran_on_real_weights_too_has_a_page_of_each(pages):
+    """But for one that shows the same on either: the lab has no record of chapter 6 of its own."""
+    name = f"02_base_model_sampling{about.REAL}"
+    assert [page for page in pages if about.REAL in page] == [f"chapters/{name}.html"]
+    own, real = chapter(pages), pages[f"chapters/{name}.html"]
+    assert f'href="{name}.html"' in own and 'href="02_base_model_sampling.html"' in real
+    assert "Real 02, on real weights" in real and "Placeholder 02" in own
+    box = real[real.index("on weights that others trained"):]
+    assert "another’s/model" in box.replace("'", "’") and "On real weights: not tested yet" in box
+    assert "blob/main/chapters/02_base_model_sampling.ipynb" in real  # no notebook is called {name}
+    assert f"blob/main/chapters/{name}" not in real and f"_sources/chapters/{name}.ipynb" in real
 
 
 def test_address_stands_in_one_place():

@@ -16,6 +16,7 @@ from locksmith import errors, plain_yaml
 CARD, CARD_SIZE = "_static/card.png", (1200, 627)
 PDF = "_static/crediting-the-locksmith.pdf"
 ICON = "_static/key.svg"
+REAL = "_on_real_weights"  # behind the name of a chapter: its page that profile open made
 LENGTH = 200  # characters of a description at most; search engines show about 160
 TAG = '<meta {kind}="{name}" content="{content}">'
 
@@ -78,6 +79,10 @@ def describe(app: Any, pagename: str, _template: str, context: dict, doctree: An
     context["metatags"] = "\n".join([context.get("metatags", ""), told])  # none on an index
     if Path(app.srcdir, PDF).exists():
         _offer(pagename == app.config.root_doc, context)
+    for group in context.get("header_buttons", ()):
+        for button in group.get("buttons", ()):  # to the chapter's notebook, which made the page
+            if "/blob/" in button.get("url", ""):
+                button["url"] = button["url"].replace(f"{REAL}.ipynb", ".ipynb")
 
 
 def _offer(first, context):

@@ -6,6 +6,7 @@ one that the facts no longer bear out fails the build by name. All is put togeth
 built, so that a chapter need not run again for a verdict.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -54,19 +55,20 @@ def _check(entry, needed, beside, where):
                             + "".join(f"; {name} may be there" for name in beside) + ".")
 
 
-def box(chapter: str, entry: dict, judged: tuple, writer: Any, button: str) -> str:
+def box(chapter: str, entry: dict, judged: tuple, writer: Any, button: str,
+        pages: dict[str, str]) -> str:
     """The box as MyST.
 
     chapter: "01"; entry: of `load`; judged: as claims.judge gives it; writer: a sentences.Writer of
-    the entry's profile; button: the address that opens the notebook in Colab.
+    the entry's profile; button: the address that opens the notebook in Colab; pages: {profile:
+    where its own page of the chapter is}.
     """
-    book, verdicts, profiles = judged
-    claim = next(claim for claim in book["claims"] if claim["id"] == entry["claim"])
+    book, _, profiles = judged
+    claim = _claim(entry, book)
     lines = ["````{admonition} What this chapter tests, and what was found", ":class: opening", "",
              claim["claim"].strip(), ""]
-    for profile, heading in profiles.items():
-        word, reason = claims.answer(claims.of(verdicts, claim["id"], profile))
-        lines += [f"**{heading}: {word}.** {reason[:1].upper()}{reason[1:]}.", ""]
+    for profile in profiles:
+        lines += [_verdict(claim, profile, judged, pages.get(profile)), ""]
     if entry["profile"] in profiles:  # pages of another profile tell nothing of this one
         lines += [*(f"- {says}" for says in _findings(chapter, entry, writer)), "",
                   *_figure(chapter, entry, writer), "", _price(chapter, entry, writer), ""]
@@ -74,6 +76,41 @@ def box(chapter: str, entry: dict, judged: tuple, writer: Any, button: str) -> s
               f"`dvc repro --allow-missing chapter-{chapter}`. "
               f"[Rules and all numbers](verdict.ipynb#{claims.anchor(claim['title'])}).", "````"]
     return "\n".join(lines)
+
+
+def again(chapter: str, root: Path, judged: tuple) -> str:
+    """The box (MyST) of a chapter's page on real weights, which lies beside the chapter's own;
+    chapter: as _toc.yml names it; judged: as in `box`."""
+    entry = load(root).get(number(chapter))
+    if entry is None:
+        return ""
+    claim, record = _claim(entry, judged[0]), f"results/open/{number(chapter)}.json"
+    given = json.loads(plain_yaml.text(root / record))["provenance"]["parameters"]["chapter"]
+    return "\n".join([
+        "````{admonition} The same notebook, on weights that others trained", ":class: opening", "",
+        f"This is [the chapter]({Path(chapter).name}.ipynb) once more, run on "
+        f"`{given['base_model']}`, here called the base although its makers tuned it to follow "
+        "instructions, and on what [RL made of it](06_real_weights.ipynb). Arms, controls and "
+        "rules are the lab's.", "", _verdict(claim, "open", judged), "",
+        "**Again:** `make open ACCEPT_TERMS=1` (hours). "
+        f"[Rules and all numbers](verdict.ipynb#{claims.anchor(claim['title'])}).", "````"])
+
+
+def number(chapter: str) -> str:
+    """A chapter's number, of its file: "chapters/01_hybrid_steering" -> "01"."""
+    return Path(chapter).name.split("_")[0]
+
+
+def _claim(entry, book):
+    return next(claim for claim in book["claims"] if claim["id"] == entry["claim"])
+
+
+def _verdict(claim, profile, judged, page=None):
+    """A claim's verdict in one profile, in one paragraph that leads to the profile's own page."""
+    _, verdicts, profiles = judged
+    word, reason = claims.answer(claims.of(verdicts, claim["id"], profile))
+    heading = f"[{profiles[profile]}]({page})" if page else profiles[profile]
+    return f"**{heading}: {word}.** {reason[:1].upper()}{reason[1:]}."
 
 
 def _findings(chapter, entry, writer):

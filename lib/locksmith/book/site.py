@@ -19,6 +19,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,12 @@ def assemble(profile: str, root: str | Path = ".", out: str | Path = "build/asm"
     integrity.check(profile, root)
     notebooks = [unexecuted(root / f"{c}.ipynb") if c in waiting else
                  integrity.executed(f"{folder}/{Path(c).name}.ipynb", root) for c in chapters]
+    real = on_real_weights(profile, root, chapters)
     home = address(root / "_config.yml")
     book, judged, shown = claims.judge(profile, root)
     _check_references(root, book)
     article, numbers = post(profile, root), endurance.substitutions(root)
-    boxes = openings(profile, root, settings, (book, judged, shown))
+    boxes = openings(profile, root, settings, (book, judged, shown), real)
     words = {**glossary.substitutions(root), "how_to_cite": about.citation(root)}
     if not plain_yaml.text(root / f"{toc['root']}.md").strip():
         raise BookError(f"{root / toc['root']}.md is empty; `git checkout` brings it back.")
@@ -95,11 +97,18 @@ def assemble(profile: str, root: str | Path = ".", out: str | Path = "build/asm"
     for chapter, notebook in zip(chapters, notebooks, strict=True):
         target = out / f"{chapter}.ipynb"
         target.parent.mkdir(parents=True, exist_ok=True)
-        number = target.name.split("_")[0]
-        if number in boxes:
-            notebook = with_box(notebook, boxes[number])
+        if box := boxes.get(opening.number(chapter)):
+            notebook = with_box(notebook, box)
         notebook = with_claims(notebook, sections(book, judged, shown))
         laid(notebook, target, out)
+    for chapter, notebook in real.items():
+        box = opening.again(chapter, root, (book, judged, shown))
+        notebook = with_box(notebook, box, ", on real weights")
+        laid(notebook, out / f"{chapter}{about.REAL}.ipynb", out)
+    for entry in toc["chapters"]:
+        if entry["file"] in real:
+            entry["sections"] = [{"file": entry["file"] + about.REAL}]
+    (out / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False), encoding="utf-8")
     (out / "post.md").write_text(article, encoding="utf-8")
     for file in [root / "results" / "facts.csv", *root.glob("results/*/figures/*.png")]:
         if file.exists():
@@ -188,15 +197,29 @@ def post(profile: str, root: Path) -> str:
                   lambda path: path.relative_to(root).as_posix()).render(whole=True)
 
 
-def openings(profile: str, root: Path, settings: dict, judged: tuple) -> dict[str, str]:
-    """Chapter -> the box at the top of its page."""
+def on_real_weights(profile: str, root: Path, chapters: list[str]) -> dict[str, dict]:
+    """Chapter -> its notebook as profile open ran it, of the chapters that `profile` ran on models
+    of its own."""
+    found = {}
+    for chapter in chapters * (profile != "open"):
+        path = f"build/notebooks/open/{Path(chapter).name}.ipynb"
+        record = root / "results" / profile / f"{opening.number(chapter)}.json"
+        if record.exists() and (root / path).exists():
+            found[chapter] = integrity.executed(path, root)
+    return found
+
+
+def openings(profile: str, root: Path, settings: dict, judged: tuple,
+             real: Collection[str]) -> dict[str, str]:
+    """Chapter -> the box at the top of its page. real: those with a page on real weights."""
     from locksmith.book.sentences import Writer
-    pages = {Path(entry["file"]).name.split("_")[0]: entry["file"]
-             for entry in contents(root)["chapters"]}
+    pages = {opening.number(entry["file"]): entry["file"] for entry in contents(root)["chapters"]}
     found = opening.load(root)
     told = {name: Writer(name, root, str, str) for name in {e["profile"] for e in found.values()}}
+    beside = {opening.number(c): {"open": f"{Path(c).name}{about.REAL}.ipynb"} for c in real}
     return {chapter: opening.box(chapter, entry, judged, told[entry["profile"]],
-                                 opening.colab(settings, pages.get(chapter, "")))
+                                 opening.colab(settings, pages.get(chapter, "")),
+                                 beside.get(chapter, {}))
             for chapter, entry in found.items()}
 
 
@@ -211,7 +234,9 @@ def card(profile: str, root: Path, article: str, path: Path) -> str:
 def laid(notebook: dict, target: Path, out: Path) -> None:
     """Write an executed notebook as the page `target` of the assembled folder `out`, with numbered
     figures and tables and the CSV files that they are drawn from."""
-    number = target.name.split("_")[0].removesuffix(".ipynb")
+    number = opening.number(target.stem)
+    if target.stem.endswith(about.REAL):
+        number = f"R{int(number)}"  # Figure R1.2
     steps = "../" * (len(target.relative_to(out).parts) - 1)
     page = layout.Page(number, f"{steps}_static/facts/")
     notebook["cells"] = page.cells(notebook["cells"])
@@ -219,14 +244,14 @@ def laid(notebook: dict, target: Path, out: Path) -> None:
     target.write_text(json.dumps(notebook, indent=1), encoding="utf-8")
 
 
-def with_box(notebook: dict, box: str) -> dict:
-    """Set a box (MyST) right under a chapter's title.
+def with_box(notebook: dict, box: str, more: str = "") -> dict:
+    """Set a box (MyST) right under a chapter's title, to which `more` is added.
 
     This is done when the book is built, so that a chapter need not run again for a verdict.
     """
     first = notebook["cells"][0]
     title, _, prose = "".join(first["source"]).partition("\n")
-    first["source"] = "\n\n".join([title, box, prose.strip()])
+    first["source"] = "\n\n".join([title + more, box, prose.strip()])
     return notebook
 
 
