@@ -62,6 +62,13 @@ def test_sources_hold_the_facts_and_the_rows(tmp_path):
         assert list(csv.reader(file)) == [["name", "share"], ["a0 b", "0"], ["a1 b", "1"]]
 
 
+def test_a_table_without_rows_is_left_out_and_a_question_keeps_its_mark():
+    page = layout.Page("01", "")
+    assert not texts(page.cells([cell(table(0))]))
+    told, = texts(page.cells([cell(table(2, "Did it take?"))]))
+    assert "</b> Did it take? <span>" in told and "Table 1.1." in told
+
+
 @pytest.mark.parametrize("rows, tags, folded", [
     (3, (), True), (3, [layout.KEY], False), (12, [layout.KEY], False), (13, [layout.KEY], True)])
 def test_tables_are_folded_but_for_short_ones_that_their_cell_calls_key(rows, tags, folded):

@@ -69,13 +69,16 @@ class Page:
         rows = table_rows(text)
         if not caption or not rows:
             return [output]
+        if len(rows) == 1:  # a head alone tells nothing
+            return []
         name, links = self._numbered("Table", _csv(rows), anchor)
         told = f"<b>{name}.</b> {html.escape(caption, quote=False)}"
+        end = "" if caption.endswith(("?", "!", ".")) else "."
         many = len(rows) - 1
         if key and many <= ROWS:
             return [_markdown(f'<p class="caption">{told} {links}</p>\n\n{text}')]
         shown = "the row" if many == 1 else f"all {many} rows"
-        return [_markdown(f'<details class="fold"><summary>{told}. <span>Show {shown}</span>'
+        return [_markdown(f'<details class="fold"><summary>{told}{end} <span>Show {shown}</span>'
                           f"</summary>\n\n{text}\n\n<p class=\"caption\">{links}</p></details>")]
 
     def _numbered(self, what, source, anchor):

@@ -247,7 +247,7 @@ def forest(facts: pd.DataFrame, xlabel: str, *, lines: Sequence[float] = (0, 1),
     facts[["value", "low", "high"]] = ends.clip(*xlim) if xlim else ends
     fig, ax = plots.figure(height=1.3 + (0.16 + 0.16 * len(families)) * len(rows))
     for line in lines:
-        ax.axvline(line, color="0.7", linewidth=0.8, zorder=0)
+        ax.axvline(line, color="0.25", linewidth=1, zorder=0)
     shift = 0.62 / len(families)
     for row in facts.itertuples():
         i, colour = families.index(row.family), plots.look(row.model)["color"]
