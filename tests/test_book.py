@@ -27,6 +27,9 @@ FINDINGS = """
   findings:
     - says: 'One sample solves {{ countdown.base["pass_at_k[k=1]"].value | percent }} of them.'
       holds: ["02:base.pass_at_k[k=1].high < 0.3"]
+  real:
+    - says: '{{ sums.base["pass_at_k[k=1]"].value | percent }} of the sums.'
+      holds: ["02:base.pass_at_k[k=1].high < 0.2"]
 "06": {claim: pretraining-acquires, profile: open, figure: axis, findings: []}
 """
 SOURCES = ("_config.yml", "_toc.yml", "index.md", "post.md", "references.bib", "claims.yml",
@@ -83,6 +86,11 @@ def repository(root):
         facts = list(map(recorded, by_chapter[chapter]))
         results.save(root / "results" / "lab" / f"{chapter}.json",
                      record("lab", chapter, facts, current))
+    solved = {"family": "sums", "model": "base", "quantity": "pass_at_k[k=1]", "value": 0.13,
+              "low": 0.1, "high": 0.16, "n_problems": 100, "n_samples": 64, "seeds": 3}
+    given = json.loads(record("open", "02", [recorded(solved)], current))
+    given["provenance"]["parameters"] = {"chapter": {"base_model": "another's/model"}}
+    results.save(root / "results" / "open" / "02.json", json.dumps(given))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         results.facts()
@@ -92,9 +100,6 @@ def repository(root):
         figure = plots.save(fig, root / "results" / "lab" / "figures" / f"{name}.png", ALT)
     for profile in ("lab", "open"):
         (root / "build" / "notebooks" / profile).mkdir(parents=True)
-    given = json.loads(record("open", "02", [], current))
-    given["provenance"]["parameters"] = {"chapter": {"base_model": "another's/model"}}
-    results.save(root / "results" / "open" / "02.json", json.dumps(given))
     for chapter in ("02_base_model_sampling", "06_real_weights"):
         keep(placeholder(f"Real {chapter[:2]}", figure), chapter, root, profile="open")
     listed = yaml.safe_load((ROOT / "_toc.yml").read_text())["chapters"]
@@ -142,6 +147,7 @@ def test_a_chapter_that_ran_on_real_weights_too_has_a_page_of_each(pages):
     assert "Real 02, on real weights" in real and "Placeholder 02" in own
     box = real[real.index("on weights that others trained"):]
     assert "another’s/model" in box.replace("'", "’") and "On real weights: not tested yet" in box
+    assert "13 % of the sums." in box and "13 % of the sums." not in own
     assert "blob/main/chapters/02_base_model_sampling.ipynb" in real  # no notebook is called {name}
     assert f"blob/main/chapters/{name}" not in real and f"_sources/chapters/{name}.ipynb" in real
 

@@ -28,8 +28,9 @@ class FindingsError(errors.BadInput):
 
 def load(root: Path) -> dict[str, dict]:
     """Chapter -> its entry of findings.yml: claim (an id of claims.yml), profile whose facts are
-    meant, figure (its name in that profile's figures), findings and, where it was measured,
-    minutes. Raises FindingsError where that is not as described."""
+    meant, figure (its name in that profile's figures), findings and, where there are any,
+    minutes that it took, and `real` findings, those on real weights. Raises FindingsError where
+    that is not as described."""
     path = root / FILE
     found = plain_yaml.read(path)
     known = {claim["id"] for claim in claims.load(root / "claims.yml")["claims"]}
@@ -37,12 +38,12 @@ def load(root: Path) -> dict[str, dict]:
         raise FindingsError(f"{path} has to be a mapping of chapters.")
     for chapter, entry in found.items():
         where = f"{path}: chapter {chapter!r}"
-        _check(entry, CHAPTER, {"minutes": int}, where)
+        _check(entry, CHAPTER, {"minutes": int, "real": list}, where)
         if entry["claim"] not in known or entry["profile"] not in params.PROFILES:
             raise FindingsError(f"{where} names claim {entry['claim']!r} and profile "
                                 f"{entry['profile']!r}; allowed are {', '.join(sorted(known))}, "
                                 f"and {', '.join(params.PROFILES)}.")
-        for finding in entry["findings"]:
+        for finding in [*entry["findings"], *entry.get("real", [])]:
             _check(finding, FINDING, {}, where)
     return found
 
@@ -78,20 +79,21 @@ def box(chapter: str, entry: dict, judged: tuple, writer: Any, button: str,
     return "\n".join(lines)
 
 
-def again(chapter: str, root: Path, judged: tuple) -> str:
-    """The box (MyST) of a chapter's page on real weights, which lies beside the chapter's own;
-    chapter: as _toc.yml names it; judged: as in `box`."""
-    entry = load(root).get(number(chapter))
-    if entry is None:
-        return ""
+def again(chapter: str, entry: dict, judged: tuple, writer: Any) -> str:
+    """The box (MyST) of a chapter's page on real weights, which lies beside the chapter's own.
+
+    chapter: as _toc.yml names it; entry, judged: as in `box`; writer: a Writer of profile open.
+    """
     claim, record = _claim(entry, judged[0]), f"results/open/{number(chapter)}.json"
-    given = json.loads(plain_yaml.text(root / record))["provenance"]["parameters"]["chapter"]
+    given = json.loads(plain_yaml.text(writer.root / record))["provenance"]["parameters"]["chapter"]
+    told = {"profile": "open", "findings": entry.get("real", [])}
     return "\n".join([
         "````{admonition} The same notebook, on weights that others trained", ":class: opening", "",
         f"This is [the chapter]({Path(chapter).name}.ipynb) once more, run on "
         f"`{given['base_model']}`, here called the base although its makers tuned it to follow "
         "instructions, and on what [RL made of it](06_real_weights.ipynb). Arms, controls and "
         "rules are the lab's.", "", _verdict(claim, "open", judged), "",
+        *(f"- {says}" for says in _findings(number(chapter), told, writer)), "",
         "**Again:** `make open ACCEPT_TERMS=1` (hours). "
         f"[Rules and all numbers](verdict.ipynb#{claims.anchor(claim['title'])}).", "````"])
 

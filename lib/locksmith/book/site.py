@@ -94,17 +94,15 @@ def assemble(profile: str, root: str | Path = ".", out: str | Path = "build/asm"
     # Scripts of one page; those in _static would come with every page.
     play.lay_out(profile, root, out / "extra" / play.SCRIPTS)
     settings.setdefault("sphinx", {}).setdefault("config", {})["html_extra_path"] = ["extra"]
-    for chapter, notebook in zip(chapters, notebooks, strict=True):
-        target = out / f"{chapter}.ipynb"
+    made = dict(zip(chapters, notebooks, strict=True))
+    made |= {chapter + about.REAL: notebook for chapter, notebook in real.items()}
+    for page, notebook in made.items():
+        target = out / f"{page}.ipynb"
         target.parent.mkdir(parents=True, exist_ok=True)
-        if box := boxes.get(opening.number(chapter)):
-            notebook = with_box(notebook, box)
+        more = ", on real weights" if page.endswith(about.REAL) else ""
+        notebook = with_box(notebook, boxes.get(page, ""), more)
         notebook = with_claims(notebook, sections(book, judged, shown))
         laid(notebook, target, out)
-    for chapter, notebook in real.items():
-        box = opening.again(chapter, root, (book, judged, shown))
-        notebook = with_box(notebook, box, ", on real weights")
-        laid(notebook, out / f"{chapter}{about.REAL}.ipynb", out)
     for entry in toc["chapters"]:
         if entry["file"] in real:
             entry["sections"] = [{"file": entry["file"] + about.REAL}]
@@ -211,16 +209,22 @@ def on_real_weights(profile: str, root: Path, chapters: list[str]) -> dict[str, 
 
 def openings(profile: str, root: Path, settings: dict, judged: tuple,
              real: Collection[str]) -> dict[str, str]:
-    """Chapter -> the box at the top of its page. real: those with a page on real weights."""
+    """Page of a chapter -> the box at its top. real: chapters that have a page on real weights."""
     from locksmith.book.sentences import Writer
-    pages = {opening.number(entry["file"]): entry["file"] for entry in contents(root)["chapters"]}
-    found = opening.load(root)
-    told = {name: Writer(name, root, str, str) for name in {e["profile"] for e in found.values()}}
-    beside = {opening.number(c): {"open": f"{Path(c).name}{about.REAL}.ipynb"} for c in real}
-    return {chapter: opening.box(chapter, entry, judged, told[entry["profile"]],
-                                 opening.colab(settings, pages.get(chapter, "")),
-                                 beside.get(chapter, {}))
-            for chapter, entry in found.items()}
+    found, boxes = opening.load(root), {}
+    told = {name: Writer(name, root, str, str)
+            for name in {"open", *(entry["profile"] for entry in found.values())}}
+    for chapter in (entry["file"] for entry in contents(root)["chapters"]):
+        entry = found.get(opening.number(chapter))
+        if entry is None:
+            continue
+        beside = {"open": f"{Path(chapter).name}{about.REAL}.ipynb"} if chapter in real else {}
+        boxes[chapter] = opening.box(opening.number(chapter), entry, judged,
+                                     told[entry["profile"]], opening.colab(settings, chapter),
+                                     beside)
+        if chapter in real:
+            boxes[chapter + about.REAL] = opening.again(chapter, entry, judged, told["open"])
+    return boxes
 
 
 def card(profile: str, root: Path, article: str, path: Path) -> str:
@@ -245,13 +249,14 @@ def laid(notebook: dict, target: Path, out: Path) -> None:
 
 
 def with_box(notebook: dict, box: str, more: str = "") -> dict:
-    """Set a box (MyST) right under a chapter's title, to which `more` is added.
+    """Set a box (MyST), if it is not empty, right under a chapter's title, to which `more` is
+    added.
 
     This is done when the book is built, so that a chapter need not run again for a verdict.
     """
     first = notebook["cells"][0]
     title, _, prose = "".join(first["source"]).partition("\n")
-    first["source"] = "\n\n".join([title + more, box, prose.strip()])
+    first["source"] = "\n\n".join(filter(None, [title + more, box, prose.strip()]))
     return notebook
 
 
