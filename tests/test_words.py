@@ -195,6 +195,13 @@ def test_the_question_again_is_no_answer_even_as_a_quotient():
     assert grade(WordProblem("", "Calculate 1 / 2.", "0.5"), " The answer is 1/2.").correct
 
 
+@pytest.mark.parametrize("tail", ["=", " =", " = .", " = 5 =", " = =", " =\n", "$ ="])
+def test_an_answer_that_ends_in_an_equals_sign_is_graded_by_its_number(tail):
+    asked = WordProblem("", "Calculate 5 + 4 - 2 - 2.", "5")
+    assert grade(asked, f" The answer is 5{tail}").correct
+    assert not grade(asked, f" The answer is 6{tail}".replace("= 5", "= 6")).correct
+
+
 # --- the guess control ----------------------------------------------------------------------------
 
 def test_guesses_are_right_as_often_as_training_answers_are():

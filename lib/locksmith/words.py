@@ -204,7 +204,7 @@ def grade(problem: WordProblem, text: str) -> Grade:
 def _repeats(problem, said):
     """Whether an answer is the question's quotient again, not in lowest terms: 26 / 10."""
     asked = calculation(problem)
-    return bool(asked) and canonical(said) == canonical(asked) and "/" in asked and (
+    return bool(asked and said) and canonical(said) == canonical(asked) and "/" in asked and (
         canonical(asked) != str(prose.value(asked)))
 
 
