@@ -204,6 +204,22 @@ def test_a_claim_that_reads_other_chapters_alone_is_judged_by_those():
         "chapter 00 has no results for it; chapter 05 has no results for it")
 
 
+def test_a_claim_says_where_it_cannot_be_tested_until_it_is():
+    claim = next(c for c in book()["claims"] if "open" in c.get("untested", {}))
+    one = {**book(), "claims": [claim]}
+    (here, *_), (there, *_) = (
+        claims.of(claims.verdicts(one, [], {}, ["lab", "open"]), claim["id"], profile)
+        for profile in ("lab", "open"))
+    assert there["verdict"] == here["verdict"] == "not tested yet"
+    assert there["reason"] == claim["untested"]["open"] != here["reason"]
+    term = next(t for p in claim["parts"] for t in p["parsed"] if isinstance(t, dict))
+    row = {**rows_where_all_holds()[0], "profile": "open", "family": "sums",
+           **{key: term[key] for key in ("chapter", "model", "quantity")}}
+    measured = claims.verdicts(one, [row], {}, ["open"])[0]
+    assert measured["reason"] != claim["untested"]["open"]
+
+
+
 def test_improving_the_interval_of_a_refuted_core_never_ends_in_cannot_tell():
     """Random claims, whose parts may read the same facts as the core, on random intervals."""
     chance, seen = random.Random(0), set()

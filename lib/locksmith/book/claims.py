@@ -27,7 +27,8 @@ never makes a verdict worse (worst first: refuted, undecided, holds but not beca
 holds in part, holds).
 
 A part may be asked of some `families` only, where the others give it nothing to test, and a claim
-may read other chapters in some profile (`chapters`). A result is read by a rule only if its run
+may read other chapters in some profile (`chapters`), or say why it cannot be tested there
+(`untested`). A result is read by a rule only if its run
 knew that rule (`rules`): a part whose rule is younger than a run that it reads is *missing*. Rules
 are matched by one regular expression; nothing in the file is ever evaluated as code.
 """
@@ -57,7 +58,8 @@ MARKS = {"holds": "✓", "refuted": "✗", "undecided": "?", "missing": "–"}
 
 BOOK = {"edition": int, "before": dict, "needs": dict, "families": dict, "claims": list}
 CLAIM = {"id": str, "title": str, "chapter": str, "claim": str, "published": list, "ours": str,
-         "parts": list, "mind": str, "chapters": dict}
+         "parts": list, "mind": str, "chapters": dict, "untested": dict}
+OPTIONAL = {"chapters", "untested"}
 FIGURE = dict.fromkeys(("figure", "source", "version", "where", "status"), str)
 PART = {**dict.fromkeys(("id", "kind", "says", "rule", "cause", "rival"), str), "families": list}
 
@@ -138,8 +140,8 @@ def _check_claim(claim, families, path, line):
     where = f"{path}, line {line()}: claim"
     _check_shape(claim, CLAIM, where)
     where += f" {claim.get('id')!r}"
-    if set(claim) - {"chapters"} != set(CLAIM) - {"chapters"}:
-        odd = ", ".join(sorted(set(claim) - {"chapters"} ^ set(CLAIM) - {"chapters"}))
+    if set(claim) - OPTIONAL != set(CLAIM) - OPTIONAL:
+        odd = ", ".join(sorted(set(claim) - OPTIONAL ^ set(CLAIM) - OPTIONAL))
         raise ClaimsError(f"{where} has missing or unknown fields: {odd}.")
     _check_chapter(claim["chapter"], where)
     for profile, instead in claim.get("chapters", {}).items():
@@ -147,6 +149,8 @@ def _check_claim(claim, families, path, line):
             raise ClaimsError(quantities.unknown(f"{where}: profile", profile, params.PROFILES))
         for chapter in itertools.chain(*instead.items()):
             _check_chapter(chapter, where)
+    for profile, reason in claim.get("untested", {}).items():
+        params.check_value(f"{where}: untested.{profile}", reason, "text")
     for i, figure in enumerate(claim["published"]):
         of = f"{path}, line {line('published', i)}: claim {claim['id']!r}"
         _check_shape(figure, FIGURE, of)
@@ -472,7 +476,8 @@ def _judge(claim, profile, family, table, known, book):
         rules_here = {part["digest"] for other in book["claims"] for part in other["parts"]}
         met = any(rules_here & known.get((profile, name), set()) for name in old)
         word, deciding = "not tested yet", []
-        reason = _untested(decisive, old, None if met else book["before"])
+        reason = claim.get("untested", {}).get(profile) or _untested(
+            decisive, old, None if met else book["before"])
     for part in parts:
         part["decides"] = part["id"] in {p["id"] for p in deciding}
     return {"claim": claim["id"], "profile": profile, "family": family, "verdict": word,
