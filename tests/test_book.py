@@ -34,6 +34,7 @@ FINDINGS = """
 """
 SOURCES = ("_config.yml", "_toc.yml", "index.md", "post.md", "references.bib", "claims.yml",
            "arms.yml", "params.yaml", "play.md", "bring.md", "torture.md", "results/torture.json",
+           "speed.md", *(f"results/lab/bench_{name}.json" for name in ("engine", "train", "trl")),
            "glossary.md", "terms.yml", "CITATION.cff")
 ALT = "Bars for the base model and the thinking model"
 MATHS = "Unbiased: $1 - \\binom{n-c}{k} / \\binom{n}{k}$.\n\n$$\n\\hat{p} = \\frac{c}{n}\n$$"
@@ -72,7 +73,7 @@ def keep(notebook, name, root, *made_with, profile="lab"):
 
 def repository(root):
     """A repository with facts, and executed chapters for the profile lab."""
-    (root / "results").mkdir()
+    (root / "results" / "lab").mkdir(parents=True)
     for name in SOURCES:
         shutil.copy(ROOT / name, root / name)
     for name in ("_static", "play"):
@@ -308,10 +309,11 @@ def test_scripts_of_a_page_come_with_it_alone(pages, root):
 
 def test_chapters_of_the_contents_are_notebooks_of_the_repository():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    first, *chapters, played, bring, torture, last = [entry["file"] for entry in toc["chapters"]]
+    first, *chapters, played, bring, torture, speed, last = [
+        entry["file"] for entry in toc["chapters"]]
     listed = {Path(chapter).name for chapter in chapters}
-    assert (first, played, bring, torture, last) == ("post", "play", "bring", "torture",
-                                                    "glossary")
+    assert (first, played, bring, torture, speed, last) == (
+        "post", "play", "bring", "torture", "speed", "glossary")
     assert {path.stem for path in (ROOT / "chapters").glob("*.ipynb")} == listed
 
 
@@ -332,6 +334,17 @@ def test_a_torture_file_of_another_form_is_named(content, tmp_path):
     (tmp_path / endurance.FILE).write_text(content)
     with pytest.raises(errors.BadInput, match="results/torture.json is not what"):
         endurance.load(tmp_path)
+
+
+def test_the_page_on_speed_has_its_tables(pages, root):
+    text = pages["speed.html"]
+    assert text.count("<table") == 4 and "{{" not in text and "{% " not in text
+    facts = json.loads((root / "results/lab/bench_engine.json").read_text())["facts"]
+    for fact in facts:
+        if fact["quantity"] == "tokens_per_second":
+            assert f"<p>{fact['value']:,.0f} [{fact['low']:,.0f}, {fact['high']:,.0f}]</p>" in text
+    assert "Not yet measured on a GPU" in text
+    assert "sh benchmarks/gpu.sh" in re.sub("<.*?>", "", text)
 
 
 # ---- what a page says of itself, and what explains its words

@@ -39,6 +39,7 @@ from locksmith.book import (
     layout,
     opening,
     play,
+    speed,
 )
 
 WAITING = """
@@ -81,7 +82,8 @@ def assemble(profile: str, root: str | Path = ".", out: str | Path = "build/asm"
     home = address(root / "_config.yml")
     book, judged, shown = claims.judge(profile, root)
     _check_references(root, book)
-    article, numbers = post(profile, root), endurance.substitutions(root)
+    article = post(profile, root)
+    numbers = {**endurance.substitutions(root), **speed.substitutions(root)}
     boxes = openings(profile, root, settings, (book, judged, shown), real)
     words = {**glossary.substitutions(root), "how_to_cite": about.citation(root)}
     if not plain_yaml.text(root / f"{toc['root']}.md").strip():
