@@ -233,6 +233,16 @@ def test_what_did_not_fit_and_what_was_stopped_are_said(card, root):
     _, compiled = said.split("compiled*")
     row = next(row for row in cells(compiled) if row[0] == "lab")
     assert row[4] == "does not fit" and row[5] == "–" and numbers(row[2])
+    content = json.loads((card / "compiled.json").read_text())
+    for fact in content["facts"]:
+        if "generate_error" in fact:
+            fact["engine_error"] = "sampling needs 900 GiB"
+            for key in [key for key in fact if key.startswith("engine_") and key[-5:] != "error"]:
+                del fact[key]
+    (card / "compiled.json").write_text(json.dumps(content))
+    _, compiled = speed.substitutions(root)["speed_gpu"].split("compiled*")
+    row = next(row for row in cells(compiled) if row[0] == "lab")
+    assert [row[2], *row[4:]] == ["does not fit", "does not fit", "–", "–", "–"]
     assert said.count("It was stopped before its end.") == 1  # the tests: no part ended them
     content = json.loads((card / "rl.json").read_text())
     (card / "rl.json").write_text(json.dumps(content | {"complete": False}))

@@ -195,7 +195,7 @@ def _beside(fact, engine, train):
 
 def _cell(fact, key):
     value = fact.get(key)
-    if f"{key.partition('_')[0]}_error" in fact and value is None:
+    if key.endswith("_tokens_per_s") and key.replace("tokens_per_s", "error") in fact:
         return "does not fit"
     if value is None or isinstance(value, str):
         return value or formats.MISSING
