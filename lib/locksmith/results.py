@@ -299,7 +299,8 @@ def check_table(root: Path = ROOT) -> None:
                 raise errors.BadInput(f"{path}, line {number}, comes from {stands}, which is not "
                                       "there; `git checkout` brings it back, `make facts` drops "
                                       "its lines.")
-            about = (f"what {should or stands} says" if number > 1 else
+            source = stands if one and one not in right else should  # a line too many, or missing
+            about = (f"what {source} says" if number > 1 else
                      "the columns of a table of facts")
             raise errors.BadInput(f"{path}, line {number}, is not {about}; `make facts` writes the "
                                   "table anew, `git checkout` brings back what was there.")
