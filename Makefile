@@ -37,6 +37,7 @@ open: $(STAMP)  ## the chapters on real weights: shows their terms, and runs onc
 	sed -i.frozen 's/ frozen: true/ frozen: false/' open/dvc.yaml; \
 	  trap 'mv open/dvc.yaml.frozen open/dvc.yaml' EXIT INT TERM; dvc repro open/dvc.yaml:real-rl && dvc repro open/dvc.yaml
 	python -m locksmith.book.stages write
+	dvc commit -q -f open/notebooks.dvc
 	dvc repro -s facts verdict
 
 pair: $(STAMP)  ## chapters 1 to 5 on a pair, and their pages: SET="base_model=... thinking_model=..."

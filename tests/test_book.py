@@ -200,7 +200,7 @@ def test_index_shows_the_computed_verdicts_and_links_to_each(pages):
     assert len(anchors) == len(claims.load(ROOT / "claims.yml")["claims"])
     for anchor in anchors:
         assert f'id="{anchor}"' in verdict
-    assert "<strong>holds</strong>. every part holds" in text and "not tested yet" in text
+    assert "<strong>holds</strong>. Every part holds" in text and "not tested yet" in text
     assert "(stale)" not in text
 
 

@@ -537,7 +537,7 @@ def summary(book: dict, judged: list[dict], profiles: dict[str, str],
             rows = of(judged, claim["id"], profile)
             word, reason = answer(rows)
             cells.append(f"{word}: {reason}" if word == "not tested yet" else
-                         f"**{word}**. {reason}")
+                         f"**{word}**. {reason[:1].upper()}{reason[1:]}")
         lines.append(f"| [{claim['title']}]({link}#{anchor(claim['title'])}) | "
                      + " | ".join(cells) + " |")
     return "\n".join(lines)
