@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from locksmith.book import chromium
 
 torch.set_num_threads(1)
 
@@ -14,6 +15,22 @@ def own_cache_folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOCKSMITH_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def with_chromium():
+    """Skips where there is no Chromium."""
+    try:
+        chromium.find()
+    except chromium.NoBrowser as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def tab(with_chromium):
+    """A tab of a phone's width."""
+    with chromium.opened(390, 800) as tab:
+        yield tab
 
 
 def pytest_collection_modifyitems(items):

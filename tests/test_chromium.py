@@ -13,16 +13,6 @@ PAGE = """<!doctype html><meta charset="utf-8"><title>A page</title>
 </script>"""
 
 
-@pytest.fixture(scope="module")
-def tab():
-    try:
-        chromium.find()
-    except chromium.NoBrowser as error:
-        pytest.skip(str(error))
-    with chromium.opened(390, 800) as tab:
-        yield tab
-
-
 @pytest.fixture
 def page(tmp_path, tab):
     path = tmp_path / "a page.html"

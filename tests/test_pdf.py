@@ -7,16 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 from locksmith import errors
-from locksmith.book import about, chromium, pdf, site
+from locksmith.book import about, pdf, site
 
 
 @pytest.fixture
-def sources(tmp_path, monkeypatch):
-    """A function that has the book's single page be some HTML; skips without Chromium."""
-    try:
-        chromium.find()
-    except chromium.NoBrowser as error:
-        pytest.skip(str(error))
+def sources(tmp_path, monkeypatch, with_chromium):
+    """A function that has the book's single page be some HTML."""
     asm = tmp_path / "build" / "asm"
     (asm / "_static").mkdir(parents=True)
 

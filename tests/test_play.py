@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from locksmith import corpus, engine, errors, lab, model, params, stats, steering, vocabulary
-from locksmith.book import chromium, play
+from locksmith.book import play
 from locksmith.experiments import browser, hybrid, taxonomy
 from locksmith.loading import Pair
 from locksmith.tasks import countdown
@@ -52,16 +52,6 @@ def trained_lab():
         if not lab.folder("lab", "countdown", "twin", 0).is_dir():
             pytest.skip("needs the lab's checkpoints: `dvc pull` brings them")
         yield
-
-
-@pytest.fixture(scope="module")
-def tab():
-    try:
-        chromium.find()
-    except chromium.NoBrowser as error:
-        pytest.skip(str(error))
-    with chromium.opened(width=390) as tab:
-        yield tab
 
 
 def written(folder, tab):
