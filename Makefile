@@ -78,5 +78,5 @@ $(VENV)/bin/python:
 $(STAMP): $(VENV)/bin/python Makefile pyproject.toml constraints.txt
 	@echo "Installing into $(VENV), a few minutes the first time ..."
 	@$(PIP) --retries 1 --timeout 15 --no-deps $(TORCH_INDEX) $(TORCH) || true
-	@$(PIP) -c constraints.txt -e ".[dev,open]"
+	@$(PIP) -c constraints.txt -e ".[dev,open,scale]"
 	@touch $@

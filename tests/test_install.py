@@ -75,8 +75,8 @@ def test_constraints_name_no_build_and_no_index():
 def test_conda_installs_the_same():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     pip = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
-    assert pip == ["-c constraints.txt", "-e .[dev,open]"]
-    assert set(PROJECT["optional-dependencies"]) == {"dev", "open"}
+    assert pip == ["-c constraints.txt", "-e .[dev,open,scale]"]
+    assert set(PROJECT["optional-dependencies"]) == {"dev", "open", "scale"}
     conda = [d for d in environment["dependencies"] if isinstance(d, str)]
     # conda brings Python and tools alone: a package from there would escape the pins.
     assert {re.split("[=<>]", d)[0] for d in conda} == {"python", "pip", "make", "git"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from locksmith import drawing, loading, parallel, sharding, stats
-from locksmith.experiments import sampling, shards
+from locksmith.experiments import sampling
 from repository import smoke_lab
 
 JOB = {"pair": loading.Pair("smoke", "chain", 0), "role": "base", "n_problems": 5, "n": 100,
@@ -33,8 +33,9 @@ def test_a_key_has_the_random_numbers_of_anothers_sample():
 def shared(size, **changes):
     """(answers to a job at once, in shards of a size)."""
     job = JOB | changes
-    parts = parallel.run(parallel.Serial(), shards.draw, shards.split({"": job}, size))
-    return sampling.draw(**job), sharding.pooled(list(parts.values()), job["n"])
+    how = sampling.draw.in_parts
+    parts = parallel.run(parallel.Serial(), how.part, how.split(size, **job))
+    return sampling.draw(**job), how.join(list(parts.values()), **job)
 
 
 @pytest.mark.parametrize("size, changes", [
@@ -60,9 +61,8 @@ def test_shards_are_the_whole(size, changes):
 
 
 def test_each_answer_is_in_one_shard_and_its_name_says_which():
-    jobs = {("chain", 0): JOB, ("chain", 1): JOB | {"only": [2], "n": 7}}
-    parts = shards.split(jobs, 400)
-    assert [(name, rows["rows"]) for name, rows in parts.items()] == [
-        ((("chain", 0), "answers 0 to 399"), range(400)),
-        ((("chain", 0), "answers 400 to 499"), range(400, 500)),
-        ((("chain", 1), "answers 0 to 6"), range(7))]
+    for job, parts in ((JOB, {"answers 0 to 399": range(400),
+                              "answers 400 to 499": range(400, 500)}),
+                       (JOB | {"only": [2], "n": 7}, {"answers 0 to 6": range(7)})):
+        found = sampling.in_shards(400, **job)
+        assert {name: part["rows"] for name, part in found.items()} == parts

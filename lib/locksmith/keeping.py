@@ -52,9 +52,9 @@ def path(profile: str, function: Callable, options: dict) -> Path:
     return folder / f"{whole[:32]}.pkl"
 
 
-def find(file: Path, function: Callable, options: dict) -> None:
-    """Runs a job and puts what it found into a file."""
-    content = pickle.dumps(function(**options), pickle.HIGHEST_PROTOCOL)
+def keep(file: Path, what: object) -> None:
+    """Puts what a job found into its file."""
+    content = pickle.dumps(what, pickle.HIGHEST_PROTOCOL)
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # pickles, see above
     half = file.with_suffix(f".{os.getpid()}.tmp")
     half.write_bytes(hashlib.sha256(content).digest() + content)

@@ -1,5 +1,5 @@
-"""Many jobs side by side: in one-thread processes, one a core,
-or one after the other right here."""
+"""Many jobs side by side: in one-thread processes, one a core, on the machines of a cluster, or
+one after the other right here."""
 
 import ctypes
 import os
@@ -11,11 +11,13 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, get_context, parent_process
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from locksmith import device, keeping
+from locksmith import cluster, device, keeping
+from locksmith.errors import BadInput
 
 if sys.platform == "linux":
     import fcntl
@@ -47,16 +49,20 @@ def workers(profile: str, where: str = "auto", fresh: bool = False) -> Executor:
     process; under profile open, whose models are small, as many as find GPU_SHARE free.
     fresh: each job gets a process of its own, so that what a large one took is free again.
 
-    A job of these profiles takes less time than a process takes to import torch:
-    it runs right here.
+    Where the environment's LOCKSMITH_EXECUTOR has the address of a Ray cluster, the jobs run there.
+    Otherwise those of profiles smoke and toy run right here: one takes less time than a process
+    takes to import torch.
     """
-    if profile in ("smoke", "toy"):
+    if address := os.environ.get("LOCKSMITH_EXECUTOR"):
+        pool = cluster.Ray(address, gpu=where != "cpu")
+    elif profile in ("smoke", "toy"):
         return Serial()
-    n, place = device.workers(), device.pick(where)[0]
-    if place.type != "cpu":
-        n = max(min(n, device.free_bytes(place) // GPU_SHARE), 1) if profile == "open" else 1
-    pool = ProcessPoolExecutor(n, mp_context=get_context("spawn"), initializer=_start,
-                               max_tasks_per_child=1 if fresh else None)
+    else:
+        n, place = device.workers(), device.pick(where)[0]
+        if place.type != "cpu":
+            n = max(min(n, device.free_bytes(place) // GPU_SHARE), 1) if profile == "open" else 1
+        pool = ProcessPoolExecutor(n, mp_context=get_context("spawn"), initializer=_start,
+                                   max_tasks_per_child=1 if fresh else None)
     pool.profile = profile  # so that what its jobs find is kept
     keeping.clear()
     return pool
@@ -86,29 +92,71 @@ def _map_large_tensors():
         library.mallopt(M_MMAP_THRESHOLD, 4 << 20)
 
 
+class InParts(NamedTuple):
+    """How the jobs of a function spread further, as its attribute `in_parts`: split(**options) ->
+    {what a part is called: its options}; part(**its options); join(parts, **options) -> what the
+    whole job would have found."""
+    split: Callable
+    part: Callable
+    join: Callable
+
+
 def run(pool: Executor, function: Callable, jobs: dict, writes: bool = False) -> dict:
     """name -> function(**options) for jobs, a dict name -> options, in the pool.
 
+    On a cluster the jobs of a function with `in_parts` run in parts: it may have more cores or
+    GPUs than a chapter has tasks, seeds and models.
     What the jobs of a pool with a profile find is kept (`keeping`), each as soon as it is there.
     writes: they write files, so that what they return is not all they do, and nothing is kept.
 
-    BrokenProcessPool if one of its processes was killed.
+    A job's error names the job (see `failed`); BrokenProcessPool if a process was killed.
     """
-    files = {}
+    if isinstance(pool, cluster.Ray) and hasattr(function, "in_parts"):
+        return _in_parts(pool, function.in_parts, jobs, writes)
+    files, done, waiting = {}, {}, {}
     if hasattr(pool, "profile") and not writes:
         files = {name: keeping.path(pool.profile, function, options)
                  for name, options in jobs.items()}
-    done, waiting = {}, {}
     for name, options in jobs.items():
-        if name not in files:
+        if name in files and keeping.found(files[name]):
+            done[name] = keeping.read(files[name])
+        else:
             waiting[pool.submit(function, **options)] = name
-        elif not keeping.found(files[name]):
-            waiting[pool.submit(keeping.find, files[name], function, options)] = name
-    try:
-        for job in tqdm(as_completed(waiting), total=len(jobs), initial=len(jobs) - len(waiting),
-                        desc=function.__name__):
-            done[waiting[job]] = job.result()
-    except BrokenProcessPool:
-        raise BrokenProcessPool(f"a process that ran {function.__name__} was killed, as the system "
-                                "does when memory runs out") from None
-    return {name: keeping.read(files[name]) if name in files else done[name] for name in jobs}
+    for job in tqdm(as_completed(waiting), total=len(jobs), initial=len(done),
+                    desc=function.__name__):
+        name = waiting[job]
+        if error := job.exception():
+            raise failed(error, function, name) from error
+        done[name] = job.result()
+        if name in files:
+            keeping.keep(files[name], done[name])
+    return {name: done[name] for name in jobs}
+
+
+def _in_parts(pool, how, jobs, writes):
+    """`run`, with every job in its parts."""
+    parts = {(name, part): options for name, job in jobs.items()
+             for part, options in how.split(**job).items()}
+    found = run(pool, how.part, parts, writes)
+    return {name: how.join([one for (of, _), one in found.items() if of == name], **job)
+            for name, job in jobs.items()}
+
+
+def failed(error: BaseException, function: Callable, name: object) -> BaseException:
+    """A job's error as it is told: "measure of present correct 2: ...". Of the kind that it was
+    where `errors.run` treats that kind in a way of its own, else a RuntimeError."""
+    where = f"{function.__name__} of {_words(name)}"
+    if isinstance(error, BrokenProcessPool):
+        return BrokenProcessPool(f"a process that ran {where}, or a job beside it, was killed, as "
+                                 "the system does when memory runs out")
+    if isinstance(error, BadInput | MemoryError):
+        kind = BadInput if isinstance(error, BadInput) else MemoryError
+        return kind(f"{where}: {error}")
+    if isinstance(error, OSError) and error.errno:
+        return type(error)(error.errno, f"{error.strerror} ({where})", error.filename)
+    return RuntimeError(f"{where}: {type(error).__name__}: {error}")
+
+
+def _words(name):
+    """A job's name as people read it: "chain 3 answers 0 to 3071"."""
+    return " ".join(map(_words, name)) if isinstance(name, tuple) else str(name)

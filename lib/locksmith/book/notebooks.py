@@ -12,6 +12,7 @@ import ast
 import contextlib
 import glob
 import logging
+import os
 import resource
 import signal
 import sys
@@ -267,6 +268,8 @@ def main() -> int | None:
     one.add_argument("--profile", required=True)
     one.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
                      help="a parameter of the chapters, or seeds, in place of the profile's")
+    one.add_argument("--executor", metavar="ADDRESS",
+                     help="of a Ray cluster that runs the jobs; else LOCKSMITH_EXECUTOR has it")
     commands.add_parser("check", help="Checks chapters/ as they stand.")
     args = parser.parse_args()
     if args.what == "check":
@@ -277,6 +280,8 @@ def main() -> int | None:
         ]
         print("\n".join(found) or "chapters/ is clean")
         return int(bool(found))
+    if args.executor:
+        os.environ["LOCKSMITH_EXECUTOR"] = args.executor  # for the kernel
     given = shares(args.notebook, changes(args.set))
     for notebook in args.notebook:  # all are checked before the first runs
         _change(args.profile, notebook, given[notebook])

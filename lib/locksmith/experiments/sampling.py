@@ -17,11 +17,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from locksmith import decoding, engine, prose, rollouts, stats, tasks, vocabulary
+from locksmith import (
+    decoding,
+    engine,
+    parallel,
+    prose,
+    rollouts,
+    sharding,
+    stats,
+    tasks,
+    vocabulary,
+)
 from locksmith.loading import Model, Pair
 from locksmith.rollouts import Answers
 
 STREAMS = {"base": 0, "thinking": 1, "again": 2, "matched": 3, "methods": 4, "entropy": 5}
+# Answers of a shard of `draw`: whole batches of the engine, so that each answer has the neighbours
+# that it has anyhow, and the same bits. (Of large models, whose answers `rollouts` keeps, blocks of
+# 256 are drawn together, and without shards whole problems: with more than 256 answers to one, the
+# last bit of a product may differ.)
+SHARD = 8 * 384
 TRAIN = 10  # training problems, for each problem, whose answers a guess in words may give
 # What the selectors of `decoding.cot_decoding` are called in arms.yml.
 PATHS = {"delta": "cot-decoding", "delta_sum": "cot-decoding-summed",
@@ -80,6 +95,35 @@ def draw(pair: Pair, role: str, n_problems: int, n: int, max_new_tokens: int,
         model, pair.rules, [problems[i] for i in only], n, max_new_tokens=max_new_tokens,
         temperature=temperature, seed=stream_seed(pair.seed, stream or role), keys=only)
     return replace(answers, rollouts=rollouts.compact(answers.rollouts))
+
+
+def in_shards(size: int = SHARD, *, n_problems: int, n: int, only: Sequence | None = None,
+              **job: object) -> dict[str, dict]:
+    """A job of `draw` in shards of so many answers: "answers 0 to 3071" -> job of `draw_rows`."""
+    job |= dict(n_problems=n_problems, n=n, only=only)
+    total = (n_problems if only is None else len(only)) * n
+    shards = [range(start, min(start + size, total)) for start in range(0, total, size)]
+    return {f"answers {rows[0]} to {rows[-1]}": job | {"rows": rows} for rows in shards}
+
+
+def draw_rows(pair: Pair, role: str, n_problems: int, n: int, max_new_tokens: int, rows: range,
+              temperature: float = 1.0, stream: str | None = None, only: Sequence | None = None,
+              split: str = "test") -> Answers:
+    """What `draw` finds, but of all answers, in the order of problems, only some `rows`; each has
+    its problem to itself."""
+    model, problems = pair.load(role), pair.problems(n_problems, split)
+    only = range(n_problems) if only is None else [int(i) for i in only]
+    seed = stream_seed(pair.seed, stream or role)
+    drawn = [(only[row // n], row % n) for row in rows]
+    answers = rollouts.answer(
+        model, pair.rules, [problems[i] for i, _ in drawn], max_new_tokens=max_new_tokens,
+        temperature=temperature, seed=seed,
+        keys=[sharding.key_of(seed, i, sample) for i, sample in drawn])
+    return replace(answers, rollouts=rollouts.compact(answers.rollouts))
+
+
+draw.in_parts = parallel.InParts(in_shards, draw_rows,
+                                 lambda parts, n, **job: sharding.pooled(parts, n))
 
 
 def guesses(pair: Pair, n_problems: int, n: int, only: Sequence | None = None) -> Guesses:
