@@ -12,6 +12,7 @@ from repository import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu  # noqa: E402
+import waiting  # noqa: E402
 
 CARD = "NVIDIA Example"
 
@@ -20,7 +21,7 @@ CARD = "NVIDIA Example"
 def root(tmp_path):
     """What the page reads, without a GPU's records."""
     (tmp_path / "results" / "lab").mkdir(parents=True)
-    for name in ("arms.yml", *(f"results/lab/bench_{x}.json" for x in ("engine", "train", "trl"))):
+    for name in ("arms.yml", *(f"results/lab/bench_{x}.json" for x in ("engine", "train", "trl", "waiting"))):
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
@@ -118,6 +119,29 @@ def test_a_goal_is_judged_by_the_record(dtype, variant, low, root):
     assert cell == f"{low}, reached" and f"{dtype} at {ends}" not in said
 
 
+@pytest.mark.parametrize("variant, place, goal", [("ours", 1, 1), ("nothing to do", 2, 4),
+                                                  ("build", 3, 15)])
+def test_a_wait_is_shown_and_judged(variant, place, goal, root):
+    for seconds, said in ((goal - 0.01, "reached"), (goal, "not reached")):
+        def change(record):
+            fact, = [f for f in record["facts"] if f.get("variant") == variant]
+            fact.update(value=seconds, low=seconds - 0.1, high=seconds + 0.1)
+        changed(root, "waiting", change)
+        row = cells(speed.substitutions(root)["speed_waiting"])[place]
+        agree(row[1], {"value": seconds, "low": seconds - 0.1, "high": seconds + 0.1})
+        assert row[2] == f"{goal}, {said}"
+
+
+def test_a_librarys_own_share_of_its_import_is_counted():
+    told = ("import time: self [us] | cumulative | imported package\n"
+            "import time:      2000 |       5000 |   locksmith.engine\n"
+            "import time:    900000 |     900000 |     torch.nn\n"
+            "import time:      3000 |     905000 | locksmith\n"
+            "import time:      7000 |       7000 | locksmiths.other\n")
+    assert waiting.own(told) == pytest.approx(0.005)
+    assert {"locksmith.engine", "locksmith.book.site"} <= set(waiting.modules())
+
+
 def test_an_older_record_says_so_until_it_is_measured_again(root):
     for name, word in (("engine", "writing"), ("train", "pre-training"), ("trl", "a step of RL")):
         assert word in speed.substitutions(root)["speed"]["age"]
@@ -126,7 +150,7 @@ def test_an_older_record_says_so_until_it_is_measured_again(root):
     assert speed.substitutions(root)["speed"]["age"] == ""
 
 
-@pytest.mark.parametrize("name", ["engine", "train", "trl"])
+@pytest.mark.parametrize("name", ["engine", "train", "trl", "waiting"])
 @pytest.mark.parametrize("damage", ["", "{", "[" * 100_000, '{"facts": []}', None])
 def test_a_record_that_cannot_be_used_is_named(name, damage, root):
     path = root / f"results/lab/bench_{name}.json"

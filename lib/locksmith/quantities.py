@@ -155,6 +155,7 @@ QUANTITIES = {  # name -> (range, what it says)
     "speedup_vs_autocast": (POSITIVE, "against a step under autocast"),
     "speedup_vs_trl": (POSITIVE, "against a step of TRL"),
     "seconds": (POSITIVE, "CPU seconds of a part of a training step"),
+    "wait": (POSITIVE, "seconds by the clock until a command has ended"),
     "peak_gib": (POSITIVE, "most memory that a process held, 2^30 bytes"),
     "left_out": (SHARE, "probability on tokens that a model over few of them lacks"),
     "gemm_teraflops": (POSITIVE, "operations a second of a square product, 10^12"),

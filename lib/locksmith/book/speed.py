@@ -24,6 +24,11 @@ TRAINING = {"tokens_per_second": "tokens/s",
             "share_of_gemm_peak": "share of that peak",
             "shape_teraflops": "peak for the model's shapes, 10¹² operations/s",
             "share_of_shape_peak": "share of that peak"}
+# What a reader waits for, and the goal in seconds.
+WAITS = {"import": ("importing the library", None),
+         "ours": ("of that, its own modules", 1),
+         "nothing to do": ("`dvc repro`, nothing to do", 4),
+         "build": ("building the book, chapters executed before", 15)}
 WAYS = {"trl-fp32": "weights in float32", "trl-bf16": "weights in bfloat16",
         "trl-fp32-engine": "float32, answers by our engine"}
 # What a table on a GPU shows of the facts of a part: key -> head. All have the first two.
@@ -84,9 +89,11 @@ class Benchmark:
 
 def substitutions(root: str | Path = ".") -> dict:
     """What the page may write between double braces: `speed` (words and counts), and the Markdown
-    of `speed_engine`, `speed_train`, `speed_trl`, `speed_records` and `speed_gpu`."""
+    of `speed_engine`, `speed_train`, `speed_trl`, `speed_waiting`, `speed_records` and
+    `speed_gpu`."""
     root = Path(root)
-    engine, train, trl = (Benchmark(root, name) for name in ("engine", "train", "trl"))
+    engine, train, trl, waiting = (Benchmark(root, name)
+                                   for name in ("engine", "train", "trl", "waiting"))
     step, extra = trl.fact("rl", "trl-fp32", "speedup_vs_trl"), trl.record["extra"]
     counts = {"problems": step["n_problems"], "samples": step["n_samples"],
               **{key: extra.get(key) for key in ("max_new_tokens", "steps")}}
@@ -96,7 +103,8 @@ def substitutions(root: str | Path = ".") -> dict:
     repeats = len(engine.fact("engine", "float32", "speedup_vs_generate")["seeds"])
     made = [("writing", f"engine.py --repeats {repeats}", repeats, engine),
             ("pre-training", "train.py", "not recorded", train),
-            ("a step of RL", f"trl_step.py {options}", counts["steps"], trl)]
+            ("a step of RL", f"trl_step.py {options}", counts["steps"], trl),
+            ("waiting", "waiting.py", len(waiting.record["facts"][0]["seeds"]), waiting)]
     old = ", ".join(what for what, *_, of in made if not of.record["provenance"]["rules"])
     return {
         "speed": {**counts, "trl": extra.get("trl", "(version not recorded)"),
@@ -111,6 +119,7 @@ def substitutions(root: str | Path = ".") -> dict:
             [says, *(trl.text("rl", way, name) for name in (
                 "tokens_per_second", "tokens_per_second[variant=ours]", "speedup_vs_trl"))]
             for way, says in WAYS.items())),
+        "speed_waiting": waits(waiting),
         "speed_records": _table(["figures", "command", "repeats", "software"], (
             [what, f"`python benchmarks/{command}`", n, ", ".join(
                 f"{name} {x}" for name, x in of.record["provenance"]["versions"].items())]
@@ -128,6 +137,16 @@ def writing(engine: Benchmark) -> str:
                      engine.text("engine", dtype, f"tokens_per_second{variant}"),
                      engine.text(*ratio), f"{goal}, {met}" if goal else "none"])
     return _table(["numbers", "answers", "at once", "engine, tokens/s", "ratio", "goal"], rows)
+
+
+def waits(waiting: Benchmark) -> str:
+    """A Markdown table: what a reader waits for, in seconds, and the goal."""
+    rows = []
+    for variant, (says, goal) in WAITS.items():
+        name = "book", "waiting", f"wait[variant={variant}]"
+        met = "reached" if goal and waiting.fact(*name)["value"] < goal else "not reached"
+        rows.append([says, waiting.text(*name), f"{goal}, {met}" if goal else "none"])
+    return _table(["waiting for", "seconds", "goal, seconds"], rows)
 
 
 def goals(engine: Benchmark) -> str:
