@@ -79,8 +79,8 @@ def held():
     gc.collect()
     trained = {p.data_ptr() for p in net.parameters() if p.requires_grad}
     storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
-                for x in gc.get_objects() if isinstance(x, torch.Tensor)
-                and not isinstance(x, cards.DTensor) and x.is_floating_point()}
+                for x in gc.get_objects() if issubclass(type(x), torch.Tensor)
+                and type(x) is not cards.DTensor and x.is_floating_point()}
     return {"bytes": sum(n for place, n in storages.items() if place not in trained),
             "whole": sum(p.nbytes for p in net.parameters() if not p.requires_grad),
             "runner": type(cache.runner(net, 2, 8, False, (), None)).__name__, "ids": drawn.ids()}
