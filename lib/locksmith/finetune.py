@@ -91,7 +91,7 @@ class _Steps(Trainer):
             self.accelerator.prepare_model = lambda net, *args, **options: net
 
     def _move_model_to_device(self, model, device):
-        """It is there."""
+        """Nothing: it is there, and a sharded one must not be moved."""
 
     def get_train_dataloader(self):
         return DataLoader(self.train_dataset, batch_size=None)
