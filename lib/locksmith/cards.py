@@ -4,7 +4,8 @@ Frozen weights are sharded over the processes (torch's FSDP2, after Zhao et al.,
 section 3): each holds its part of every tensor, and a block is whole only while it computes. What
 is trained, a LoRA adapter, stays whole everywhere; gradients are summed once a step, so that all
 processes take the same step. Whatever runs a sharded model runs on all processes at the same time:
-they sample the same rows, and train on micro-batches of their own (`turns`).
+they sample the same rows, token for token the same on cards of one kind, and train on micro-batches
+of their own (`turns`).
 
 Without `accelerate launch` there is one process, and nothing here does anything.
 """
@@ -19,6 +20,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 _alone = False
@@ -37,8 +39,7 @@ def joined() -> Iterator[None]:
 
 def world() -> int:
     """How many processes hold a model together."""
-    return 1 if _alone or not dist.is_available() or not dist.is_initialized() \
-        else dist.get_world_size()
+    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
 
 
 def rank() -> int:
@@ -68,8 +69,7 @@ def shard(net: nn.Module, blocks: Iterable[nn.Module]) -> None:
     """Leaves each process its part of every frozen parameter of `net`, on its card; parameters that
     require gradients stay whole. `blocks`, then what else `net` has, are put together when they
     compute and taken apart again. All processes call it, with the same weights."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard  # not in the oldest torch that one card needs
 
     gc.collect()  # an earlier sharded model is a circle of references
     place = PartialState().device
