@@ -7,7 +7,7 @@ float32, with left padding, with sliding windows shorter than a prompt and with 
 embeddings across their original length; `python tests/test_architectures.py` prints the table. All
 others are refused. Of a known architecture anything may have been changed: `altered` finds code
 that is not torch's, transformers' or LoRA's own. Such models are read without a cache, a text at a
-time.
+time. A model over several cards (`cards`) is a plain one.
 """
 
 import functools
@@ -19,11 +19,14 @@ from types import FunctionType, MethodType
 import peft
 import torch
 import transformers
+import typing_extensions
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.modules import module as torch_module
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from locksmith import cards
 from locksmith.errors import BadInput
 
 EXACT = frozenset({"GPT2LMHeadModel", "CTRLLMHeadModel"} | {name + "ForCausalLM" for name in """
@@ -40,10 +43,12 @@ EXACT = frozenset({"GPT2LMHeadModel", "CTRLLMHeadModel"} | {name + "ForCausalLM"
 # Modules of these packages act on each position by itself, but for attention over what was before.
 PLAIN = ("torch.nn.modules.", "transformers.", "peft.tuners.lora.", "peft.tuners.tuners_utils",
          "peft.utils.other", "peft.peft_model")
-SOURCES = tuple(os.path.dirname(x.__file__) + os.sep for x in (torch, transformers, peft))
+SOURCES = (*(os.path.dirname(x.__file__) + os.sep for x in (torch, transformers, peft)),
+           typing_extensions.__file__)  # its `deprecated` wraps functions of torch
 # Hooks that hand out what passes by; the library's own are there while a model reads along with
 # itself, or is read.
 HARMLESS = "transformers.", "locksmith.cache", "locksmith.activations"
+SHARDED = "torch.distributed.fsdp."  # where FSDP2's classes are, and those that it makes of others
 PYTHON = sysconfig.get_path("stdlib") + os.sep
 
 
@@ -104,8 +109,10 @@ def check_lengths(model: PreTrainedModel, shortest: int, longest: int) -> None:
 
 def check_finite(model: nn.Module) -> None:
     """BadInput that names the first weight with a NaN or an infinity. One pass over the weights,
-    as much as a single token costs."""
-    weights = [(name, x) for name, x in model.named_parameters() if x.is_floating_point()
+    as much as a single token costs. Of a model over several cards each process looks at its
+    part."""
+    parts = ((name, cards.local(x)) for name, x in model.named_parameters())
+    weights = [(name, x) for name, x in parts if x.is_floating_point()
                and x.dtype.itemsize > 1 and x.numel() and x.device.type != "meta"]
     with torch.no_grad():
         ends = [torch.stack(x.aminmax()).float() for _, x in weights]
@@ -136,9 +143,9 @@ def altered(model: nn.Module) -> str:
         name = name or "the model"
         classes.setdefault(type(module), name)
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
-            if isinstance(hook, FunctionType) and hook.__module__.startswith(HARMLESS):
-                continue
-            return f"a hook on {name}"
+            harmless = isinstance(hook, FunctionType) and hook.__module__.startswith(HARMLESS)
+            if not harmless and not _gathers(hook):
+                return f"a hook on {name}"
         if module.__dict__.get("_compiled_call_impl") is not None:
             return f"{name} compiled"
         if not getattr(module, "is_causal", True):
@@ -149,8 +156,10 @@ def altered(model: nn.Module) -> str:
         if any(getattr(x, "alora_invocation_tokens", None)
                for x in (getattr(module, "peft_config", None) or {}).values()):
             return "an adapter that is switched on by tokens"
+    in_parts = any(kind.__module__.startswith(SHARDED) for kind in classes)
     for name, x in model.named_parameters():
-        if type(x) is not nn.Parameter or type(x.data) is not Tensor:
+        kind = DTensor if in_parts and type(x) is DTensor else nn.Parameter
+        if type(x) is not kind or type(cards.local(x.data)) is not Tensor:
             return f"{type(x).__name__} {name}"
     return _altered_code(classes)
 
@@ -158,6 +167,8 @@ def altered(model: nn.Module) -> str:
 def _altered_code(classes):
     """`altered` for the code of classes {class: name of a module that has it}."""
     for kind, name in classes.items():
+        if kind.__module__.startswith(SHARDED):
+            kind = kind.__mro__[2]  # what was sharded
         if not kind.__module__.startswith(PLAIN):
             return f"{name} of class {kind.__module__}.{kind.__qualname__}"
     places = {base for kind in classes for base in kind.__mro__[:-1]}
@@ -168,6 +179,12 @@ def _altered_code(classes):
             if isinstance(value, FunctionType) and not _own(value):
                 return f"{name} replaced in {place.__name__}"
     return ""
+
+
+def _gathers(hook):
+    """Whether a hook is FSDP2's own, which puts a module's weights together while it computes."""
+    owner = getattr(hook, "__self__", None)
+    return type(owner).__module__.startswith(SHARDED) and _own(hook)
 
 
 def _own(function):

@@ -28,7 +28,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.models.llama import modeling_llama as llama
 from transformers.models.qwen2 import modeling_qwen2 as qwen2
 
-from locksmith import architectures, device, graphs
+from locksmith import architectures, cards, device, graphs
 from locksmith.errors import BadInput
 
 
@@ -52,7 +52,7 @@ def runner(model: PreTrainedModel, *how: object) -> "Runner":
     if architectures.altered(model):
         return Whole(model, *how)
     kind = Fused if Fused.fits(model) else Generic
-    if model.device.type != "cuda":
+    if model.device.type != "cuda" or cards.sharded(model):  # no graph holds what cards exchange
         return kind(model, *how)
     n_rows, n_columns, *rest = how
     n_columns += -n_columns % 64  # kernels for masked attention want even widths

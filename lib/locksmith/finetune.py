@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from locksmith import device, model, vocabulary
+from locksmith import cards, device, model, vocabulary
 from locksmith.errors import BadInput, finite
 
 IGNORED = -100
@@ -85,6 +85,14 @@ class _Steps(Trainer):
         super().__init__(*args, **options)
         self.logits, self.losses = logits, []
 
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        if cards.world() > 1:  # no wrapper that adds up gradients after each micro-batch
+            self.accelerator.prepare_model = lambda net, *args, **options: net
+
+    def _move_model_to_device(self, model, device):
+        """Nothing: it is there, and a sharded one must not be moved."""
+
     def get_train_dataloader(self):
         return DataLoader(self.train_dataset, batch_size=None)
 
@@ -95,12 +103,14 @@ class _Steps(Trainer):
         if not share:
             raise BadInput(f"step {self.state.global_step} has no target but rows' first tokens, "
                            "which nothing predicts; allowed are targets behind an input.")
-        for ids, targets in inputs:
+        for (ids, targets), weight in cards.turns(inputs):
             out = self.logits(model, ids[:, :-1]).float()
             part = F.cross_entropy(out.flatten(0, 1), targets[:, -out.shape[1]:].flatten(),
-                                   ignore_index=IGNORED, reduction="sum") / share
+                                   ignore_index=IGNORED, reduction="sum") / share * weight
             self.accelerator.backward(part)
             loss += part.item()
+        loss = cards.total(loss)
+        cards.add_gradients(model.parameters())
         finite(loss, f"the loss of step {self.state.global_step}")
         self.losses.append(loss)
         return torch.tensor(loss, device=self.args.device)  # where Trainer adds it up

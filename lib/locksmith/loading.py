@@ -31,7 +31,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from locksmith import cache as kv
 from locksmith import (
+    cards,
     chats,
     device,
     grammar,
@@ -324,6 +326,10 @@ def pairs(profile: str, task_names: Sequence[str], seeds: Sequence[int],
 @lru_cache(maxsize=8)
 def _kept(pair):
     """`Pair.kept`, once a process: the base is loaded for it."""
+    return cards.first(lambda: _tokens(pair))
+
+
+def _tokens(pair):
     base = pair._replace(tokens=0).load("base")
     if not 0 < pair.tokens < len(base.tokenizer):
         return ()
@@ -342,6 +348,7 @@ def load(name: str, *, profile: str = "lab", task: str | None = None, seed: int 
     profile, task, seed: of a lab model. exact: float32 instead of the device's own dtype. chat: ask
     it through its chat template. accept_terms: you accept the terms of weights that have some.
     kept: its ids of the only tokens that it is to have, in rising order; () for all.
+    Over several cards a model is sharded (`cards`), or, if exact, on the CPU for who trains it.
     BadInput in one sentence for a name that is none, a revision that is not a commit, weights that
     are missing, damaged or not safetensors, a chat template that is not there.
     """
@@ -358,7 +365,10 @@ def load(name: str, *, profile: str = "lab", task: str | None = None, seed: int 
     if chat and not tokenizer.chat_template:
         raise BadInput(f"{name} is to be asked in a chat, but its tokenizer has no chat template; "
                        "allowed is a model that has one, or plain text.")
-    net = net.to(place, torch.float32 if exact else dtype).eval()
+    several = cards.world() > 1
+    net = net.to("cpu" if several else place, torch.float32 if exact else dtype).eval()
+    if several and not exact:
+        cards.shard(net.requires_grad_(False), kv.blocks(net))
     if tokenizer.get_vocab() == _lab_tokenizer().get_vocab():
         return Model(name, net, tokenizer, frozenset(vocabulary.STOP), special=True)
     stop = _ends(net, tokenizer) | (set() if chat else _line_ends(tokenizer))

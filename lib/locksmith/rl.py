@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from locksmith import (
+    cards,
     corpus,
     device,
     engine,
@@ -101,11 +102,14 @@ def update(net: nn.Module, optimizer: torch.optim.Optimizer, sequences: list[lis
     n_tokens = sum(len(s) for s in sequences) - sum(prompt_lengths)
     entropy, counted, place = 0.0, 0, next(net.parameters()).device
     optimizer.zero_grad()  # of a step that was not taken
+    micros = []
     while live:
         prompt, longest = prompts[live[-1]], len(sequences[live[-1]])
         rows = max(1, (micro_tokens - len(prompt)) // max(1, longest - len(prompt)))
-        micro = [i for i in live[-rows:] if prompts[i] == prompt]
-        del live[-len(micro):]
+        micros.append([i for i in live[-rows:] if prompts[i] == prompt])
+        del live[-len(micros[-1]):]
+    for micro, share in cards.turns(micros):
+        longest = len(sequences[micro[-1]])
         ids = torch.full((len(micro), longest), pad_token_id)
         sampled = torch.zeros(len(micro), longest, dtype=torch.bool)
         for row, i in enumerate(micro):
@@ -119,9 +123,11 @@ def update(net: nn.Module, optimizer: torch.optim.Optimizer, sequences: list[lis
         with torch.set_grad_enabled(bonus != 0):
             undecided = -((logp.exp() * logp).sum(-1) * sampled).sum()
         gained = (chosen * weight).sum()
-        (-(gained + bonus * undecided if bonus else gained) / n_tokens).backward()
-        entropy += undecided.item()
-        counted += int(sampled.sum())
+        (-(gained + bonus * undecided if bonus else gained) * share / n_tokens).backward()
+        entropy += undecided.item() * share
+        counted += int(sampled.sum()) * share
+    cards.add_gradients(net.parameters())
+    entropy, counted = cards.total(entropy), cards.total(counted)
     norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0).item()
     errors.finite(norm, "the gradient's norm")
     optimizer.step()

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from locksmith import architectures, drawing, engine, steering, tasks
+from locksmith import architectures, cards, drawing, engine, steering, tasks
 from locksmith import cache as kv
 from locksmith.errors import BadInput
 from locksmith.loading import Model, fingerprint
@@ -87,13 +87,15 @@ def sampled(model: Model, prompts: list[list[int]], n: int, keep: bool,
     """`engine.sample` by a model, with its own stop where `how` has none.
 
     keep: in the cache folder, but for what a key cannot tell: steering, guide models, hooks, code
-    of the user's own. BadInput where there is no prompt or n is below 1.
+    of the user's own; and not over several cards, where all processes must sample or none.
+    BadInput where there is no prompt or n is below 1.
     """
     if not prompts or isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
         raise BadInput(f"n is {n!r} for {len(prompts)} problems; allowed is a whole number from 1 "
                        "on for at least one problem.")
     how = {"stop": model.stop, **how}
-    if not keep or not set(how) <= _PLAIN or architectures.altered(model.net):
+    if not keep or not set(how) <= _PLAIN or architectures.altered(model.net) \
+            or cards.world() > 1:
         return engine.sample(model.net, prompts, n, **how)
     return _kept(model, prompts, int(n), how)
 

@@ -14,6 +14,10 @@ near the base. Arms:
     sft-right    no RL: fine-tuning on the base's own right workings, of as many answers as RL draws
     direct-N     correct, with N direct examples among those of the prompt; the first seed alone
 
+Where one card does not hold a model, several do (`cards`), for one run after the other:
+
+    accelerate launch --num_processes 4 -m locksmith.experiments.real_rl --profile open
+
 A run is written whole when it ends, and one that is there, from the same weights, settings and
 code, is kept: so a stage that was killed goes on where it stopped.
 """
@@ -23,6 +27,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +36,7 @@ from torch import nn
 
 from locksmith import (
     cache,
+    cards,
     drawing,
     engine,
     errors,
@@ -60,8 +66,8 @@ REWARDS = {"format": "strategy", "random": "random"}  # of an arm; any other's i
 NAMES = {"format": "format-reward", "random": "random-reward", "one-problem": "rl-one-problem",
          "sft-right": "sft-right"}
 MEASURED = ("correct", "trace", "strategy", "attempts", "valid_attempts")
-CODE = (cache, drawing, engine, finetune, grading, model, narrowing, prose, rewards, rl, rollouts,
-        sums, tuning, words)
+CODE = (cache, cards, drawing, engine, finetune, grading, model, narrowing, prose, rewards, rl,
+        rollouts, sums, tuning, words)
 
 
 def pair(profile: str, role: str, seed: int) -> Pair:
@@ -133,7 +139,7 @@ def train(pair: Pair, arm: str, setting: dict, recipe: dict, base: str, single: 
     place = folder(pair.profile, pair.base, arm) / f"seed{pair.seed}"
     made = json.loads(json.dumps({"arm": arm, "seed": pair.seed, "base": base, "code": code(),
                                   "generator": asked(setting, arm), "recipe": recipe}))
-    if (log := resuming.kept(place, made)) is not None:
+    if (log := cards.first(lambda: resuming.kept(place, made))) is not None:
         return log
     trained = tuning.adapter(pair, recipe["rank"])
     n = recipe["steps"] * recipe["problems"]
@@ -148,7 +154,7 @@ def train(pair: Pair, arm: str, setting: dict, recipe: dict, base: str, single: 
                                          REWARDS.get(arm, "correct"), measured=MEASURED)}
     # peft would write where the base's weights are on this machine
     trained.net.peft_config["default"].base_model_name_or_path = ""
-    model.save_adapter(trained.net, place, **made, log=log)
+    cards.first(lambda: model.save_adapter(trained.net, place, **made, log=log))
     return log
 
 
@@ -171,14 +177,16 @@ def imitate(trained: tuning.Trained, pair: Pair, problems: list, recipe: dict) -
 # --- all of them ----------------------------------------------------------------------------------
 
 def run(profile: str) -> None:
-    """Every arm of both models, in a pool of one-thread processes, and their record."""
+    """Every arm of both models, in a pool of one-thread processes, and their record; over several
+    cards one after the other, each on all of them."""
     config = params.load(profile)
     own, seeds = config["real"], config["seeds"]
     recipe = {name: own[name] for name in ("steps", "problems", "samples", "lr", "rank",
                                            "max_new_tokens", "target_tokens", "tokens")}
     for place in ("rl", "rl_controls"):  # outputs of the stage, whichever arms there are
         Path("checkpoints", profile, place).mkdir(parents=True, exist_ok=True)
-    with parallel.workers(profile, fresh=True) as pool:
+    several = cards.world() > 1
+    with parallel.Serial() if several else parallel.workers(profile, fresh=True) as pool:
         begun = parallel.run(pool, start, {role: dict(
             pair=pair(profile, role, seeds[0]), n_problems=own["pool_problems"],
             samples=own["pool_samples"], max_new_tokens=own["max_new_tokens"]) for role in ROLES})
@@ -190,8 +198,16 @@ def run(profile: str) -> None:
                 for role, arm in first
                 for seed in (seeds[:1] if arm.startswith("direct-") else seeds)}
         logs = parallel.run(pool, train, jobs, writes=True)
-    record = results.Recorder(profile, "train/real_rl", seeds=seeds, n_samples=recipe["samples"],
-                              n_problems=recipe["problems"] * min(10, recipe["steps"]))
+    cards.first(lambda: write(profile, {role: begun[role][1] for role in ROLES}, logs))
+
+
+def write(profile: str, rates: Mapping, logs: Mapping) -> None:
+    """The record of all runs. rates, logs: what `start` and `train` found, by role, and by (role,
+    arm, seed)."""
+    config = params.load(profile)
+    own, seeds = config["real"], config["seeds"]
+    record = results.Recorder(profile, "train/real_rl", seeds=seeds, n_samples=own["samples"],
+                              n_problems=own["problems"] * min(10, own["steps"]))
     for role in ROLES:
         for arm in own[role]["arms"]:
             curves = {seed: logs[role, arm, seed].get("curve") for seed in seeds
@@ -201,7 +217,7 @@ def run(profile: str) -> None:
             record.fact(family(profile, role), named(arm), "training_accuracy",
                         (float(np.mean(last)), min(last), max(last)) if last else None,
                         seeds=list(curves))
-    record.extra = {"rates": {role: begun[role][1] for role in ROLES},
+    record.extra = {"rates": dict(rates),
                     "logs": {f"{role} {arm} {seed}": log
                              for (role, arm, seed), log in logs.items()}}
     record.write([folder(profile, own[role]["model"], arm) / f"seed{seed}"
@@ -212,7 +228,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=run.__doc__)
     parser.add_argument("--profile", required=True)
     arguments = parser.parse_args()
-    with staging.alone(f"{arguments.profile}/real_rl"):
+    name = f"{arguments.profile}/real_rl"
+    with cards.joined(), staging.alone(name) if cards.rank() == 0 else nullcontext():
         run(arguments.profile)
 
 

@@ -18,6 +18,7 @@ all weights, a LoRA adapter, or one vector a block (Sinii et al., arXiv 2505.187
 import functools
 import random
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -29,7 +30,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaForCausalLM, PreTrainedModel
 
 from locksmith import (
+    architectures,
     cache,
+    cards,
     corpus,
     device,
     engine,
@@ -191,13 +194,17 @@ class Trained(NamedTuple):
 
         def lean(net, ids):
             with device.autocast(ids.device):
-                return shared_prefix_logits(net, ids, start)
+                if self.reads_once:
+                    return shared_prefix_logits(net, ids, start)
+                return net(input_ids=ids, use_cache=False,
+                           logits_to_keep=ids.shape[1] - start).logits
         return lean
 
     @property
     def reads_once(self) -> bool:
-        """Whether what rows begin with is read once."""
-        return not self._few_words
+        """Whether what rows begin with is read once. Gradients of its keys and values reach a block
+        past its output, where no sharded model puts the block's weights together for them."""
+        return not self._few_words and cards.world() == 1
 
     @property
     def micro_tokens(self) -> int:
@@ -235,8 +242,14 @@ def all_weights(pair: Pair) -> Trained:
 
 
 def adapter(pair: Pair, rank: int = 16) -> Trained:
-    """A base whose LoRA adapter of a rank is trained."""
-    net = model.adapter(pair.load("base", exact=True).net, rank, pair.seed)
+    """A base whose LoRA adapter of a rank is trained. Over several cards, which have no room for a
+    second base with the adapter added, it is asked with the adapter beside its weights."""
+    base = pair.load("base", exact=True)
+    net = model.adapter(base.net, rank, pair.seed)
+    if cards.world() > 1:
+        model.round_frozen(net, device.pick()[1])
+        cards.shard(architectures.unwrapped(net), cache.blocks(net))
+        return Trained(net, lambda: (replace(base, net=net), []), finetune.own_logits)
     sampled = pair.load("base")
     whole = model.round_frozen(net, sampled.net.dtype)
 
@@ -334,9 +347,11 @@ def rollout_fn(ask: Callable, task: ModuleType, recipe: dict) -> Callable:
     its steers)."""
     def rollout(problems, seed):
         model, steer = ask()
-        drawn = rollouts.answer(model, task, problems, recipe["samples"], seed=seed,
-                                max_new_tokens=recipe["max_new_tokens"],
-                                control=engine.Control(steer))
+        # A sharded model's weights are of two dtypes, as for training.
+        with device.autocast(model.net.device) if cards.world() > 1 else nullcontext():
+            drawn = rollouts.answer(model, task, problems, recipe["samples"], seed=seed,
+                                    max_new_tokens=recipe["max_new_tokens"],
+                                    control=engine.Control(steer))
         sequences = [prompt + ids for prompt, row in zip(drawn.prompts, drawn.ids) for ids in row]
         lengths = [len(prompt) for prompt in drawn.prompts for _ in range(recipe["samples"])]
         return sequences, lengths, [grade for row in drawn.grades for grade in row]
