@@ -55,6 +55,7 @@ from transformers import PreTrainedModel
 
 from locksmith import (
     cache,
+    cards,
     corpus,
     device,
     drawing,
@@ -76,8 +77,8 @@ from locksmith import (
 from locksmith.loading import Pair
 from locksmith.tasks import chain, countdown
 
-CODE = (cache, chain, corpus, countdown, drawing, engine, finetune, grammar, model, pretrain,
-        rewards, rl, vocabulary)  # what trains and grades
+CODE = (cache, cards, chain, corpus, countdown, drawing, engine, finetune, grammar, model,
+        pretrain, rewards, rl, vocabulary)  # what trains and grades
 UNFINISHED = Path("build/ladders")  # states of runs that have not ended
 
 
