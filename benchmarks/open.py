@@ -1,18 +1,18 @@
 """Sampling and RL on open weights on one thread: what each lever brings, in time and in memory.
 
 For each model, with the very prompts of the task `sums`:
-    tokens_per_second    64 rollouts (4 problems x 16) of 32 tokens, none of which stops: by
-                         `generate` with a dynamic and with a static cache, by the engine over all
-                         tokens, and over few of them (`narrowing`); these take turns
+    tokens_per_second    64 rollouts (4 problems x 16) of 32 tokens, none of which stops, and one
+                         ("alone"): by `generate` with a dynamic and with a static cache, by the
+                         engine over all tokens, and over few of them (`narrowing`), in turn
     speedup_vs_generate  of either engine against the quicker `generate` of the same turn
-    seconds              an RL step of 32 rollouts (4 problems x 8, up to 48 tokens, LoRA r=8) by
-                         part: merging, sampling, updating; the update with contrast in all groups
+    seconds              with --steps, of an RL step of 32 rollouts (4 problems x 8, up to 48
+                         tokens, LoRA r=8) by part: merging, sampling, updating; the update with
+                         contrast in all groups
     peak_gib             the most memory that a process doing nothing but such steps held
 Variants of the step leave out one lever each: "all tokens", "prompts read anew" (each row reads its
 own), "copied" (a copy of the model is merged instead of one that is kept); "half contrast" has
 contrast in two of four groups; "AVX2" is in float32 and without newer instructions, as on a
 processor that has none and does not multiply bf16.
-    left_out             mean and worst probability of the base on tokens left out
 Every variant has a process of its own. Seconds are CPU seconds of the one thread, which other work
 on the machine disturbs least; value is the median of the repeats, low and high their extremes.
 Writes results/<profile>/bench_open.json.
@@ -27,13 +27,15 @@ import subprocess
 import sys
 import time
 from functools import partial
+from itertools import product
 
 import torch
 from locksmith import device, engine, finetune, model, results, rl, rollouts
 from locksmith.experiments import tuning
 from locksmith.loading import Pair
 
-MODELS = ("qwen2.5-coder-0.5b-instruct", "gemma-3-270m")
+# What facts call the sums of a model, as `real_rl.family` does.
+MODELS = {"qwen2.5-coder-0.5b-instruct": "sums", "gemma-3-270m": "sums_gemma"}
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 STEPS = {"": {}, "all tokens": {"tokens": 0}, "prompts read anew": {"shared": False},
@@ -50,7 +52,7 @@ def timed(job, *given, **options):
 def sampling(pair, repeats, rows=64, cap=32):
     """Way -> tokens a second, one a repeat."""
     whole, few = pair._replace(tokens=0).load("base"), pair.load("base")
-    problems = pair.problems(4, "validation")
+    problems = pair.problems(min(4, rows), "validation")
     asked = [whole.ask(pair.rules, problem) for problem in problems]
     width = max(map(len, asked))
     ids = torch.tensor([[whole.pad] * (width - len(x)) + x for x in asked])
@@ -107,8 +109,6 @@ def child(name, tokens, repeats, what, plain=False, **options):
         torch.cpu._is_avx512_bf16_supported = lambda: False
     torch.set_num_threads(1)
     pair = Pair("open", "sums", 0, name, "", accept_terms=True, tokens=tokens)
-    if what == "left out":
-        return {"left out": list(pair.left_out())}
     return (sampling if what == "sampling" else step)(pair, repeats, **options)
 
 
@@ -123,43 +123,46 @@ def measured(name, tokens, repeats, what, plain=False, **options):
 def main():
     args = argparse.ArgumentParser(description=__doc__)
     args.add_argument("--profile", default="open")
-    args.add_argument("--models", nargs="+", default=MODELS)
+    args.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     args.add_argument("--tokens", type=int, default=16384)
-    args.add_argument("--repeats", type=int, default=3)
+    args.add_argument("--repeats", type=int, default=5)
+    args.add_argument("--steps", action="store_true", help="also time steps of RL")
     args.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     args = args.parse_args()
     if args.child:
         *given, options = args.child
         return print(json.dumps(child(*given, **options)))
-    record = results.Recorder(args.profile, "bench_open", seeds=[0])
+    record = results.Recorder(args.profile, "bench_open", seeds=range(args.repeats))
 
-    def fact(name, quantity, values, rows, plain=False):
+    native = str(device.pick("cpu")[1]).removeprefix("torch.")
+
+    def fact(name, quantity, values, rows, problems=4, plain=False):
         value = (statistics.median(values), min(values), max(values))
-        dtype = "float32" if plain else str(device.pick("cpu")[1]).removeprefix("torch.")
-        found = record.fact(name, dtype, quantity, value, n_problems=4, n_samples=rows)
+        found = record.fact(MODELS[name], "float32" if plain else native, quantity, value,
+                            n_problems=problems, n_samples=rows)
         print("{:30} {:60} {:9.4f} ({:.4f} to {:.4f})".format(name, quantity, *found), flush=True)
 
     for name in args.models:
         measure = partial(measured, name)
-        mean, worst = measure(args.tokens, 1, "left out")["left out"]
-        fact(name, "left_out[variant=mean]", [mean], 2)
-        fact(name, "left_out[variant=worst]", [worst], 2)
-        for plain in (False, True):
-            found = measure(args.tokens, args.repeats, "sampling", plain)
+        for plain, rows in product((False, True), (64, 1)):
+            if plain and native == "float32":
+                continue  # measured already
+            found = measure(args.tokens, args.repeats, "sampling", plain, rows=rows)
             best = list(map(max, found["generate"], found["generate static"]))
+            size = (16, 4) if rows > 1 else (1, 1)
             for way, speeds in found.items():
-                variant = f"[variant={way}{' AVX2' if plain else ''}]"
-                fact(name, f"tokens_per_second{variant}", speeds, 16, plain)
+                variant = f"[variant={way}{' alone' if rows == 1 else ''}{' AVX2' * plain}]"
+                fact(name, f"tokens_per_second{variant}", speeds, *size, plain)
                 if way.startswith("engine"):
                     fact(name, f"speedup_vs_generate{variant}",
-                         [a / b for a, b in zip(speeds, best)], 16, plain)
-        for variant, options in STEPS.items():
+                         [a / b for a, b in zip(speeds, best)], *size, plain)
+        for variant, options in STEPS.items() if args.steps else ():
             options = {"tokens": args.tokens} | options
             found = measure(options.pop("tokens"), args.repeats, "step", **options)
             for part, values in found.items():
                 told = f"[variant={part} {variant}".rstrip() + "]"
                 fact(name, ("peak_gib" if part == "peak" else "seconds") + told, values, 8,
-                     options.get("plain", False))
+                     plain=options.get("plain", False))
     print(record.write())
 
 

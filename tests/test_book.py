@@ -36,7 +36,7 @@ SOURCES = ("_config.yml", "_toc.yml", "index.md", "post.md", "references.bib", "
            "arms.yml", "params.yaml", "play.md", "bring.md", "torture.md", "results/torture.json",
            "speed.md",
            *(f"results/lab/bench_{name}.json" for name in ("engine", "train", "trl", "waiting")),
-           "glossary.md", "terms.yml", "CITATION.cff")
+           "results/open/bench_open.json", "glossary.md", "terms.yml", "CITATION.cff")
 ALT = "Bars for the base model and the thinking model"
 MATHS = "Unbiased: $1 - \\binom{n-c}{k} / \\binom{n}{k}$.\n\n$$\n\\hat{p} = \\frac{c}{n}\n$$"
 
@@ -339,7 +339,7 @@ def test_a_torture_file_of_another_form_is_named(content, tmp_path):
 
 def test_the_page_on_speed_has_its_tables(pages, root):
     text = pages["speed.html"]
-    assert text.count("<table") == 5 and "{{" not in text and "{% " not in text
+    assert text.count("<table") == 6 and "{{" not in text and "{% " not in text
     facts = json.loads((root / "results/lab/bench_engine.json").read_text())["facts"]
     for fact in facts:
         if fact["quantity"] == "tokens_per_second":

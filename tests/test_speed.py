@@ -22,7 +22,8 @@ def root(tmp_path):
     """What the page reads, without a GPU's records."""
     (tmp_path / "results" / "lab").mkdir(parents=True)
     records = (f"results/lab/bench_{x}.json" for x in ("engine", "train", "trl", "waiting"))
-    for name in ("arms.yml", *records):
+    (tmp_path / "results" / "open").mkdir()
+    for name in ("arms.yml", "results/open/bench_open.json", *records):
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 

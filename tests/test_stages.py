@@ -1,6 +1,7 @@
 """dvc.yaml as it is written: what a stage depends on, and what a command that trains refuses."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,19 @@ OPEN = yaml.safe_load((ROOT / "open/dvc.yaml").read_text())["stages"]
 def test_the_committed_dependencies_are_the_generated_ones(file):
     assert stages.changed(file, ROOT) == []
     assert (ROOT / file).read_text() == stages.generated(file, ROOT)
+
+
+def test_readmes_slurm_array_runs_each_family_of_a_stage():
+    """As Slurm would: the line with each number of its array, but for the training itself."""
+    readme = (ROOT / "README.md").read_text()
+    last, line = re.search(r"sbatch --array=0-(\d+) --wrap '(.*)'", readme).groups()
+    stage = STAGES["pretrain"]
+    said = [subprocess.run(["bash", "-c", line.replace("; python", "; echo python")], check=True,
+                           env=environment(ROOT) | {"SLURM_ARRAY_TASK_ID": str(i)},
+                           capture_output=True, text=True).stdout.strip()
+            for i in range(int(last) + 1)]
+    assert said == [stage["cmd"].replace("${profile}", "lab").replace("${item.family}", family)
+                    for family in stage["matrix"]["family"]]
 
 
 def loaded_by(lines, folder):

@@ -24,6 +24,9 @@ TRAINING = {"tokens_per_second": "tokens/s",
             "share_of_gemm_peak": "share of that peak",
             "shape_teraflops": "peak for the model's shapes, 10¹² operations/s",
             "share_of_shape_peak": "share of that peak"}
+# Models that others trained, and the goal for the engine over few tokens.
+TRAINED = {"sums": "Qwen2.5-Coder-0.5B-Instruct", "sums_gemma": "Gemma 3 270M"}
+GOAL_TRAINED = 4
 # What a reader waits for, and the goal in seconds.
 WAITS = {"import": ("importing the library", None),
          "ours": ("of that, its own modules", 1),
@@ -66,11 +69,13 @@ _SCHEMA = {
 
 
 class Benchmark:
-    """results/lab/bench_<name>.json. BadInput where it is missing or not what `results` writes."""
+    """results/<profile>/bench_<name>.json. BadInput where it is missing or not what `results`
+    writes."""
 
-    def __init__(self, root: Path, name: str):
-        self.path = root / "results" / "lab" / f"bench_{name}.json"
-        self.record = results.load(self.path, "lab", f"bench_{name}", arms.load(root / "arms.yml"))
+    def __init__(self, root: Path, name: str, profile: str = "lab"):
+        self.path = root / "results" / profile / f"bench_{name}.json"
+        self.record = results.load(self.path, profile, f"bench_{name}",
+                                   arms.load(root / "arms.yml"))
         self.facts = {(fact["family"], fact["model"], quantities.name(fact["quantity"], fact)): fact
                       for fact in self.record["facts"]}
 
@@ -89,11 +94,12 @@ class Benchmark:
 
 def substitutions(root: str | Path = ".") -> dict:
     """What the page may write between double braces: `speed` (words and counts), and the Markdown
-    of `speed_engine`, `speed_train`, `speed_trl`, `speed_waiting`, `speed_records` and
-    `speed_gpu`."""
+    of `speed_engine`, `speed_trained`, `speed_train`, `speed_trl`, `speed_waiting`,
+    `speed_records` and `speed_gpu`."""
     root = Path(root)
     engine, train, trl, waiting = (Benchmark(root, name)
                                    for name in ("engine", "train", "trl", "waiting"))
+    trained = Benchmark(root, "open", "open")
     step, extra = trl.fact("rl", "trl-fp32", "speedup_vs_trl"), trl.record["extra"]
     counts = {"problems": step["n_problems"], "samples": step["n_samples"],
               **{key: extra.get(key) for key in ("max_new_tokens", "steps")}}
@@ -104,7 +110,9 @@ def substitutions(root: str | Path = ".") -> dict:
     made = [("writing", f"engine.py --repeats {repeats}", repeats, engine),
             ("pre-training", "train.py", "not recorded", train),
             ("a step of RL", f"trl_step.py {options}", counts["steps"], trl),
-            ("waiting", "waiting.py", len(waiting.record["facts"][0]["seeds"]), waiting)]
+            *((what, f"{of.path.stem.removeprefix('bench_')}.py",
+               len(of.fact(*next(iter(of.facts)))["seeds"]), of)
+              for what, of in (("writing, trained models", trained), ("waiting", waiting)))]
     old = ", ".join(what for what, *_, of in made if not of.record["provenance"]["rules"])
     return {
         "speed": {**counts, "trl": extra.get("trl", "(version not recorded)"),
@@ -112,6 +120,7 @@ def substitutions(root: str | Path = ".") -> dict:
                       f"The book's first edition measured these figures: {old}. The code has "
                       "changed since, and they were not measured again.")},
         "speed_engine": writing(engine),
+        "speed_trained": trained_models(trained),
         "speed_train": _table(["", "Countdown", "chain"], (
             [says, *(train.text(family, "base", name) for family in ("countdown", "chain"))]
             for name, says in TRAINING.items())),
@@ -137,6 +146,25 @@ def writing(engine: Benchmark) -> str:
                      engine.text("engine", dtype, f"tokens_per_second{variant}"),
                      engine.text(*ratio), f"{goal}, {met}" if goal else "none"])
     return _table(["numbers", "answers", "at once", "engine, tokens/s", "ratio", "goal"], rows)
+
+
+def trained_models(trained: Benchmark) -> str:
+    """A Markdown table: the engine against the quicker `generate` on trained models, 64 answers at
+    once and one, in each type of numbers that was measured."""
+    rows = []
+    for family, called in TRAINED.items():
+        for dtype in sorted({arm for of, arm, _ in trained.facts if of == family}):
+            for at_once, alone in ((64, ""), (1, " alone")):
+                def text(quantity, way, alone=alone, of=(family, dtype)):
+                    return trained.text(*of, f"{quantity}[variant={way}{alone}]")
+                few = trained.fact(family, dtype, f"speedup_vs_generate[variant=engine few tokens"
+                                                 f"{alone}]")["value"]
+                rows.append([called, dtype, at_once, text("tokens_per_second", "engine few tokens"),
+                             text("speedup_vs_generate", "engine"),
+                             text("speedup_vs_generate", "engine few tokens"),
+                             f"{GOAL_TRAINED}, {'not ' * (few < GOAL_TRAINED)}reached"])
+    return _table(["model", "numbers", "at once", "engine over few tokens, tokens/s",
+                   "ratio, all tokens", "ratio, few tokens", "goal"], rows)
 
 
 def waits(waiting: Benchmark) -> str:
