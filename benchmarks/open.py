@@ -4,7 +4,8 @@ For each model, with the very prompts of the task `sums`:
     tokens_per_second    64 rollouts (4 problems x 16) of 32 tokens, none of which stops, and one
                          ("alone"): by `generate` with a dynamic and with a static cache, by the
                          engine over all tokens, and over few of them (`narrowing`), in turn
-    speedup_vs_generate  of either engine against the quicker `generate` of the same turn
+    speedup_vs_generate  of either engine against the quicker `generate` of the same turn; both
+                         also as "AVX2" below, where the processor multiplies bf16
     seconds              with --steps, of an RL step of 32 rollouts (4 problems x 8, up to 48
                          tokens, LoRA r=8) by part: merging, sampling, updating; the update with
                          contrast in all groups
@@ -151,7 +152,7 @@ def main():
             best = list(map(max, found["generate"], found["generate static"]))
             size = (16, 4) if rows > 1 else (1, 1)
             for way, speeds in found.items():
-                variant = f"[variant={way}{' alone' if rows == 1 else ''}{' AVX2' * plain}]"
+                variant = f"[variant={way}{' alone' if rows == 1 else ''}]"
                 fact(name, f"tokens_per_second{variant}", speeds, *size, plain)
                 if way.startswith("engine"):
                     fact(name, f"speedup_vs_generate{variant}",

@@ -31,11 +31,14 @@ def modules():
 
 
 def timed(*command):
-    """(seconds, standard error) of a command that ends well."""
+    """(seconds, output, standard error) of a command that ends well."""
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True,
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False,
                           env={**os.environ, "DVC_NO_ANALYTICS": "1"})
-    return time.perf_counter() - start, done.stderr
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        sys.exit(f"error: {' '.join(command)} failed:\n{done.stderr}")
+    return seconds, done.stdout, done.stderr
 
 
 def own(told):
@@ -49,11 +52,13 @@ def main():
     args.add_argument("--repeats", type=int, default=5)
     args.add_argument("--profile", default="lab")
     args = args.parse_args()
+    if "Running stage" in timed("-m", "dvc", "repro", "--dry", "--allow-missing")[1]:
+        sys.exit("error: `dvc repro` has something to do here; allowed is a book that is made.")
     everything = "import " + ", ".join(modules())
     waits = {"import": [], "ours": [], "nothing to do": [], "build": []}
     for _ in range(args.repeats):
         waits["import"].append(timed("-c", everything)[0])
-        waits["ours"].append(own(timed("-X", "importtime", "-c", everything)[1]))
+        waits["ours"].append(own(timed("-X", "importtime", "-c", everything)[2]))
         waits["nothing to do"].append(timed("-m", "dvc", "repro", "-q", "--allow-missing")[0])
         waits["build"].append(timed("-m", "locksmith.book.site", "build")[0])
     record = results.Recorder(args.profile, "bench_waiting", seeds=range(args.repeats))

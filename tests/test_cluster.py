@@ -1,19 +1,21 @@
 """Jobs on a Ray cluster of two machines, on this one: the same results, also where one is lost."""
 
+import os
 import threading
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 import ray
 import torch
-from locksmith import cluster, errors, keeping, loading, model, parallel, params
+from locksmith import cluster, device, errors, keeping, loading, model, parallel, params
 from locksmith.experiments import sampling
 from ray.cluster_utils import Cluster
 from repository import smoke_lab
 
 QUICK = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 300,
-         "health_check_failure_threshold": 3}
+         "health_check_failure_threshold": 3, "worker_niceness": 0}
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +29,19 @@ def machines():
     found.shutdown()
 
 
-@pytest.fixture
-def pool(machines, monkeypatch, tmp_path):
-    monkeypatch.setenv("LOCKSMITH_EXECUTOR", machines[0].address)
-    monkeypatch.setenv("LOCKSMITH_CACHE", str(tmp_path / "cache"))
-    return parallel.workers("smoke")
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "no.such.machine:6379",
+                                     "banana"])
+def test_an_address_where_nobody_answers(address):
+    with pytest.raises(errors.BadInput, match=f"^LOCKSMITH_EXECUTOR is '{address}', where no Ray"):
+        cluster.Ray(address, parallel._ready)
+
+
+@pytest.fixture(scope="module")
+def pool(machines):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCKSMITH_EXECUTOR", machines[0].address)
+        with parallel.workers("smoke") as found:
+            yield found
 
 
 def draw(place, lost, **job):
@@ -100,13 +110,43 @@ def test_a_job_that_fails_is_named(pool):
         parallel.run(pool, divide, {7: {"by": 0}}, writes=True)
 
 
+def told(name):
+    return os.environ.get(name), torch.get_num_threads()
+
+
+def test_a_job_is_told_what_its_driver_is_told(pool, monkeypatch):
+    for value in ("a", None):
+        monkeypatch.setenv("LOCKSMITH_X", value) if value else monkeypatch.delenv("LOCKSMITH_X")
+        found = parallel.run(pool, told, {0: {"name": "LOCKSMITH_X"}}, writes=True)
+        assert found == {0: (value, 1)}
+
+
 def test_what_a_job_found_is_kept_here(pool):
     job = {1: {"by": 4}}
     assert parallel.run(pool, divide, job) == {1: 0.25}
     assert keeping.read(keeping.path("smoke", divide, job[1])) == 0.25
+    assert pool.place == str(device.pick())
+    elsewhere = keeping.path("smoke", divide, job[1], "a GPU")
+    assert elsewhere != keeping.path("smoke", divide, job[1])
 
 
-def test_an_address_where_nobody_answers():
-    ray.shutdown()
-    with pytest.raises(errors.BadInput, match="^LOCKSMITH_EXECUTOR is 'ray://127.0.0.1:9', where"):
-        cluster.Ray("ray://127.0.0.1:9")
+def test_a_job_on_another_kind_of_device_is_refused(pool, monkeypatch):
+    monkeypatch.setattr(pool, "place", "a GPU")
+    with pytest.raises(errors.BadInput, match="ran on .*cpu.*, where others run on a GPU"):
+        parallel.run(pool, divide, {1: {"by": 4}}, writes=True)
+
+
+def test_a_pool_that_ended_takes_no_jobs_and_leaves_the_other_alone(machines, pool):
+    other = parallel.workers("smoke")
+    with pytest.raises(errors.BadInput, match="but this process has a pool at"):
+        cluster.Ray("elsewhere:1", parallel._ready)
+    job = pool.submit(divide, 2)
+    other.shutdown()
+    assert job.result(60) == 0.5
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        other.submit(divide, 2)
+
+
+def test_a_job_whose_process_is_killed_again_and_again_says_so(pool):
+    with pytest.raises(BrokenProcessPool, match="^a process that ran _exit of 0, or a job beside"):
+        parallel.run(pool, os._exit, {0: {"status": 1}}, writes=True)

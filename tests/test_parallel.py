@@ -3,12 +3,14 @@
 import os
 import pickle
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
 import pytest
 import torch
-from locksmith import device, errors, loading, model, parallel, params
+from locksmith import device, errors, keeping, loading, model, parallel, params
 from locksmith.experiments import sampling, skills
 from repository import smoke_lab
 
@@ -78,6 +80,42 @@ def test_the_serial_pool_leaves_its_process_as_it_was():
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def fails(seconds, error=None):
+    time.sleep(seconds)
+    if error:
+        raise error
+    return seconds
+
+
+def test_what_other_jobs_find_is_kept_when_one_fails(tmp_path, monkeypatch, capsys):
+    """Two that run meet the error of a third; a fourth does not begin."""
+    monkeypatch.setenv("LOCKSMITH_CACHE", str(tmp_path))
+    jobs = {"a": {"seconds": 0, "error": errors.BadInput("no")},
+            **{str(x): {"seconds": x} for x in (0.5, 0.6, 0.7)}}
+    with ThreadPoolExecutor(3) as pool:
+        pool.profile = "smoke"
+        blocked = pool.submit(time.sleep, 0.4)  # so that only two of the others can begin
+        with pytest.raises(errors.BadInput, match="^fails of a: no$"):
+            parallel.run(pool, fails, jobs)
+        assert blocked.done()
+    kept = [name for name, job in jobs.items() if keeping.found(keeping.path("smoke", fails, job))]
+    assert kept == ["0.5", "0.6"] and "fails of a: no; other jobs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error, kind, said", [
+    (errors.BadInput("no"), errors.BadInput, "job of 1: no"),
+    (MemoryError(), MemoryError, "job of 1: less is free than it needs"),
+    (OSError("no hub"), OSError, "job of 1: no hub"),
+    (OSError(2, "gone", "a", None, "b"), FileNotFoundError, "a to b: gone (job of 1)"),
+    (KeyError("k"), RuntimeError, "job of 1: KeyError: 'k'")])
+def test_an_error_keeps_its_kind_and_names_the_job(error, kind, said):
+    def job():
+        """Has a name."""
+    found = parallel.failed(error, job, 1)
+    assert type(found) is kind
+    assert (errors.refused(found) if kind is FileNotFoundError else str(found)) == said
 
 
 def test_a_command_whose_worker_was_killed_says_so(capsys):

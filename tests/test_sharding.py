@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from locksmith import drawing, loading, parallel, sharding, stats
+from locksmith import drawing, errors, loading, parallel, sharding, stats
 from locksmith.experiments import sampling
 from repository import smoke_lab
 
@@ -58,6 +58,17 @@ def test_shards_are_the_whole(size, changes):
         a, b = (stats.pass_at_k(x.lengths.shape[1], getattr(x, of).sum(1)[:, None],
                                 np.minimum(ks, x.lengths.shape[1])) for x in (whole, parts))
         assert (a == b).all()
+
+
+def test_shards_are_whole_batches_of_the_engine():
+    assert sampling.SHARD % 384 == sampling.SHARD % 256 == 0
+
+
+@pytest.mark.parametrize("change", [{"n": 0}, {"only": []}])
+def test_no_answers_are_refused_in_shards_too(change):
+    job = JOB | change
+    with pytest.raises(errors.BadInput, match="for 0 problems; allowed is"):
+        parallel.run(parallel.Serial(), sampling.draw_rows, sampling.in_shards(**job))
 
 
 def test_each_answer_is_in_one_shard_and_its_name_says_which():

@@ -29,7 +29,7 @@ def test_readmes_slurm_array_runs_each_family_of_a_stage():
     readme = (ROOT / "README.md").read_text()
     last, line = re.search(r"sbatch --array=0-(\d+) --wrap '(.*)'", readme).groups()
     stage = STAGES["pretrain"]
-    said = [subprocess.run(["bash", "-c", line.replace("; python", "; echo python")], check=True,
+    said = [subprocess.run(["sh", "-c", line.replace("; python", "; echo python")], check=True,
                            env=environment(ROOT) | {"SLURM_ARRAY_TASK_ID": str(i)},
                            capture_output=True, text=True).stdout.strip()
             for i in range(int(last) + 1)]

@@ -30,9 +30,10 @@ PACKAGES = ("torch", "transformers", "peft", "numpy", "scipy", "pandas", "scikit
 UNUSED = 30 * 86400  # seconds; what nobody asked for so long is removed
 
 
-def path(profile: str, function: Callable, options: dict) -> Path:
+def path(profile: str, function: Callable, options: dict, place: str | None = None) -> Path:
     """The file in the cache folder of what a function finds with options, by code, parameters and
-    files as they are now. BadInput where others may put files into that folder."""
+    files as they are now. place: `device.pick()` of the process that runs it, as text, where that
+    is not this machine's. BadInput where others may put files into that folder."""
     folder = cache_dir() / "jobs"
     if os.name == "posix" and folder.exists() and folder.stat().st_mode & 0o022:
         raise BadInput(f"{folder} may be written by others, and what is kept there can run code; "
@@ -42,7 +43,7 @@ def path(profile: str, function: Callable, options: dict) -> Path:
     _Told(told, pickle.HIGHEST_PROTOCOL).dump([options, _local(options)])
     content = told.getvalue()
     shaped = [function.__module__, function.__qualname__, _sha256(content),
-              _code(function.__module__), str(device.pick())]
+              _code(function.__module__), place or str(device.pick())]
     for name in sorted({profile, params.load(profile)["checkpoints"]}):
         own = params.load(name)
         shaped += [{key: value for key, value in own.items() if key != "chapters"},

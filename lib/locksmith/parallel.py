@@ -54,7 +54,7 @@ def workers(profile: str, where: str = "auto", fresh: bool = False) -> Executor:
     takes to import torch.
     """
     if address := os.environ.get("LOCKSMITH_EXECUTOR"):
-        pool = cluster.Ray(address, gpu=where != "cpu")
+        pool = cluster.Ray(address, _ready, gpu=where != "cpu", fresh=fresh)
     elif profile in ("smoke", "toy"):
         return Serial()
     else:
@@ -72,8 +72,7 @@ def _start():
     """Readies a worker. It waits for jobs on a pipe that its siblings hold open too, so it would
     not notice that the process that makes the jobs was killed; another pipe, its parent's alone,
     closes then."""
-    torch.set_num_threads(1)
-    _map_large_tensors()
+    _ready()
     signal.signal(signal.SIGINT, lambda *_: os._exit(1))  # without the traceback of an idle worker
     parent = parent_process().sentinel
     if sys.platform == "linux":  # a signal ends it even where a long call lets no thread run
@@ -82,6 +81,12 @@ def _start():
     if connection.wait([parent], 0):  # gone while torch was imported
         os._exit(1)
     threading.Thread(target=lambda: connection.wait([parent]) and os._exit(1), daemon=True).start()
+
+
+def _ready():
+    """Readies a process for a job."""
+    torch.set_num_threads(1)
+    _map_large_tensors()
 
 
 def _map_large_tensors():
@@ -109,13 +114,15 @@ def run(pool: Executor, function: Callable, jobs: dict, writes: bool = False) ->
     What the jobs of a pool with a profile find is kept (`keeping`), each as soon as it is there.
     writes: they write files, so that what they return is not all they do, and nothing is kept.
 
-    A job's error names the job (see `failed`); BrokenProcessPool if a process was killed.
+    A job's error names the job (see `failed`), but for `Serial`'s; BrokenProcessPool if a process
+    was killed. It is told at once and raised when the jobs that run have ended, so that what they
+    find is kept; the others do not begin.
     """
     if isinstance(pool, cluster.Ray) and hasattr(function, "in_parts"):
         return _in_parts(pool, function.in_parts, jobs, writes)
-    files, done, waiting = {}, {}, {}
+    files, done, waiting, errors = {}, {}, {}, []
     if hasattr(pool, "profile") and not writes:
-        files = {name: keeping.path(pool.profile, function, options)
+        files = {name: keeping.path(pool.profile, function, options, getattr(pool, "place", None))
                  for name, options in jobs.items()}
     for name, options in jobs.items():
         if name in files and keeping.found(files[name]):
@@ -125,11 +132,19 @@ def run(pool: Executor, function: Callable, jobs: dict, writes: bool = False) ->
     for job in tqdm(as_completed(waiting), total=len(jobs), initial=len(done),
                     desc=function.__name__):
         name = waiting[job]
+        if job.cancelled():
+            continue
         if error := job.exception():
-            raise failed(error, function, name) from error
+            errors.append((failed(error, function, name), error))
+            if len(errors) == 1 and not all(other.done() for other in waiting):
+                tqdm.write(f"{errors[0][0]}; other jobs end first.", file=sys.stderr)
+                [other.cancel() for other in waiting]
+            continue
         done[name] = job.result()
         if name in files:
             keeping.keep(files[name], done[name])
+    for told, error in errors:
+        raise told from error
     return {name: done[name] for name in jobs}
 
 
@@ -147,13 +162,18 @@ def failed(error: BaseException, function: Callable, name: object) -> BaseExcept
     where `errors.run` treats that kind in a way of its own, else a RuntimeError."""
     where = f"{function.__name__} of {_words(name)}"
     if isinstance(error, BrokenProcessPool):
+        said = "" if "process pool" in str(error) else f" ({' '.join(str(error).split())[:200]})"
         return BrokenProcessPool(f"a process that ran {where}, or a job beside it, was killed, as "
-                                 "the system does when memory runs out")
-    if isinstance(error, BadInput | MemoryError):
-        kind = BadInput if isinstance(error, BadInput) else MemoryError
-        return kind(f"{where}: {error}")
-    if isinstance(error, OSError) and error.errno:
-        return type(error)(error.errno, f"{error.strerror} ({where})", error.filename)
+                                 f"the system does when memory runs out{said}")
+    if isinstance(error, BadInput):
+        return BadInput(f"{where}: {error}")
+    if isinstance(error, MemoryError):
+        return MemoryError(f"{where}: {str(error) or 'less is free than it needs'}")
+    if isinstance(error, OSError) and error.errno:  # the kind goes by the number
+        return OSError(error.errno, f"{error.strerror} ({where})", error.filename, None,
+                       error.filename2)
+    if isinstance(error, OSError):
+        return OSError(f"{where}: {error}")
     return RuntimeError(f"{where}: {type(error).__name__}: {error}")
 
 

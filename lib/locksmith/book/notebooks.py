@@ -269,7 +269,8 @@ def main() -> int | None:
     one.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
                      help="a parameter of the chapters, or seeds, in place of the profile's")
     one.add_argument("--executor", metavar="ADDRESS",
-                     help="of a Ray cluster that runs the jobs; else LOCKSMITH_EXECUTOR has it")
+                     help="of a Ray cluster that runs the jobs, such as head:6379 or auto; sets "
+                          "LOCKSMITH_EXECUTOR")
     commands.add_parser("check", help="Checks chapters/ as they stand.")
     args = parser.parse_args()
     if args.what == "check":

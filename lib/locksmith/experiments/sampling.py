@@ -33,9 +33,9 @@ from locksmith.rollouts import Answers
 
 STREAMS = {"base": 0, "thinking": 1, "again": 2, "matched": 3, "methods": 4, "entropy": 5}
 # Answers of a shard of `draw`: whole batches of the engine, so that each answer has the neighbours
-# that it has anyhow, and the same bits. (Of large models, whose answers `rollouts` keeps, blocks of
-# 256 are drawn together, and without shards whole problems: with more than 256 answers to one, the
-# last bit of a product may differ.)
+# that it has anyhow, and the same bits. (Of large models, whose answers `rollouts` keeps, a shard's
+# are drawn 256 at a time, and without shards as many whole problems as 256 hold: the last bit of a
+# product may differ.)
 SHARD = 8 * 384
 TRAIN = 10  # training problems, for each problem, whose answers a guess in words may give
 # What the selectors of `decoding.cot_decoding` are called in arms.yml.
@@ -102,8 +102,8 @@ def in_shards(size: int = SHARD, *, n_problems: int, n: int, only: Sequence | No
     """A job of `draw` in shards of so many answers: "answers 0 to 3071" -> job of `draw_rows`."""
     job |= dict(n_problems=n_problems, n=n, only=only)
     total = (n_problems if only is None else len(only)) * n
-    shards = [range(start, min(start + size, total)) for start in range(0, total, size)]
-    return {f"answers {rows[0]} to {rows[-1]}": job | {"rows": rows} for rows in shards}
+    shards = [range(start, min(start + size, total)) for start in range(0, max(total, 1), size)]
+    return {f"answers {rows.start} to {rows.stop - 1}": job | {"rows": rows} for rows in shards}
 
 
 def draw_rows(pair: Pair, role: str, n_problems: int, n: int, max_new_tokens: int, rows: range,
