@@ -74,7 +74,8 @@ def keep(notebook, name, root, *made_with, profile="lab"):
 
 def repository(root):
     """A repository with facts, and executed chapters for the profile lab."""
-    (root / "results" / "lab").mkdir(parents=True)
+    for profile in ("lab", "open"):
+        (root / "results" / profile).mkdir(parents=True)
     for name in SOURCES:
         shutil.copy(ROOT / name, root / name)
     for name in ("_static", "play"):

@@ -46,7 +46,7 @@ def cell(chapter: str, config: str | Path = "_config.yml") -> str:
 
 def extras(chapter: str, root: Path = Path(".")) -> str:
     """The extras of pyproject.toml that a chapter or a module that it reaches imports from, as pip
-    takes them: "[open]", or "" for none."""
+    takes them: "[open]", or "" for none. Ray is imported only where somebody names a cluster."""
     from locksmith.book import stages
 
     stage = {"cmd": f"python -m locksmith.book.notebooks run chapters/{chapter}.ipynb"}
@@ -55,7 +55,8 @@ def extras(chapter: str, root: Path = Path(".")) -> str:
     offered = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     names = {extra: {re.match(r"[\w-]+", line)[0].replace("-", "_") for line in lines}
              for extra, lines in offered.items()}
-    wanted = [extra for extra, packages in names.items() if packages & imported]
+    wanted = [extra for extra, packages in names.items()
+              if packages & imported and extra != "scale"]
     return f"[{','.join(wanted)}]" if wanted else ""
 
 
