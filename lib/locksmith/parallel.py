@@ -116,7 +116,7 @@ def run(pool: Executor, function: Callable, jobs: dict, writes: bool = False) ->
 
     A job's error names the job (see `failed`), but for `Serial`'s; BrokenProcessPool if a process
     was killed. It is told at once and raised when the jobs that run have ended, so that what they
-    find is kept; the others do not begin.
+    find is kept; of the others those do not begin that wait on this machine.
     """
     if isinstance(pool, cluster.Ray) and hasattr(function, "in_parts"):
         return _in_parts(pool, function.in_parts, jobs, writes)
