@@ -65,7 +65,7 @@ def test_a_page_is_printed_in_its_colours(page, tab, tmp_path):
     assert (0x12, 0x34, 0x56) in {tuple(round(255 * float(x)) for x in rgb) for rgb in colours}
 
 
-def test_a_browser_that_ends_is_no_silence(tmp_path):
+def test_a_browser_that_ends_is_no_silence(with_chromium, tmp_path):
     with pytest.raises(ValueError, match="has ended, or said nothing"):
         with chromium.opened() as tab:
             tab.process.kill()

@@ -136,9 +136,10 @@ def run(pool: Executor, function: Callable, jobs: dict, writes: bool = False) ->
             continue
         if error := job.exception():
             errors.append((failed(error, function, name), error))
-            if len(errors) == 1 and not all(other.done() for other in waiting):
-                tqdm.write(f"{errors[0][0]}; other jobs end first.", file=sys.stderr)
+            if len(errors) == 1:
                 [other.cancel() for other in waiting]
+                if not all(other.done() for other in waiting):
+                    tqdm.write(f"{errors[0][0]}; other jobs end first.", file=sys.stderr)
             continue
         done[name] = job.result()
         if name in files:

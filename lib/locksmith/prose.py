@@ -7,6 +7,7 @@ sentences of fewer than three words. We keep equations, which often have no word
 """
 
 import ast
+import functools
 import operator
 import re
 import unicodedata
@@ -106,12 +107,14 @@ def _sides(match):
 def _equal(left, right):
     """Whether two sides are equal, or None where one has no value. A percentage is read as its
     number too: 20% * 50 = 10, 3 / 4 * 100 = 75%."""
-    values = [(value(left, percent), value(right, percent)) for percent in ("/100", "")]
+    readings = ("/100", "") if "%" in left + right else ("/100",)
+    values = [(value(left, percent), value(right, percent)) for percent in readings]
     if _DATE.search(left + " " + right) or None in values[0]:
         return None
     return any(one == other for one, other in values)
 
 
+@functools.lru_cache(maxsize=4096)  # answers repeat their own steps, and each other's
 def value(text: str, percent: str = "/100") -> Fraction | None:
     """The exact value of a calculation with + - * / and brackets, or None where it has none.
     percent: what stands for a percent sign."""
