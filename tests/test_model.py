@@ -65,6 +65,23 @@ def test_each_matrix_has_one_optimiser():
     assert sorted(map(id, [*matrices, *rest])) == sorted(map(id, made.parameters()))
 
 
+@pytest.mark.parametrize("fast", [False, True])
+def test_an_update_is_the_nearest_orthogonal_matrix_in_the_precision_that_is_fast(monkeypatch, fast):
+    """Against the singular value decomposition and torch's polynomial (Jordan 2024, Muon)."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.zeros(12, 8))
+    weight.grad = torch.randn(12, 8)
+    model.Muon([weight], lr=1.0, weight_decay=0.0).step()
+    left, size, right = torch.linalg.svd(weight.grad.double(), full_matrices=False)
+    size = size / size.norm()
+    for _ in range(5):
+        size = 3.4445 * size - 4.7750 * size**3 + 2.0315 * size**5
+    wanted = -(12 / 8)**0.5 * (left * size) @ right
+    error = (weight - wanted).abs().max().item()
+    assert (1e-4 < error < 0.05) if fast else error < 1e-5
+
+
 @pytest.fixture
 def checkpoint(tmp_path):
     model.save(net(), tmp_path / "seed0", tokens=12)
