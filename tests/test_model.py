@@ -66,7 +66,7 @@ def test_each_matrix_has_one_optimiser():
 
 
 @pytest.mark.parametrize("fast", [False, True])
-def test_an_update_is_the_nearest_orthogonal_matrix_in_the_precision_that_is_fast(monkeypatch, fast):
+def test_muon_orthogonalises_in_the_precision_that_is_fast(monkeypatch, fast):
     """Against the singular value decomposition and torch's polynomial (Jordan 2024, Muon)."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
     torch.manual_seed(0)

@@ -15,72 +15,58 @@ from PIL import Image
 from test_claims import record, recorded, rows_where_all_holds
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("_config.yml", "_toc.yml", "post.md", "claims.yml", "arms.yml", "params.yaml",
-           "_static/key.svg")
-FIGURES = ("01_arms", "02_pass_at_k", "02_tokens", "05_cost")
+SOURCES = ("_config.yml", "_toc.yml", "claims.yml", "arms.yml", "params.yaml", "_static/key.svg")
+FIGURE = "02_trace_pass_at_k.png"
 ALT = "Two bars [0, 1]: the base model and the thinking model"
+# A post of the least length, with one of everything.
+POST = """# A title
 
+First words on pre-training, RL, a rollout, a steering vector and pass@k.
 
-BESIDE = {  # what the post tells and no rule reads
-    "00": {"thinking.valid_attempts": 0.95, "base.attempts": 1.0, "thinking.attempts": 6.0},
-    "01": {f"{arm}.{quantity}": value for arm, value in (
-        ("random-vectors", 0.0), ("bias-only", 0.0), ("reranking-alone", 0.0),
-        ("random-positions", -0.1), ("base-decides-thinking-executes", 0.0))
-        for quantity in ("gap_recovered", "steered_share")},
-    "02": {"greedy.pass_at_k[k=1]": 0.0, "base.pass_at_k[k=1]": 0.2, "guess.pass_at_k[k=64]": 0.0,
-           "base.trace_pass_at_k[k=1]": 0.1, "base.trace_pass_at_k[k=256]": 0.95,
-           "thinking-traces.expected_base_samples": 1e9},
-    "03": {f"{arm}.gap_recovered": 0.0 for arm in
-           ("flipped-critiques", "shuffled-critiques", "format-only")}
-    | {"thinking.gain_when": 0.4, "thinking.gain_how": 0.0},
-    "04": {"base.probe_auroc": 0.9, "untrained.probe_auroc": 0.0,
-           "base.cosine[against=thinking]": 0.9},
-}
+{{ figure("02_trace_pass_at_k.png", "Shares.") }}
+
+{% call holds("02:base.pass_at_k[k=1].high < 0.3") %}
+One answer in {{ percent("02", "countdown", "base", "pass_at_k[k=1]") }} is right, says
+{{ quoted("hybrid-steering", "91 % of the gap") }}, on {{ page("02", "a page") }}.
+{% endcall %}
+
+""" + "word " * 900 + "\n\n{{ found() }}\n\n{{ numbers() }}\n"
+BESIDE = {"base.pass_at_k[k=1]": 0.2, "base.trace_pass_at_k[k=64]": 0.95,  # what the card shows
+          "thinking.pass_at_k[k=1]": 0.6, "greedy.pass_at_k[k=1]": 0.0}
 
 
 def rows_of_the_post():
-    """Facts under which all rules hold, and those of BESIDE."""
+    """Facts under which all rules hold, and those of BESIDE in chapter 2."""
     rows, one = rows_where_all_holds(), rows_where_all_holds()[0]
-    rows += [{**one, "chapter": chapter, "family": family, "model": name.partition(".")[0],
+    rows += [{**one, "chapter": "02", "family": family, "model": name.partition(".")[0],
               "quantity": name.partition(".")[2], "value": value, "low": value - 0.004,
-              "high": value + 0.004} for chapter, facts in BESIDE.items()
-             for name, value in facts.items() for family in ("countdown", "chain")]
-    unique = {(r["chapter"], r["family"], r["model"], r["quantity"]): r for r in rows}
-    return list(unique.values())
+              "high": value + 0.004} for name, value in BESIDE.items()
+             for family in ("countdown", "chain")]
+    return list({(r["chapter"], r["family"], r["model"], r["quantity"]): r for r in rows}.values())
 
 
-def all_rows():
-    """Facts under which all rules hold but one: the base hardly writes the thinking traces."""
-    return changed(rows_of_the_post(), "base", "trace_matches[against=thinking]", 0.1)
-
-
-def changed(rows, model, quantity, value):
-    ends = dict(value=value, low=value - 0.004, high=value + 0.004)
-    return [{**r, **ends} if (r["model"], r["quantity"]) == (model, quantity) else r for r in rows]
-
-
-def repository(root, rows, profile="lab", figures=FIGURES):
-    """What the post is made from: these facts as a profile's results, and placeholder figures."""
+def repository(root, rows, text=POST):
+    """What a post is made from: these facts as the lab's results, and a placeholder figure."""
     (root / "_static").mkdir(parents=True, exist_ok=True)
     for name in SOURCES:
         shutil.copy(ROOT / name, root / name)
+    (root / "post.md").write_text(text)
     for chapter in {row["chapter"] for row in rows}:
         facts = [recorded(row) for row in rows if row["chapter"] == chapter]
-        results.save(root / "results" / profile / f"{chapter}.json",
-                     record(profile, chapter, facts, rules.standing(root / "claims.yml")))
+        results.save(root / "results" / "lab" / f"{chapter}.json",
+                     record("lab", chapter, facts, rules.standing(root / "claims.yml")))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         results.facts()
-    for name in figures:
-        fig, axes = plots.figure()
-        axes.bar(["base", "thinking"], [0.2, 0.7])
-        plots.save(fig, root / "results" / profile / "figures" / f"{name}.png", ALT)
+    fig, axes = plots.figure()
+    axes.bar(["base", "thinking"], [0.2, 0.7])
+    plots.save(fig, root / "results" / "lab" / "figures" / FIGURE, ALT)
     return root
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return repository(tmp_path_factory.mktemp("repo"), all_rows())
+    return repository(tmp_path_factory.mktemp("repo"), rows_of_the_post())
 
 
 @pytest.fixture
@@ -95,86 +81,77 @@ def draft(root, tmp_path):
     return render
 
 
-def writer(root, profile="lab"):
-    return Writer(profile, root, lambda page: f"/{page}", lambda path: path.name)
+def writer(root):
+    return Writer(root, lambda page: f"/{page}", lambda path: path.name)
 
 
 def flat(text):
     return " ".join(text.split())
 
 
-# ---- what it says
+# ---- guards
 
 
-def test_every_verdict_has_a_sentence_and_any_of_them_keeps_the_length(root, monkeypatch):
-    """Each claim's verdicts, then the shortest and longest post that they make together."""
-    listed = [claim["id"] for claim in claims.load(root / "claims.yml")["claims"]]
-    assert set(FOUR) < set(listed)
-    words = {}
-    monkeypatch.setattr(Writer, "word", lambda self, claim, profile=None: words[claim])
-
-    def length(claim=None, word=None):
-        words.update(dict.fromkeys(listed, "not tested yet") | ({claim: word} if claim else {}))
-        return sentences.words(writer(root).render())
-    none = length()
-    changes = [[length(claim, word) - none for word in claims.VERDICTS] for claim in listed]
-    shortest, longest = (none + sum(map(end, changes)) for end in (min, max))
-    assert sentences.WORDS[0] <= shortest and longest <= sentences.WORDS[1], (shortest, longest)
-
-
-def test_a_verdict_that_changes_changes_its_sentence(root, tmp_path):
-    assert "**It holds.** The controls stay low, and few steered" in flat(writer(root).render())
-    cases = [("hybrid", "gap_recovered", 0.6, "**It holds in part.** In at least one kind the "
-                                              "hybrid"),
-             ("hybrid", "gap_recovered", 0.3, "the hybrid recovers less than half of the gap"),
-             ("hybrid", "gap_difference[against=bias-only]", 0.02, "for the reason given.** Somet")]
-    for i, (model, quantity, value, sentence) in enumerate(cases):
-        copy = repository(tmp_path / str(i), changed(all_rows(), model, quantity, value))
-        text = flat(writer(copy).render())
-        assert sentence in text
-        if quantity == "gap_recovered":
-            assert f"{100 * value:.0f} % [{100 * value:.0f}, " in text
-        assert "few steered tokens recover most" not in text
-
-
-def test_a_sentence_that_no_longer_holds_fails_the_build_by_name(tmp_path):
-    copy = repository(tmp_path / "repo", changed(all_rows(), "greedy", "pass_at_k[k=1]", 0.3))
-    with pytest.raises(PostError, match="taking the likeliest word each time does worse than draw"):
-        post.build("lab", copy)
-    assert not list((copy / "build").glob("*post*"))
-
-
-def test_holds_and_everywhere_see_one_family_that_differs(draft, root):
+def test_a_sentence_that_no_longer_holds_fails_the_build_by_name(draft, root):
+    block = '{%% call holds("%s") %%}\nIt does worse.\n{%% endcall %%}'
     rule = "02:greedy.pass_at_k[k=1].high < 02:base.pass_at_k[k=1].low"
-    said = '{{ holds(everywhere("%s"), "It does worse.") }}'
-    assert draft(said % rule) == "It does worse."
-    with pytest.raises(PostError, match="no longer holds: 'It does worse.'"):
-        draft(said % "02:base.pass_at_k[k=1].high < 02:greedy.pass_at_k[k=1].low")
+    assert draft(block % rule) == "It does worse.\n"
+    other = "02:base.pass_at_k[k=1].high < 02:greedy.pass_at_k[k=1].low"
+    with pytest.raises(PostError, match=re.escape(f"no longer holds: 'It does worse.' ({other})")):
+        draft(block % other)
+    with pytest.raises(PostError, match="no longer holds"):
+        draft(block % f'{rule}", "{other}')
     with pytest.raises(claims.ClaimsError, match="unfavourable"):
-        draft(said % "02:base.pass_at_k[k=1].high > 02:greedy.pass_at_k[k=1].low")
+        draft(block % "02:base.pass_at_k[k=1].high > 02:greedy.pass_at_k[k=1].low")
     one = writer(root)
-    one.names["this"]["ch02"]["chain"]["greedy"]["pass_at_k[k=1]"]["high"] = 0.5
-    assert not one.everywhere(rule)
+    one.facts["lab"]["ch02"]["chain"]["greedy"]["pass_at_k[k=1]"]["high"] = 0.5
+    assert not one.everywhere(rule)  # a single family differs
 
 
-@pytest.mark.parametrize("missing", claims.VERDICTS)
-def test_a_verdict_without_a_sentence_is_named_with_its_claim(draft, missing):
-    sentences = {word: f"It is {word}." for word in claims.VERDICTS if word != missing}
-    with pytest.raises(PostError, match=f"'one-problem' when it is '{missing}'"):
-        draft(f'{{{{ by_verdict("one-problem", {sentences}) }}}}')
+def test_a_sentence_on_a_verdict_stands_and_falls_with_it(draft):
+    block = '{%% call judged("one-problem", "%s"%s) %%}\nSo it is.\n{%% endcall %%}'
+    assert draft(block % ("holds", "")) == "So it is.\n"
+    with pytest.raises(PostError, match="'So it is.' .claim one-problem is 'holds', not 'refuted'"):
+        draft(block % ("refuted", ""))
+    with pytest.raises(PostError, match="is 'not tested yet', not 'holds'"):
+        draft(block % ("holds", ', profile="open"'))
+
+
+def test_every_number_of_the_post_stands_under_a_guard():
+    text = (ROOT / "post.md").read_text()
+    depth = 0
+    numbers = "|".join(formats.STYLES)
+    for tag in re.findall(r"\{% (call|endcall)|\{\{ (" + numbers + r")\(", text):
+        depth += {"call": 1, "endcall": -1}.get(tag[0], 0)
+        assert depth or not tag[1], tag
+    assert depth == 0
+
+
+@pytest.mark.parametrize("rule", sorted(set(re.findall(
+    r'"(\d\d:[^"]+)"', (ROOT / "post.md").read_text()))))
+def test_each_guard_of_the_post_can_stop_it(monkeypatch, rule):
+    own = Writer.everywhere
+    monkeypatch.setattr(Writer, "everywhere", lambda self, asked, profile="lab":
+                        asked != rule and own(self, asked, profile))
+    with pytest.raises(PostError, match=re.escape(f"({rule})")):
+        writer(ROOT).render()
 
 
 @pytest.mark.parametrize("template, said", [
-    ("{{ this.ch02.countdown.nobody.x }}", "nobody"),
-    ("{{ res.lab.ch70 }}", "ch70"),
-    ('{{ ours("02", "nobody", "pass_at_k[k=1]") }}', "no rule there has the model 'nobody'"),
-    ('{{ ours("02", "base", "pass_at_k[k=3]") }}', "has the quantity 'pass_at_k[k=3]'"),
-    ('{{ everywhere("02:base.pass_at_k[k=3].low > 0.5") }}', "has the quantity 'pass_at_k[k=3]'"),
-    ('{{ word("two-problems") }}', "two-problems"),
-    ('{{ published("one-problem", "Qwen2.5") }}', "2 have it, exactly one must"),
-    ('{{ published("one-problem", "sixty tasks") }}', "0 have it"),
+    ("{{ this.ch02.countdown.nobody.x }}", "this"),
+    ('{{ percent("02", "countdown", "nobody", "pass_at_k[k=1]") }}',
+     "no rule there has the model 'nobody'"),
+    ('{{ percent("02", "countdown", "base", "pass_at_k[k=3]") }}',
+     "has the quantity 'pass_at_k[k=3]'"),
+    ('{{ percent("02", "sums", "base", "pass_at_k[k=1]") }}', "for 'sums', which profile 'lab'"),
+    ('{{ percent("70", "sums", "base", "pass_at_k[k=1]") }}', "of chapter 70; no fact"),
+    ('{% call holds("02:base.pass_at_k[k=3].low > 0.5") %}x{% endcall %}',
+     "has the quantity 'pass_at_k[k=3]'"),
+    ('{% call judged("two-problems", "holds") %}x{% endcall %}', "two-problems"),
+    ('{{ quoted("one-problem", "Qwen2.5") }}', "2 have it, exactly one must"),
+    ('{{ quoted("one-problem", "sixty tasks") }}', "0 have it"),
     ('{{ page("09", "chapter 9") }}', "page '09'"),
-    ('{{ figure({"07_x.png": "x"}) }}', "07_x.png"),
+    ('{{ figure("07_x.png", "x") }}', "07_x.png"),
     ("fine\n{{ unheard_of }}", "unheard_of"),
     ("fine\n{% if %}", "line 2"),
 ])
@@ -184,44 +161,47 @@ def test_an_unknown_name_fails_in_one_sentence(draft, template, said):
     assert "\n" not in str(caught.value)
 
 
+# ---- numbers
+
+
 def test_no_measured_number_is_typed():
     """Neither between the braces nor outside; rules keep their thresholds, files their names."""
-    text = re.sub(r'everywhere\("[^"]*"\)|"\w+\.png"', "", (ROOT / "post.md").read_text())
+    text = re.sub(r'"\d\d:[^"]*"|"\w+\.png"|\{\{ quoted\([^}]*\}\}', "",
+                  (ROOT / "post.md").read_text())
     assert not re.findall(r"\d[.,]\d|\d\s*(?:%|per ?cent|points)|\d+ of \d+", text)
-    prose = re.sub(r"\{\{.*?\}\}|\{%.*?%\}", "", text, flags=re.S)
-    assert set(re.findall(r"\d+", prose)) <= {"256", "64"}  # how many samples, not what they gave
+    prose = re.sub(r"\{\{.*?\}\}|\{%.*?%\}|^\d\. |R1", "", text, flags=re.S | re.M)
+    assert set(re.findall(r"\d+", prose)) <= {"64"}  # how many samples, not what they gave
 
 
-def test_every_measured_number_of_the_text_is_a_fact(root):
-    text = writer(root).render()
-    rows = claims.facts(root / "results" / "facts.csv")
-    shown = re.findall(r"(?:under )?[\d.-]+(?: %)? \[[\d.-]+, [\d.-]+\]", text)
-    assert len(shown) > 40
-    ends = [[row[end] for end in ("value", "low", "high")] for row in rows]
-    assert set(shown) <= {told for one in ends
-                          for told in (formats.percents(one), formats.interval(one))}
+def test_numbers_of_the_text_stand_in_the_table_with_their_intervals(draft):
+    text = draft('{{ percent("02", "countdown", "base", "pass_at_k[k=1]") }} and '
+                 '{{ times("02", "chain", "thinking", "pass_at_k[k=1]") }}\n\n{{ numbers() }}')
+    said, _, table = text.partition("\n\n")
+    assert said == "20 % and 0.6"
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert rows[2][0] == "20 %" and rows[2][2] == "20 to 20" and rows[3][0] == "0.6"
+    assert rows[2][1] == ("Countdown, base: share of problems with a right answer among k samples, "
+                          "k = 1")
+    assert rows[3][2] == "0.60 to 0.60" and "[chapter 2](/chapters/02_" in rows[3][3]
+    assert len(rows) == 4
 
 
 def test_published_figures_say_which_are_checked(draft):
-    for claim in claims.load(ROOT / "claims.yml")["claims"]:
-        for figure in claim["published"]:
-            line = draft(f'{{{{ published("{claim["id"]}", {figure["figure"][:45]!r}) }}}}')
-            plain = re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", line)
-            assert plain.startswith(figure["figure"].strip())
-            assert f"(*{figure['version']}; {figure['where']}; " in plain
-            assert ("; verified*)" in line) == (figure["status"] == "verified")
-            assert ("reported by a third party, not checked" in line) != ("verified" in line)
+    verified = draft('{{ quoted("hybrid-steering", "91 % of the gap") }}')
+    assert verified == "[91 % of the gap](https://arxiv.org/abs/2510.07364)"
+    reported = draft('{{ quoted("hybrid-steering", "76 % of the gap") }}')
+    assert reported == ("[76 % of the gap](https://arxiv.org/abs/2510.07364) "
+                        "(reported by a third party, not checked)")
 
 
-def test_what_was_not_run_or_means_nothing_still_makes_a_post(tmp_path):
-    """Two chapters run, by one seed on few problems, and with no gap to recover a share of."""
-    rows = [{**r, "n_problems": 4, "seeds": 1, "profile": "smoke"} for r in all_rows()
-            if r["chapter"] in ("01", "02") and r["quantity"] != "gap_recovered"]
-    copy = repository(tmp_path / "repo", rows, "smoke", ("02_pass_at_k", "02_tokens"))
-    text = (post.build("smoke", copy) / "post.md").read_text()
-    assert "of the gap, with 10 % [10, 10] and 10 % [10, 10] of the tokens" in flat(text)
-    assert "hybrid recovers not measured and not measured" in flat(text)
-    assert text.count("**Not run yet.**") == 3 and text.count("**Cannot tell.**") == 2
+def test_the_table_of_claims_has_two_columns_and_every_verdict(draft):
+    lines = draft("{{ found() }}").splitlines()
+    listed = claims.load(ROOT / "claims.yml")["claims"]
+    assert len(lines) == 2 + len(listed)
+    for line, claim in zip(lines[2:], listed):
+        claimed, found = line.strip("|").split(" | ")
+        assert claimed.strip() == f"**{claim['title']}.** {flat(claim['claim'])}"
+        assert found.startswith("In the lab: **holds**. ") and "<br>On real weights: **" in found
 
 
 # ---- the folder
@@ -229,7 +209,7 @@ def test_what_was_not_run_or_means_nothing_still_makes_a_post(tmp_path):
 
 @pytest.fixture(scope="module")
 def folder(root):
-    return post.build("lab", root)
+    return post.build(root)
 
 
 def images(markdown):
@@ -240,20 +220,20 @@ def images(markdown):
 def test_folder_is_self_contained_and_pictures_have_alt_texts(folder, root):
     text, page = ((folder / f"post.{kind}").read_text() for kind in ("md", "html"))
     shown = images(text)
-    assert list(shown) == ["01_arms.png", "05_cost.png"]
+    assert list(shown) == [FIGURE]
     assert {path.name for path in folder.iterdir()} == {*shown, "post.md", "post.html", "card.png"}
     for name in shown:
         assert (folder / name).read_bytes() == (root / f"results/lab/figures/{name}").read_bytes()
         assert Image.open(folder / name).size == (1280, 680)  # twice the column of the page
     found = dict(re.findall(r'<img src="([^"]+)" alt="([^"]+)"', page))
     assert set(found) == {*shown, "card.png"}
-    assert found["05_cost.png"] == ALT.replace("[0, 1]", "(0, 1)")
+    assert found[FIGURE] == ALT.replace("[0, 1]", "(0, 1)")
     assert not re.search(r"<(?:script|link(?! rel=.icon. href=.data:)|iframe)|url\(|@import", page)
+    assert page.count("<table>") == 2
 
 
 def test_title_is_the_same_everywhere(folder):
     title = (folder / "post.md").read_text().splitlines()[0].removeprefix("# ")
-    assert title == "We've been crediting the locksmith for the key"
     page = (folder / "post.html").read_text()
     assert f"<title>{title}</title>" in page and f"<h1>{title}</h1>" in page
     assert Image.open(folder / "card.png").info["Description"].startswith(title)
@@ -267,17 +247,26 @@ def test_whoever_shares_the_post_sees_its_card(folder):
     card = Image.open(folder / "card.png")
     assert html.unescape(told["og:image:alt"]) == card.info["Description"]
     assert told["twitter:card"] == "summary_large_image" and told["og:url"] == f"{home}post.html"
-    first = (folder / "post.md").read_text().split("\n\n")[1]
-    assert " ".join(first.split()).startswith(told["description"].removesuffix(" …")[:60])
+    assert told["description"] == POST.splitlines()[2]
 
 
 def test_card_has_the_size_of_a_share_and_the_numbers_of_the_facts(folder):
     card = Image.open(folder / "card.png")
     assert card.size == (1200, 627) and len(card.getcolors(1 << 20)) > 10
     alt = card.info["Description"]
-    assert "Countdown, base, one sample: 10 %; Countdown, base, 256 samples: 95 %" in alt
-    assert "Chain, after RL, one sample: 60 %" in alt
-    assert "three “holds”, one “holds in part”" in alt
+    assert ("Countdown, base, one answer right: 20 %; Countdown, base, one of 64 answers sound: "
+            "95 %") in alt
+    assert "Chain, after RL, one answer right: 60 %" in alt
+    assert "four “holds”" in alt and len(FOUR) == 4
+
+
+def test_the_card_of_the_book_shows_what_its_text_says():
+    told = writer(ROOT)
+    text = flat(told.render())
+    for model, quantity in (("base", "pass_at_k[k=1]"), ("thinking", "pass_at_k[k=1]"),
+                            ("base", f"trace_pass_at_k[k={post.MANY}]")):
+        assert ("lab", "02", "countdown", model, quantity) in told.told
+    assert f"{post.MANY} answers from the model *before* RL" in text
 
 
 def test_links_into_the_book_are_pages_of_its_contents(folder):
@@ -287,9 +276,9 @@ def test_links_into_the_book_are_pages_of_its_contents(folder):
     assert home == "https://crediting-the-locksmith.github.io/book/"
     links = re.findall(r'<a href="([^"]+)"', (folder / "post.html").read_text())
     ours = [link.removeprefix(home) for link in links if link.startswith(home)]
-    assert {link.removesuffix(".html") for link in ours} <= pages and len(ours) >= 5
-    others = [link for link in links if not link.startswith(home)]
-    assert others and all(link.startswith("https://arxiv.org/abs/") for link in others)
+    assert {link.removesuffix(".html") for link in ours} <= pages and ours
+    others = {link for link in links if not link.startswith(home)}
+    assert any(link.startswith("https://arxiv.org/abs/") for link in others)
 
 
 def test_address_may_be_given_and_must_be_known(tmp_path):
@@ -303,43 +292,42 @@ def test_address_may_be_given_and_must_be_known(tmp_path):
 
 def test_rerunning_gives_the_same_bytes_and_a_failure_leaves_them(folder, root, monkeypatch):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    post.build("lab", root)
+    post.build(root)
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
     monkeypatch.setattr(sentences, "WORDS", (1, 5))
     length = sentences.words(before["post.md"].decode())
     with pytest.raises(PostError, match=f"makes {length} words"):
-        post.build("lab", root)
+        post.build(root)
     monkeypatch.undo()
     monkeypatch.setattr(post, "card", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        post.build("lab", root)
+        post.build(root)
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
     assert [path.name for path in (root / "build").iterdir()] == ["post"]
 
 
 def test_words_are_those_a_reader_sees():
-    text = "# A title\n\n![alt (x) text](a.png)\n\nSee [the *book*](https://a.b/c-d), 9.5 % [1, 2]."
+    text = ("# A title\n\n![alt (x) text](a.png)\n\nSee [the *book*](https://a.b/c-d), "
+            "9.5 % [1, 2].\n\n| a | table |\n|---|---|\n| of | words |\n")
     assert sentences.words(text) == 8
 
 
 def test_the_repositorys_own_post_builds(tmp_path):
     shutil.copytree(ROOT / "results", tmp_path / "results")
     (tmp_path / "_static").mkdir()
-    for name in SOURCES:
+    for name in (*SOURCES, "post.md"):
         shutil.copy(ROOT / name, tmp_path / name)
-    assert (post.build("lab", tmp_path) / "post.html").exists()
+    assert (post.build(tmp_path) / "post.html").exists()
 
 
 # ---- the page of the book
 
 
-def test_page_links_and_figures_are_relative_to_the_book(root):
-    text = site.post("lab", root)
+def test_page_links_and_figures_are_relative_to_the_book():
+    text = site.post(ROOT)
     for target in re.findall(r"\]\(([^)]+)\)", text):
-        if not target.startswith("https://arxiv.org/"):
-            source = root if target.startswith("results/") else ROOT
-            assert (source / target).exists(), target
-    assert list(images(text)) == ["results/lab/figures/01_arms.png",
-                                  "results/lab/figures/05_cost.png"]
+        if not target.startswith("https://"):
+            assert (ROOT / target).exists(), target
+    assert list(images(text)) == [f"results/lab/figures/{FIGURE}"]
     first = yaml.safe_load((ROOT / "_toc.yml").read_text())["chapters"][0]
     assert first == {"file": "post"}

@@ -61,3 +61,6 @@ def times(x: float) -> str:
 
 def _whole(share):
     return f"{round(100 * float(share)):,}"
+
+
+STYLES = {style.__name__: style for style in (percent, points, times, number)}  # for templates

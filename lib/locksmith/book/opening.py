@@ -19,7 +19,6 @@ from locksmith.book import claims, formats
 FILE = "findings.yml"
 CHAPTER = {"claim": str, "profile": str, "figure": str, "findings": list}
 FINDING = {"says": str, "holds": list}
-FORMATS = {name: getattr(formats, name) for name in ("percent", "points", "times", "number")}
 
 
 class FindingsError(errors.BadInput):
@@ -60,8 +59,8 @@ def box(chapter: str, entry: dict, judged: tuple, writer: Any, button: str,
         pages: dict[str, str]) -> str:
     """The box as MyST.
 
-    chapter: "01"; entry: of `load`; judged: as claims.judge gives it; writer: a sentences.Writer of
-    the entry's profile; button: the address that opens the notebook in Colab; pages: {profile:
+    chapter: "01"; entry: of `load`; judged: as claims.judge gives it; writer: a
+    sentences.Writer; button: the address that opens the notebook in Colab; pages: {profile:
     where its own page of the chapter is}.
     """
     book, _, profiles = judged
@@ -82,7 +81,7 @@ def box(chapter: str, entry: dict, judged: tuple, writer: Any, button: str,
 def again(chapter: str, entry: dict, judged: tuple, writer: Any) -> str:
     """The box (MyST) of a chapter's page on real weights, which lies beside the chapter's own.
 
-    chapter: as _toc.yml names it; entry, judged: as in `box`; writer: a Writer of profile open.
+    chapter: as _toc.yml names it; entry, judged, writer: as in `box`.
     """
     claim, record = _claim(entry, judged[0]), f"results/open/{number(chapter)}.json"
     given = json.loads(plain_yaml.text(writer.root / record))["provenance"]["parameters"]["chapter"]
@@ -117,16 +116,17 @@ def _verdict(claim, profile, judged, page=None):
 
 def _findings(chapter, entry, writer):
     """The sentences, with their numbers; none where the profile has not run the chapter."""
-    facts = writer.names["res"].get(entry["profile"], {}).get(params.chapter_key(chapter))
+    facts = writer.facts.get(entry["profile"], {}).get(params.chapter_key(chapter))
     if facts is None:
         return []
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
-    environment.filters |= FORMATS
+    environment.filters |= formats.STYLES
     told = []
     for finding in entry["findings"]:
         says = " ".join(finding["says"].split())
         try:
-            failing = [rule for rule in finding["holds"] if not writer.everywhere(rule)]
+            failing = [rule for rule in finding["holds"]
+                       if not writer.everywhere(rule, entry["profile"])]
             told.append(environment.from_string(says).render(facts))
         except (jinja2.TemplateError, TypeError, errors.BadInput) as error:
             raise FindingsError(f"{FILE}, chapter {chapter}: {says!r} cannot be told: {error}"

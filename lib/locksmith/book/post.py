@@ -1,11 +1,12 @@
-"""The post as a folder to publish from: Markdown, one HTML page, two figures, a card to share.
+"""The post as a folder to publish from: Markdown, one HTML page, its figure, a card to share.
 
-    python -m locksmith.book.post build [--profile lab]      writes build/post/ and prints its path
+    python -m locksmith.book.post build      writes build/post/ and prints its path
 
 What it says is written in post.md and checked in `locksmith.book.sentences`. Nothing here reads a
 clock: the same facts and figures give the same bytes.
 """
 
+import argparse
 import base64
 import html
 import shutil
@@ -14,10 +15,11 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
-from locksmith import errors, params, quantities
+from locksmith import errors
 from locksmith.book import about, formats, integrity, plots, site
-from locksmith.book.sentences import FAMILIES, FOUR, PostError, Writer, description
+from locksmith.book.sentences import FAMILIES, FOUR, PROFILE, PostError, Writer, description
 
+MANY = 64  # answers of the base, of which one is sound
 PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -31,7 +33,9 @@ main {{ max-width: 720px; margin: auto; padding: 24px }}
 h1, h2 {{ font-family: system-ui, sans-serif; line-height: 1.25 }}
 img {{ width: 100% }}
 a {{ color: #0a5a94; overflow-wrap: anywhere }}
-blockquote {{ margin: 16px 0; padding-left: 16px; border-left: 3px solid #bbb; color: #444 }}
+table {{ border-collapse: collapse; width: 100%; font: 14px/1.4 system-ui, sans-serif }}
+td, th {{ border-bottom: 1px solid #ddd; padding: 6px 8px; text-align: left;
+  vertical-align: top }}
 </style>
 <main>
 <img src="card.png" alt="{alt}">
@@ -40,17 +44,17 @@ blockquote {{ margin: 16px 0; padding-left: 16px; border-left: 3px solid #bbb; c
 """
 
 
-def build(profile: str, root: str | Path = ".") -> Path:
+def build(root: str | Path = ".") -> Path:
     """Write build/post/ whole or not at all, and return it.
 
     Raises PostError for a sentence that does not hold, an unknown name, a length not in WORDS.
     """
     root = Path(root)
     home = site.address(root / "_config.yml")
-    integrity.check(profile, root)
-    for path in sorted(root.glob(f"build/notebooks/{profile}/*.ipynb")):
+    integrity.check(PROFILE, root)
+    for path in sorted(root.glob(f"build/notebooks/{PROFILE}/*.ipynb")):
         integrity.executed(path.relative_to(root).as_posix(), root)
-    writer = Writer(profile, root, lambda page: f"{home}{page}.html", lambda path: path.name)
+    writer = Writer(root, lambda page: f"{home}{page}.html", lambda path: path.name)
     text = writer.render(whole=True)
     folder = root / "build" / "post"
     temporary = folder.with_name(".post.tmp")
@@ -62,7 +66,8 @@ def build(profile: str, root: str | Path = ".") -> Path:
         card(writer, headline(text), temporary / "card.png")
         (temporary / "post.md").write_text(text, encoding="utf-8")
         (temporary / "post.html").write_text(PAGE.format(
-            title=html.escape(headline(text), quote=False), body=MarkdownIt().render(text),
+            title=html.escape(headline(text), quote=False),
+            body=MarkdownIt().enable("table").render(text),
             alt=html.escape(description(temporary / "card.png")),
             icon=base64.b64encode((root / about.ICON).read_bytes()).decode(),
             tags=about.tags(headline(text), lead(text), url=f"{home}post.html",
@@ -92,25 +97,24 @@ def lead(text: str) -> str:
 
 
 def card(writer: Writer, title: str, path: Path) -> None:
-    """A PNG of 1200 x 627: the title, the count of verdicts, and what one and many samples solve.
+    """A PNG of 1200 x 627: the title, the count of verdicts, and what the text's first figure says:
+    right answers before and after RL, and what many samples of the base solve.
 
-    Sound traces alone count here, as at many samples a right answer may be a guess.
+    Of many samples sound traces alone count, as a right answer among them may be a guess.
     """
     families = writer.families("02")
     if not families:
-        raise PostError(f"The card shows chapter 02, which has no results in {writer.profile!r}.")
+        raise PostError(f"The card shows chapter 02, which has no results in {PROFILE!r}.")
     fig, axes = plots.figure(width=6, height=3.135)  # plots.save draws 200 dots an inch
-    spelled, one = [], "trace_pass_at_k[k=1]"
+    spelled = []
     for row, (family, models) in enumerate(families.items()):
-        most = max((q for q in models["base"] if q.startswith("trace_pass_at_k[k=")),
-                   key=lambda q: quantities.parse(q)[1]["k"])
-        for model, marker, quantity in (("base", "o", one), ("base", "s", most),
-                                        ("thinking", "D", one)):
+        most = f"trace_pass_at_k[k={MANY}]"
+        for model, marker, quantity in (("base", "o", "pass_at_k[k=1]"), ("base", "s", most),
+                                        ("thinking", "D", "pass_at_k[k=1]")):
             share, *ends = (models[model][quantity][key] for key in ("value", "low", "high"))
             value, ends = 100 * share, [100 * end for end in ends]
-            k = quantities.parse(quantity)[1]["k"]
-            label = f"{'after RL' if model == 'thinking' else model}, " + (
-                "one sample" if k == 1 else f"{k} samples")
+            label = (f"base, one of {MANY} answers sound" if quantity == most else
+                     f"{'after RL' if model == 'thinking' else model}, one answer right")
             color = plots.look(model)["color"]
             axes.plot(ends, [row, row], lw=6, alpha=0.35, color=color, solid_capstyle="butt")
             axes.plot(value, row, marker, ms=8, color=color, label=None if row else label)
@@ -119,19 +123,27 @@ def card(writer: Writer, title: str, path: Path) -> None:
             spelled.append(f"{FAMILIES.get(family, family)}, {label}: {formats.percent(share)}")
     axes.set(xlim=(-4, 106), ylim=(len(families) - 0.5, -0.6), yticks=range(len(families)),
              yticklabels=[FAMILIES.get(family, family) for family in families],
-             xlabel="problems solved by a sound trace, %")
+             xlabel="problems, %")
     axes.grid(axis="y", visible=False)
     axes.spines[["left", "top", "right"]].set_visible(False)
     fig.suptitle(textwrap.fill(title, 30), x=0.02, ha="left", fontsize=16, fontweight="bold")
-    fig.legend(loc="outside lower center", ncols=3, handletextpad=0.2)
+    fig.legend(loc="outside lower center", ncols=3, handletextpad=0.2, columnspacing=1)
     count = f"Four claims, tested in a lab: {writer.tally(*FOUR)}"
     axes.set_title(count, fontsize=10)
-    plots.save(fig, path, f"{title}. {count}. Problems solved by a sound trace, with 95 % "
-                          f"intervals. {'; '.join(spelled)}.")
+    plots.save(fig, path, f"{title}. {count}. Share of problems, with 95 % intervals. "
+                          f"{'; '.join(spelled)}.")
 
 
 # ------------------------------------------------------------------------------------------------
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m locksmith.book.post",
+                                     description=build.__doc__.splitlines()[0])
+    parser.add_argument("command", choices=["build"])
+    parser.parse_args()
+    print(build().resolve())
+
+
 if __name__ == "__main__":
-    errors.run(lambda: params.build_command("post", build))
+    errors.run(main)

@@ -1,28 +1,34 @@
 """The post's sentences: renders post.md, a Jinja template in which no measured number is typed.
 
-Between braces the template may use what the book's pages may (`site.substitutions`) and the methods
-in DEVICES. A sentence that the facts no longer bear out fails the build: `by_verdict` must have one
-for every verdict, and `holds` guards the others.
+The post is written for what was found in the lab and on real weights, whatever profile the book is
+built for. What it says of a result stands between
+
+    {% call holds("02:base.trace_pass_at_k[k=64].low > 0.9") %} ... {% endcall %}
+
+with rules as in claims.yml that have to hold in every family, or `judged(claim, verdict)` in their
+place: a sentence that the facts no longer bear out fails the build by name. `percent`, `points`,
+`times` and `number` write one fact without its interval; `numbers` lists all of them with it.
 """
 
 import re
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jinja2
 from PIL import Image
 
-from locksmith import arms, errors, params, plain_yaml
+from locksmith import arms, errors, params, plain_yaml, quantities
 from locksmith.book import claims, formats, site
 
-FAMILIES = {"countdown": "Countdown", "chain": "Chain"}
+PROFILE = "lab"  # whose results the post tells, where it does not say "open"
+FAMILIES = {"countdown": "Countdown", "chain": "Chain", "sums": "Sums"}
 NUMBERS = ("none", "one", "two", "three", "four", "five", "six")
 WORDS = (900, 1300)  # of the post
 FOUR = ("hybrid-steering", "base-already-samples", "one-problem", "vectors-before-rl")
-DEVICES = ("by_verdict", "everywhere", "figure", "holds", "ours", "page", "published", "tally",
-           "word")
+DEVICES = ("figure", "found", "holds", "judged", "numbers", "page", "quoted", "tally")
 
 
 class PostError(errors.BadInput):
@@ -30,15 +36,15 @@ class PostError(errors.BadInput):
 
 
 class Writer:
-    """post.md for one profile; link(page in _toc.yml) and image(path) give their addresses."""
+    """post.md; link(page in _toc.yml) and image(path) give their addresses."""
 
-    def __init__(self, profile: str, root: str | Path, link: Callable[[str], str],
-                 image: Callable[[Path], str]):
-        self.root, self.link, self.image, self.profile = Path(root), link, image, profile
+    def __init__(self, root: str | Path, link: Callable[[str], str], image: Callable[[Path], str]):
+        self.root, self.link, self.image = Path(root), link, image
         self.figures = []  # paths of those shown so far
-        self.names = site.substitutions(profile, root)
+        self.told = {}  # (profile, chapter, family, model, quantity) -> (as told, the fact)
+        self.facts = site.substitutions(PROFILE, root)["res"]
         self.rows = claims.facts(self.root / "results" / "facts.csv")
-        book, self.verdicts, _ = claims.judge(profile, root)
+        book, self.verdicts, self.profiles = claims.judge(PROFILE, root)
         self.arms = arms.load(self.root / "arms.yml")
         self.claims = {claim["id"]: claim for claim in book["claims"]}
         toc = site.contents(self.root)
@@ -50,13 +56,14 @@ class Writer:
         environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True,
                                          lstrip_blocks=True, keep_trailing_newline=True)
         devices = {name: getattr(self, name) for name in DEVICES}
+        devices |= {name: partial(self._tell, style) for name, style in formats.STYLES.items()}
         try:
             template = environment.from_string(plain_yaml.text(self.root / "post.md"))
-            text = template.render(four=FOUR, **self.names, **devices)
+            text = template.render(devices)
         except jinja2.TemplateSyntaxError as error:
             raise PostError(f"post.md, line {error.lineno}: {error.message}") from error
         except jinja2.UndefinedError as error:
-            raise PostError(f"post.md, line {_line(error)}, reads a name that no fact has: "
+            raise PostError(f"post.md, line {_line(error)}, reads a name that there is not: "
                             f"{error}.") from error
         except errors.BadInput:
             raise
@@ -69,63 +76,79 @@ class Writer:
                             f"{WORDS[1]}.")
         return text
 
-    # ---- verdicts
+    # ---- guards
 
-    def _judged(self, claim, profile=None):
-        if claim not in self.claims:
-            raise PostError(f"post.md names claim {claim!r}; there are {', '.join(self.claims)}.")
-        return claims.of(self.verdicts, claim, profile or self.profile)
+    def holds(self, *rules: str, profile: str = PROFILE, caller: Callable[[], str]) -> str:
+        """What stands in the block, where every rule holds in every family; PostError otherwise."""
+        said = caller()
+        for rule in rules:
+            if not self.everywhere(rule, profile):
+                raise PostError(f"A sentence of post.md no longer holds: {_flat(said)!r} ({rule}).")
+        return said
 
-    def word(self, claim: str, profile: str | None = None) -> str:
-        """A claim's verdict, one of claims.VERDICTS."""
-        return claims.overall([row["verdict"] for row in self._judged(claim, profile)])
+    def judged(self, claim: str, verdict: str, profile: str = PROFILE, *,
+               caller: Callable[[], str]) -> str:
+        """The same, where a claim has a verdict of claims.VERDICTS."""
+        said, found = caller(), self.word(claim, profile)
+        if found != verdict:
+            raise PostError(f"A sentence of post.md no longer holds: {_flat(said)!r} (claim "
+                            f"{claim} is {found!r}, not {verdict!r}).")
+        return said
 
-    def by_verdict(self, claim: str, sentences: dict[str, str]) -> str:
-        """The sentence for the claim's verdict; `sentences` (dict) must have one for each."""
-        word = self.word(claim)
-        for verdict in (word, *claims.VERDICTS):
-            if verdict not in sentences:
-                raise PostError(f"post.md has no sentence for claim {claim!r} when it is "
-                                f"{verdict!r}; needed are {', '.join(claims.VERDICTS)}.")
-        return sentences[word]
-
-    def holds(self, condition: object, sentence: str) -> str:
-        """`sentence` where `condition` is true; otherwise PostError names it."""
-        if not condition:
-            sentence = " ".join(sentence.split())
-            raise PostError(f"A sentence of post.md no longer holds: {sentence!r}")
-        return sentence
-
-    def everywhere(self, rule: str) -> bool:
+    def everywhere(self, rule: str, profile: str = PROFILE) -> bool:
         """Whether a rule as in claims.yml, "02:a.x.low > 02:b.x.high", holds in every family."""
         parsed = claims.parse(rule, "")
         families = {family for term in parsed if isinstance(term, dict)
-                    for family in self.families(term["chapter"])}
+                    for family in self.families(term["chapter"], profile)}
 
         def outcome(family):
             def lookup(term):
-                fact = self._fact(term["chapter"], family, term["model"], term["quantity"])
+                fact = self._fact(profile, term["chapter"], family, term["model"],
+                                  term["quantity"])
                 return (fact["low"], fact["high"]) if fact else "not measured"
             return claims.judge_part({"parsed": parsed}, lookup)[0]
         return {outcome(family) for family in families} == {"holds"}
+
+    # ---- verdicts
+
+    def _rows(self, claim, profile):
+        if claim not in self.claims:
+            raise PostError(f"post.md names claim {claim!r}; there are {', '.join(self.claims)}.")
+        return claims.of(self.verdicts, claim, profile)
+
+    def word(self, claim: str, profile: str = PROFILE) -> str:
+        """A claim's verdict, one of claims.VERDICTS."""
+        return claims.overall([row["verdict"] for row in self._rows(claim, profile)])
 
     def tally(self, *named: str) -> str:
         """How many of the claims have which verdict: "one “refuted”, three “not tested yet”"."""
         count = Counter(map(self.word, named))
         return ", ".join(f"{NUMBERS[count[v]]} “{v}”" for v in claims.VERDICTS if count[v])
 
+    def found(self) -> str:
+        """Two columns: what was claimed, and what was found, with the reason."""
+        lines = ["| What was claimed | What we found |", "|---|---|"]
+        for claim in self.claims.values():
+            cells = []
+            for profile, heading in self.profiles.items():
+                word, reason = claims.answer(self._rows(claim["id"], profile))
+                cells.append(f"{heading}: **{word}**. {reason[:1].upper()}{reason[1:]}.")
+            lines.append(f"| **{claim['title']}.** {_flat(claim['claim'])} | "
+                         f"{'<br>'.join(cells)} |")
+        return "\n".join(lines)
+
     # ---- numbers
 
-    def families(self, chapter: str) -> dict[str, dict]:
+    def families(self, chapter: str, profile: str = PROFILE) -> dict[str, dict]:
         """The families that a chapter has facts for, {name: {model: {quantity: fact}}}."""
         known = claims.CHAPTERS | {row["chapter"] for row in self.rows}
         if chapter not in known:
             raise PostError(f"post.md reads chapter {chapter!r}; there are "
                             f"{', '.join(sorted(known))}.")
-        found = self.names["this"].get(params.chapter_key(chapter), {})
+        found = self.facts.get(profile, {}).get(params.chapter_key(chapter), {})
         return dict(sorted(found.items(), key=lambda item: [*FAMILIES, *found].index(item[0])))
 
-    def _fact(self, chapter, family, model, quantity):
+    def _fact(self, profile, chapter, family, model, quantity):
         """A fact or None; PostError if the model or the quantity is in no fact and no rule."""
         terms = [term for claim in self.claims.values() for part in claim["parts"]
                  for term in part["parsed"] if isinstance(term, dict)]
@@ -133,31 +156,48 @@ class Writer:
             if (chapter, value) not in {(row["chapter"], row[name]) for row in self.rows + terms}:
                 raise PostError(f"post.md reads {model}.{quantity} of chapter {chapter}; no fact "
                                 f"and no rule there has the {name} {value!r}.")
-        return self.families(chapter).get(family, {}).get(model, {}).get(quantity)
+        return self.families(chapter, profile).get(family, {}).get(model, {}).get(quantity)
 
-    def ours(self, chapter: str, model: str, quantity: str, percent: bool = True) -> str:
-        """A fact in each family, with intervals: "60 % [55, 65] and 68 % [64, 72]"."""
-        told = []
-        for family in self.families(chapter):
-            fact = self._fact(chapter, family, model, quantity)
-            text = fact["text"] if fact else "not measured"
-            if fact and percent:
-                text = formats.percents([fact[key] for key in ("value", "low", "high")])
-            told.append(text)
-        return " and ".join(told)
+    def _tell(self, style, chapter, family, model, quantity, profile=PROFILE):
+        """One fact as a number of the text."""
+        fact = self._fact(profile, chapter, family, model, quantity)
+        if fact is None:
+            raise PostError(f"post.md tells {model}.{quantity} of chapter {chapter} for "
+                            f"{family!r}, which profile {profile!r} has not measured.")
+        told = style(fact["value"])
+        self.told[profile, chapter, family, model, quantity] = told, style, fact
+        return told
 
-    def published(self, claim: str, phrase: str) -> str:
-        """The published figure of the claim that has `phrase`, with version, place and status."""
-        self._judged(claim)
-        found = [f for f in self.claims[claim]["published"] if phrase in f["figure"]]
+    def numbers(self) -> str:
+        """A table of all numbers told so far: what each is, its interval, problems and seeds."""
+        lines = ["| In the text | What it is | 95 % interval | From |", "|---|---|---|---|"]
+        for (_, chapter, family, model, quantity), (said, style, fact) in self.told.items():
+            name, given = quantities.parse(quantity)
+            at = "".join(f", {key} = {quantities.plain(value)}" for key, value in given.items())
+            what = (f"{FAMILIES.get(family, family)}, {arms.find(model, self.arms).label}: "
+                    f"{quantities.QUANTITIES[name][1]}{at}")
+            ends = [fact[key] for key in ("value", "low", "high")]
+            write = formats.percents if style in (formats.percent, formats.points) else (
+                formats.interval)
+            ends = write(ends).partition("[")[2].removesuffix("]").replace(", ", " to ")
+            where = self.page(chapter, f"chapter {int(chapter)}")
+            size = f"{fact['n_problems']} problems, {fact['seeds']} seeds"
+            lines.append(f"| {said} | {what} | {ends or formats.MISSING} | {where}, {size} |")
+        return "\n".join(lines)
+
+    def quoted(self, claim: str, words: str) -> str:
+        """Words of one figure published for a claim, with a link to the paper; those that a third
+        party reports say so."""
+        self._rows(claim, PROFILE)
+        published = self.claims[claim]["published"]
+        found = [one for one in published if words in _flat(one["figure"])]
         if len(found) != 1:
-            raise PostError(f"post.md wants the published figure of claim {claim!r} with "
-                            f"{phrase!r}; {len(found)} have it, exactly one must.")
-        figure = found[0]
-        link = r"[\g<0>](https://arxiv.org/abs/\1)"
-        source = re.sub(r"arXiv (\d{4}\.\d{5})", link, f"{figure['version']}; {figure['where']}")
-        status = {"verified": "verified", "reported": "reported by a third party, not checked"}
-        return f"{figure['figure'].strip()} (*{source}; {status[figure['status']]}*)."
+            raise PostError(f"post.md quotes {words!r} from the figures published for {claim!r}; "
+                            f"{len(found)} have it, exactly one must.")
+        paper = re.search(r"arXiv (\d{4}\.\d{5})", found[0]["version"])
+        said = f"[{words}](https://arxiv.org/abs/{paper[1]})" if paper else words
+        reported = " (reported by a third party, not checked)"
+        return said + reported * (found[0]["status"] == "reported")
 
     # ---- pages and figures
 
@@ -170,15 +210,18 @@ class Writer:
             raise PostError(f"post.md links to page {chapter!r}; _toc.yml has {known}.")
         return text
 
-    def figure(self, captions: dict[str, str]) -> str:
-        """The first figure that exists, with its alt text; captions: dict file name -> caption."""
-        folder = self.root / "results" / self.profile / "figures"
-        path = next((folder / name for name in captions if (folder / name).exists()), None)
-        if path is None:
-            raise PostError(f"post.md shows one of {', '.join(captions)}; {folder} has none.")
+    def figure(self, name: str, caption: str) -> str:
+        """A figure of the lab's, with its alt text."""
+        path = self.root / "results" / PROFILE / "figures" / name
+        if not path.exists():
+            raise PostError(f"post.md shows {name}; {path.parent} has none.")
         self.figures.append(path)
         alt = description(path).translate(str.maketrans("[]", "()"))  # brackets would end it
-        return f"![{alt}]({self.image(path)})\n\n*{captions[path.name]}*"
+        return f"![{alt}]({self.image(path)})\n\n*{caption}*"
+
+
+def _flat(text):
+    return " ".join(text.split())
 
 
 def _line(error):
@@ -189,8 +232,8 @@ def _line(error):
 
 
 def words(markdown: str) -> int:
-    """How many words a reader sees; neither link targets nor alt texts count."""
-    text = re.sub(r"!\[[^]]*\]\([^)]*\)", "", markdown)
+    """How many words a reader sees in the text; link targets, alt texts and tables are none."""
+    text = re.sub(r"!\[[^]]*\]\([^)]*\)|^\|.*$", "", markdown, flags=re.M)
     return len(re.findall(r"\w\S*", re.sub(r"\]\([^)]*\)", "]", text)))
 
 

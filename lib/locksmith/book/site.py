@@ -82,7 +82,7 @@ def assemble(profile: str, root: str | Path = ".", out: str | Path = "build/asm"
     home = address(root / "_config.yml")
     book, judged, shown = claims.judge(profile, root)
     _check_references(root, book)
-    article = post(profile, root)
+    article = post(root)
     numbers = {**endurance.substitutions(root), **speed.substitutions(root)}
     boxes = openings(profile, root, settings, (book, judged, shown), real)
     words = {**glossary.substitutions(root), "how_to_cite": about.citation(root)}
@@ -118,7 +118,7 @@ def assemble(profile: str, root: str | Path = ".", out: str | Path = "build/asm"
     settings.setdefault("parse", {})["myst_substitutions"] = {
         **substitutions(profile, root), **numbers, **words}
     settings["sphinx"]["config"] |= {
-        "book_address": home, "book_card": card(profile, root, article, out / about.CARD)}
+        "book_address": home, "book_card": card(root, article, out / about.CARD)}
     (out / "_config.yml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return out
 
@@ -190,10 +190,10 @@ def _check_references(root, book):
                     f"{path.name}: source", figure["source"], known))
 
 
-def post(profile: str, root: Path) -> str:
+def post(root: Path) -> str:
     """The post as a page, its links and figures relative to the assembled folder."""
     from locksmith.book.sentences import Writer
-    return Writer(profile, root, lambda page: f"{page}.ipynb" if "/" in page else f"{page}.md",
+    return Writer(root, lambda page: f"{page}.ipynb" if "/" in page else f"{page}.md",
                   lambda path: path.relative_to(root).as_posix()).render(whole=True)
 
 
@@ -213,27 +213,24 @@ def openings(profile: str, root: Path, settings: dict, judged: tuple,
              real: Collection[str]) -> dict[str, str]:
     """Page of a chapter -> the box at its top. real: chapters that have a page on real weights."""
     from locksmith.book.sentences import Writer
-    found, boxes = opening.load(root), {}
-    told = {name: Writer(name, root, str, str)
-            for name in {"open", *(entry["profile"] for entry in found.values())}}
+    found, boxes, writer = opening.load(root), {}, Writer(root, str, str)
     for chapter in (entry["file"] for entry in contents(root)["chapters"]):
         entry = found.get(opening.number(chapter))
         if entry is None:
             continue
         beside = {"open": f"{Path(chapter).name}{about.REAL}.ipynb"} if chapter in real else {}
-        boxes[chapter] = opening.box(opening.number(chapter), entry, judged,
-                                     told[entry["profile"]], opening.colab(settings, chapter),
-                                     beside)
+        boxes[chapter] = opening.box(opening.number(chapter), entry, judged, writer,
+                                     opening.colab(settings, chapter), beside)
         if chapter in real:
-            boxes[chapter + about.REAL] = opening.again(chapter, entry, judged, told["open"])
+            boxes[chapter + about.REAL] = opening.again(chapter, entry, judged, writer)
     return boxes
 
 
-def card(profile: str, root: Path, article: str, path: Path) -> str:
+def card(root: Path, article: str, path: Path) -> str:
     """Draw the card of the post `article` (Markdown) as `path`; returns its alternative text."""
     from locksmith.book import post as page
     from locksmith.book.sentences import Writer, description
-    page.card(Writer(profile, root, str, str), page.headline(article), path)
+    page.card(Writer(root, str, str), page.headline(article), path)
     return description(path)
 
 
