@@ -45,7 +45,7 @@ QUANTITIES = {  # name -> (range, what it says)
     "gap_recovered": (ANY, "share of the gap between base and thinking model"),
     "gap_difference": (ANY, "share of the gap minus that of the arm it is against, paired"),
     "gain_when": (CHANGE, "part of the gain that comes from taking the strategy more often"),
-    "gain_how": (CHANGE, "part of the gain that comes from taking it better"),
+    "gain_how": (CHANGE, "part of the gain that comes from carrying it out better"),
     "gain_lead": (CHANGE, "gain minus that of the arm it is against, paired"),
     "gain_share": (ANY, "gain as a share of RL's where pre-training showed the behaviour in full"),
     "gain_slope": (ANY, "what each tenfold of exposure adds to gain_share"),

@@ -97,24 +97,20 @@ def lead(text: str) -> str:
 
 
 def card(writer: Writer, title: str, path: Path) -> None:
-    """A PNG of 1200 x 627: the title, the count of verdicts, and what the text's first figure says:
-    right answers before and after RL, and what many samples of the base solve.
-
-    Of many samples sound traces alone count, as a right answer among them may be a guess.
-    """
+    """A PNG of 1200 x 627: the title, the count of verdicts, and what the text says of its figure:
+    sound answers before and after RL, and among many samples of the base."""
     families = writer.families("02")
     if not families:
         raise PostError(f"The card shows chapter 02, which has no results in {PROFILE!r}.")
     fig, axes = plots.figure(width=6, height=3.135)  # plots.save draws 200 dots an inch
     spelled = []
     for row, (family, models) in enumerate(families.items()):
-        most = f"trace_pass_at_k[k={MANY}]"
-        for model, marker, quantity in (("base", "o", "pass_at_k[k=1]"), ("base", "s", most),
-                                        ("thinking", "D", "pass_at_k[k=1]")):
-            share, *ends = (models[model][quantity][key] for key in ("value", "low", "high"))
+        for model, marker, k in (("base", "o", 1), ("base", "s", MANY), ("thinking", "D", 1)):
+            fact = models[model][f"trace_pass_at_k[k={k}]"]
+            share, *ends = (fact[key] for key in ("value", "low", "high"))
             value, ends = 100 * share, [100 * end for end in ends]
-            label = (f"base, one of {MANY} answers sound" if quantity == most else
-                     f"{'after RL' if model == 'thinking' else model}, one answer right")
+            label = f"{'after' if model == 'thinking' else 'before'} RL, " + (
+                "one answer" if k == 1 else f"one of {k} answers")
             color = plots.look(model)["color"]
             axes.plot(ends, [row, row], lw=6, alpha=0.35, color=color, solid_capstyle="butt")
             axes.plot(value, row, marker, ms=8, color=color, label=None if row else label)
@@ -123,14 +119,14 @@ def card(writer: Writer, title: str, path: Path) -> None:
             spelled.append(f"{FAMILIES.get(family, family)}, {label}: {formats.percent(share)}")
     axes.set(xlim=(-4, 106), ylim=(len(families) - 0.5, -0.6), yticks=range(len(families)),
              yticklabels=[FAMILIES.get(family, family) for family in families],
-             xlabel="problems, %")
+             xlabel="problems with a sound answer, %")
     axes.grid(axis="y", visible=False)
     axes.spines[["left", "top", "right"]].set_visible(False)
     fig.suptitle(textwrap.fill(title, 30), x=0.02, ha="left", fontsize=16, fontweight="bold")
     fig.legend(loc="outside lower center", ncols=3, handletextpad=0.2, columnspacing=1)
     count = f"Four claims, tested in a lab: {writer.tally(*FOUR)}"
     axes.set_title(count, fontsize=10)
-    plots.save(fig, path, f"{title}. {count}. Share of problems, with 95 % intervals. "
+    plots.save(fig, path, f"{title}. {count}. Problems with a sound answer, 95 % intervals. "
                           f"{'; '.join(spelled)}.")
 
 

@@ -132,7 +132,8 @@ class Writer:
             cells = []
             for profile, heading in self.profiles.items():
                 word, reason = claims.answer(self._rows(claim["id"], profile))
-                cells.append(f"{heading}: **{word}**. {reason[:1].upper()}{reason[1:]}.")
+                reason = f" {reason[:1].upper()}{reason[1:]}." * (word != "not tested yet")
+                cells.append(f"{heading}: **{word}**.{reason}")
             lines.append(f"| **{claim['title']}.** {_flat(claim['claim'])} | "
                          f"{'<br>'.join(cells)} |")
         return "\n".join(lines)
@@ -185,17 +186,17 @@ class Writer:
             lines.append(f"| {said} | {what} | {ends or formats.MISSING} | {where}, {size} |")
         return "\n".join(lines)
 
-    def quoted(self, claim: str, words: str) -> str:
-        """Words of one figure published for a claim, with a link to the paper; those that a third
-        party reports say so."""
+    def quoted(self, claim: str, words: str, text: str = "") -> str:
+        """Words of one figure published for a claim, or `text` in their place, with a link to the
+        paper; those that a third party reports say so."""
         self._rows(claim, PROFILE)
         published = self.claims[claim]["published"]
-        found = [one for one in published if words in _flat(one["figure"])]
+        found = [one for one in published if words.lower() in _flat(one["figure"]).lower()]
         if len(found) != 1:
             raise PostError(f"post.md quotes {words!r} from the figures published for {claim!r}; "
                             f"{len(found)} have it, exactly one must.")
         paper = re.search(r"arXiv (\d{4}\.\d{5})", found[0]["version"])
-        said = f"[{words}](https://arxiv.org/abs/{paper[1]})" if paper else words
+        said = f"[{text or words}](https://arxiv.org/abs/{paper[1]})" if paper else text or words
         reported = " (reported by a third party, not checked)"
         return said + reported * (found[0]["status"] == "reported")
 
