@@ -98,7 +98,8 @@ def _bytes(bpe):
     """The tokens of single bytes."""
     if bpe["byte_fallback"]:
         return [f"<0x{b:02X}>" for b in _BYTES]
-    return [bytes_to_unicode()[b] for b in _BYTES]
+    written = bytes_to_unicode()
+    return [written[b] for b in _BYTES]
 
 
 def _narrowed(tokenizer, new):
