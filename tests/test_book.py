@@ -151,7 +151,7 @@ def test_a_chapter_that_ran_on_real_weights_too_has_a_page_of_each(pages):
     assert "Real 02, on real weights" in real and "Placeholder 02" in own
     box = real[real.index("on weights that others trained"):]
     assert "another’s/model" in box.replace("'", "’") and "On real weights: not tested yet" in box
-    assert "13 % of the sums." in box and "13 % of the sums." not in own
+    assert "13\u00a0% of the sums." in box and "13\u00a0% of the sums." not in own
     assert "blob/main/chapters/02_base_model_sampling.ipynb" in real  # no notebook is called {name}
     assert f"blob/main/chapters/{name}" not in real and f"_sources/chapters/{name}.ipynb" in real
 
@@ -224,7 +224,7 @@ def test_chapters_open_with_claim_verdict_findings_figure_and_price(pages):
     assert text.index("<h1>") < text.index("What this chapter tests") < text.index("Unbiased")
     box = text[text.index("What this chapter tests"):text.index("Unbiased")]
     assert "<strong>In the lab: holds.</strong>" in box
-    assert box.count("<li>") == 1 and "One sample solves 20 % of them." in box
+    assert box.count("<li>") == 1 and "One sample solves 20\u00a0% of them." in box
     assert f'alt="{ALT}" src="../_images/02_pass_at_k.png"' in box
     assert "20 minutes on two cores" in box
     assert "github/crediting-the-locksmith/book/blob/main/chapters/02_base_model_sampl" in box
@@ -252,7 +252,7 @@ def test_post_is_the_first_page_and_links_into_the_book(pages, root):
     assert 'href="chapters/02_base_model_sampling.html"><span' in text  # not in the contents
     shown = re.findall(rf'<img alt="{ALT}" src="([^"]+)"', text)
     assert len(shown) == 1 and (root / "build" / "book" / shown[0]).exists()
-    assert "One answer in 20 % is right" in text and "**" not in text and "{{" not in text
+    assert "One answer in 20\u00a0% is right" in text and "**" not in text and "{{" not in text
     assert text.count("<table") == 2
 
 

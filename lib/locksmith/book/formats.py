@@ -63,4 +63,9 @@ def _whole(share):
     return f"{round(100 * float(share)):,}"
 
 
-STYLES = {style.__name__: style for style in (percent, points, times, number)}  # for templates
+def _unbroken(style):
+    return lambda x: style(x).replace(" ", "\u00a0")
+
+
+# For running text, where no line breaks within a number.
+STYLES = {style.__name__: _unbroken(style) for style in (percent, points, times, number)}

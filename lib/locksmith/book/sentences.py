@@ -56,7 +56,7 @@ class Writer:
         environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True,
                                          lstrip_blocks=True, keep_trailing_newline=True)
         devices = {name: getattr(self, name) for name in DEVICES}
-        devices |= {name: partial(self._tell, style) for name, style in formats.STYLES.items()}
+        devices |= {name: partial(self._tell, name) for name in formats.STYLES}
         try:
             template = environment.from_string(plain_yaml.text(self.root / "post.md"))
             text = template.render(devices)
@@ -165,7 +165,7 @@ class Writer:
         if fact is None:
             raise PostError(f"post.md tells {model}.{quantity} of chapter {chapter} for "
                             f"{family!r}, which profile {profile!r} has not measured.")
-        told = style(fact["value"])
+        told = formats.STYLES[style](fact["value"])
         self.told[profile, chapter, family, model, quantity] = told, style, fact
         return told
 
@@ -178,8 +178,7 @@ class Writer:
             what = (f"{FAMILIES.get(family, family)}, {arms.find(model, self.arms).label}: "
                     f"{quantities.QUANTITIES[name][1]}{at}")
             ends = [fact[key] for key in ("value", "low", "high")]
-            write = formats.percents if style in (formats.percent, formats.points) else (
-                formats.interval)
+            write = formats.percents if style in ("percent", "points") else formats.interval
             ends = write(ends).partition("[")[2].removesuffix("]").replace(", ", " to ")
             where = self.page(chapter, f"chapter {int(chapter)}")
             size = f"{fact['n_problems']} problems, {fact['seeds']} seeds"
