@@ -228,7 +228,7 @@ def test_chapters_open_with_claim_verdict_findings_figure_and_price(pages):
     assert f'alt="{ALT}" src="../_images/02_pass_at_k.png"' in box
     assert "20 minutes on two cores" in box
     assert "github/crediting-the-locksmith/book/blob/main/chapters/02_base_model_sampl" in box
-    assert "dvc repro --allow-missing chapter-02" in re.sub("<[^>]+>", "", box)
+    assert "dvc repro -f -s chapter-02" in re.sub("<[^>]+>", "", box)
     assert 'href="verdict.html#base-models-already-produce' in box
 
 

@@ -33,9 +33,10 @@ TEXTS = {
                   ["maybe 3 check 3 no <eos>", "try 9 * 3"]],
     "sums": [[" 5 + 7 = 12. The answer is 12.\n", " The answer is 3.\n"],
              [" 5 + 7 = 12.\n", " 12 - 3 ="]]}
-# Tokens that open a step or end the answer, by hand: words of the lab, and bytes.
-OPEN = {"countdown": [[[0, 6, 7, 9], [0, 2]], [[0, 2, 5], [0]]],
-        "sums": [[[0, 1, 12, 13, 14, 15, 30], [0, 1, 2, 3, 17]], [[0, 1, 12], [0, 1, 2]]]}
+# Tokens with which a step opens or the answer ends, by hand: words of the lab, and bytes. That of
+# "what about" is its first word.
+OPEN = {"countdown": [[[0, 6, 9], [0, 2]], [[0, 2, 5], [0]]],
+        "sums": [[[0, 12, 30], [0, 17]], [[0, 12], [0]]]}
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.task)

@@ -128,12 +128,13 @@ def test_solutions_to_judge_leave_room_for_a_verdict():
                  for n in (1, 9, 5)]
     whole = PAIRS["sums", 0].load("base")
 
-    def chosen(context):
+    def chosen(context, right=True):
         base = SimpleNamespace(begin=whole.begin, encode=whole.encode, context=context)
-        return one_problem.judged(base, task, problem, solutions)
+        return one_problem.judged(base, task, problem, solutions, right)
     sizes = [(len(whole.begin(given)), len(whole.encode(wanted))) for given, wanted in
              tuning.critique_pairs(task, problem, solutions, critics.exact, random.Random(0))]
     assert chosen(10**6)[0][0] == task.review(problem, solutions[1].text)  # the first right one
+    assert chosen(10**6, False)[0][0] == task.review(problem, solutions[0].text)
     needed = [max(4 * given, -(-8 * wanted // 3)) for given, wanted in sizes]
     assert chosen(needed[2] + 8)[0][0] == task.review(problem, solutions[2].text)
     assert chosen(needed[0] + 8)[0][0] == task.review(problem, solutions[0].text)

@@ -159,7 +159,7 @@ def test_places_know_what_was_a_choice():
     found = places.places(chain, None, [places.Text(vocabulary.encode(words), 9, 7)])
     assert found.opens.tolist() == ["try", "check", "wait", "check", "try", "conclude"]
     assert [words[p] for p in found.place] == [":", "26", "no", "27", "yes", "27"]
-    assert found.choice["check"].tolist() == [False, True, False, True, False, True]
+    assert found.choice["check"].tolist() == [False, True, False, False, False, True]  # no repeats
     assert found.choice["wait"].tolist() == [False, False, True, False, False, False]
     assert set(found.problem) == {7} and found.positions(1) == [found.place.tolist()]
 
@@ -208,7 +208,7 @@ def test_what_a_base_does_is_drawn_by_its_chance_and_not_told_by_the_order_of_ex
     monkeypatch.setattr(places, "DRAWN", 4000)
     monkeypatch.setattr(places.next_words, "chances", lambda *given: np.array([0.3]))
     text = places.documents(pair, base, 1, 2)[-1]
-    assert text.habits == {"work": 0.3} and len(text.ids) == text.start
+    assert text.habits == {"work": [0.3]} and len(text.ids) == text.start
     assert abs(text.last.count("work") / 4000 - 0.3) < 0.03 and set(text.last) == {"work", "answer"}
     shown = base.decode(text.ids).split("\nA: ")[1:]
     assert [x.split("\n")[0].count("=") for x in shown] == [0, 0, 0, 3]
@@ -560,3 +560,16 @@ def test_other_vectors_are_steered_as_given(inside):
                            [-1, 0, 1], 5, 6)
     assert got["a"].shape == (3, 5, len(COUNTS))
     assert (got["a"] == got["a"][1]).all() and (got["b"][1] == got["a"][1]).all()
+
+
+# --- the ceiling ------------------------------------------------------------------------------
+
+
+def test_what_can_be_known_of_an_author_is_bayes_posterior():
+    """Two texts in turns, by authors who do it with a chance of .2 or .8; one by a known author."""
+    habits = [[0.2, 0.8], [0.3], [0.2, 0.8], [0.2, 0.8], [0.3]]
+    found = reading.posterior(habits, np.array([0, 1, 0, 0, 1]), np.array([1, 0, 1, 0, 1]) == 1)
+    after_one, after_two = (0.2**2 + 0.8**2) / 1, (0.2**3 + 0.8**3) / (0.2**2 + 0.8**2)
+    assert found == pytest.approx([0.5, 0.3, after_one, after_two, 0.3])
+    sure = reading.posterior([[0.0, 1.0]] * 3, np.zeros(3, int), np.array([True, False, True]))
+    assert np.isfinite(sure).all() and sure[1] > 0.99  # what no habit explains raises no error

@@ -221,7 +221,6 @@ SCHEMA = {
             "tasks": "set of " + "|".join(tasks.names()),
             "n_problems": "int 2..10000",
             "n_samples": "int 1..1000000",
-            "shots": "set of int 1..100",
             "rl_steps": "int 1..100000",
             "rl_problems": "int 1..10000",
             "rl_samples": "int 2..1000000",

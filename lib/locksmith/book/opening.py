@@ -73,7 +73,7 @@ def box(chapter: str, entry: dict, judged: tuple, writer: Any, button: str,
         lines += [*(f"- {says}" for says in _findings(chapter, entry, writer)), "",
                   *_figure(chapter, entry, writer), "", _price(chapter, entry, writer), ""]
     lines += [f"**Run it again:** [in Colab]({button}), or with "
-              f"`dvc repro --allow-missing chapter-{chapter}`. "
+              f"`dvc repro -f -s chapter-{chapter}`. "
               f"[Rules and all numbers](verdict.ipynb#{claims.anchor(claim['title'])}).", "````"]
     return "\n".join(lines)
 

@@ -3,8 +3,7 @@
 What a critique looks like is the task's (`tasks`): each step of the answer with what it gives, the
 work done again, a verdict. Where steps open with words of a closed set, each critique has its own,
 as teachers differ in theirs. rng: a `random.Random`. A critic of your own is one more function here
-and its name in CRITICS, an arm of arms.yml. What a model itself says is not among them: it needs a
-batch of calls (`tuning.own_critiques`).
+and its name in CRITICS, an arm of arms.yml.
 """
 
 import random

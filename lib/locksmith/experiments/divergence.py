@@ -60,12 +60,12 @@ def kl(pair: Pair, answers: Answers) -> dict[str, Divergence]:
 
 
 def _decides(model: Model, answers, i, s):
-    """(tokens,) bool of an answer: the token opens a step, or ends the answer."""
+    """(tokens,) bool of an answer: with the token a step opens, or the answer ends. The later
+    tokens of an opening follow from its first."""
     ids, task = answers.ids[i][s], tasks.load(answers.task)
-    opens = np.array([label != "execute" for label in
-                      sampling.labels(model, task, answers.texts[i][s], ids)])
-    opens[-1] |= bool(answers.stopped[i, s])
-    return opens
+    decides = np.array(sampling.opens(model, task, answers.texts[i][s], ids))
+    decides[-1] |= bool(answers.stopped[i, s])
+    return decides
 
 
 def _nats(models, pair, answers, rows):

@@ -110,7 +110,7 @@ class OneProblemStudy:
 
     def few(self, n: int) -> list[int]:
         """n numbers of single problems, from the easiest to the hardest; one: the middle."""
-        return tuning.even(len(self.single[self.tasks[0]].problems), n).tolist()
+        return tuning.even(len(self.single[self.tasks[0]].problems), n).tolist() if n else []
 
     # --- texts
 
@@ -123,8 +123,8 @@ class OneProblemStudy:
             self._check_ended(self.others[task], f"{n} problems of {task}")
 
     def judge(self, n: int, samples: int) -> None:
-        """Critiques of a solution to each of n validation problems, for arms to be judged by: a
-        right one where one of so many samples is."""
+        """Critiques of a solution to each of n validation problems, for arms to be judged by: right
+        and wrong ones in turn, as far as so many samples have them."""
         problems = {task: self.pairs[task, self.seeds[0]].problems(n, "validation")
                     for task in self.tasks}
         written = self.solve(problems, samples, samples)
@@ -132,8 +132,8 @@ class OneProblemStudy:
             pair = self.pairs[task, self.seeds[0]]
             base = pair.load("base")
             self.held_out[task] = [
-                review for problem, some in zip(problems[task], written[task][0])
-                for review in judged(base, pair.rules, problem, some)]
+                review for i, (problem, some) in enumerate(zip(problems[task], written[task][0]))
+                for review in judged(base, pair.rules, problem, some, right=i % 2 == 0)]
 
     def reviews(self, problems: dict, written: dict, choose: Callable) -> dict:
         """Exact critiques of chosen solutions to every task's problems, by task. written: as of
@@ -428,15 +428,15 @@ class OneProblemStudy:
         return 0.0
 
 
-def judged(base: Model, task: ModuleType, problem: Any, solutions: list) -> list:
-    """[(text, continuation)] of the exact critique of one solution, a right one if there is one;
-    [] where none leaves room for a verdict on it, which may be twice as long as the longest
-    critique (`tuning.verdicts_right`)."""
+def judged(base: Model, task: ModuleType, problem: Any, solutions: list, right: bool) -> list:
+    """[(text, continuation)] of the exact critique of one solution, one that is right, or wrong, if
+    there is such a one; [] where none leaves room for a verdict on it, which may be twice as long
+    as the longest critique (`tuning.verdicts_right`)."""
     rng, room = random.Random(f"review {problem.key}"), base.context // 4
     pairs = tuning.critique_pairs(task, problem, solutions, critics.exact, rng)
     short = {one: pair for one, pair, (given, wanted) in zip(solutions, pairs, lengths(base, pairs))
              if given <= room and 2 * wanted <= base.context - room}
-    return [short[one] for one in tuning.rather_right(list(short))]
+    return [short[one] for one in tuning.rather(right, list(short))]
 
 
 def lengths(base: Model, pairs: list) -> Int[np.ndarray, "pairs 2"]:

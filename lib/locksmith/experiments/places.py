@@ -84,9 +84,9 @@ class Sizes(NamedTuple):
 
 @dataclass(frozen=True)
 class Text:
-    """ids: prompt and answer; start: length of the prompt; problem: its index; habits: the chance
-    with which its author, hidden or the base, does a behaviour; last: of a text that is read at its
-    end alone, what opens there: once, or as often as it was drawn."""
+    """ids: prompt and answer; start: length of the prompt; problem: its index; habits: the chances,
+    equally likely, with which its author, hidden or the base, may do a behaviour; last: of a text
+    that is read at its end alone, what opens there: once, or as often as it was drawn."""
     ids: list
     start: int
     problem: int
@@ -111,12 +111,14 @@ def documents(pair: Pair, model: Model, n_problems: int, each: int,
 
 def _by_authors(pair, model, problem, i, each, generator):
     """One document by each of as many hidden authors."""
+    habits = {"wait": [one * generator["backtrack"] for one in generator["persistence"]],
+              "check": [one * generator.get("check_steps", 1) for one in generator["check"]]}
     for j in range(each):
         rng = random.Random(f"probe {pair.task} {problem.key} {j}")
         author = corpus.author(rng, generator)
         words = pair.rules.document(rng, problem, author, generator)
         yield Text([*model.ask(pair.rules, problem), *model.encode(" ".join(words))],
-                   len(problem.prompt), i, {"wait": author.persistence, "check": author.check})
+                   len(problem.prompt), i, habits)
 
 
 def _prompt(pair, model, problem, block, i):
@@ -126,7 +128,7 @@ def _prompt(pair, model, problem, block, i):
     ids = model.ask(pair.rules, problem)
     [chance] = next_words.chances(model, asked(model, pair.rules, problem, "work"))
     drawn = np.random.default_rng([pair.seed, i]).random(DRAWN) < chance
-    return Text(ids, len(ids), block, {"work": chance},
+    return Text(ids, len(ids), block, {"work": [chance]},
                 tuple("work" if works else "answer" for works in drawn))
 
 
@@ -259,8 +261,10 @@ def _by_grammar(task, text):
     """(place, what opens, behaviours for which it is a choice) of a lab's text.
 
     `wait` is a choice after a check that said no, against concluding; `check` after a finished
-    attempt, against going on or concluding.
+    attempt, against going on or concluding, but not where a chain's step was written again: no
+    author checks that.
     """
+    before = None
     ids = torch.tensor(text.ids)
     here = boundaries(task, ids)
     here[:text.start - 1] = False
@@ -268,7 +272,10 @@ def _by_grammar(task, text):
     for p in here[:-1].nonzero()[:, 0].tolist():
         opens = grammar.BEHAVIOUR.get(vocabulary.VOCABULARY[text.ids[p + 1]])
         if opens:
-            yield p, opens, {"wait"} if failed[p] else {"check"} if done[p] else set()
+            again = before == "wait" and name_of(task) == "chain"
+            yield p, opens, ({"wait"} if failed[p] else {"check"} if done[p] and not again
+                             else set())
+            before = opens
 
 
 _CHOICES = {"work": {"work"}, "answer": {"work"}, "error": {"error"},

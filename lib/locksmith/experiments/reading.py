@@ -3,8 +3,9 @@
 Every model reads all texts; its residual stream is kept at all places; probes are fitted, and the
 sums for difference-of-means vectors are kept problem by problem. What a probe has to be compared
 with: the same on an untrained model, on the embeddings alone, on shuffled labels, the model's own
-forecast of the next token, and the habit of the text's author, the chance with which the outcome
-was drawn: of a hidden author in the lab, of the base itself where it is read what that does next.
+forecast of the next token, and what can be known of the chance with which the outcome was drawn:
+of a hidden author in the lab, from the text so far; of the base itself where it is read what that
+does next.
 """
 
 from collections.abc import Hashable, Sequence
@@ -13,6 +14,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from locksmith import activations
 from locksmith.experiments.directions import Means, means, unit
@@ -199,7 +201,8 @@ def forecast(model: Model, task: ModuleType, texts: list[Text],
 
 def references(source: str, task: ModuleType, forecasts: dict, texts: list[Text],
                found: Places) -> dict:
-    """What no probe needs to beat: the models' own forecasts, and the author's habit."""
+    """What no probe needs to beat: the models' own forecasts, and what can be known of the author's
+    habit."""
     out = {}
     for b in behaviours(task):
         rows, y, groups = found.chosen(b)
@@ -210,9 +213,23 @@ def references(source: str, task: ModuleType, forecasts: dict, texts: list[Text]
                 out[ProbeSpec(b, role, None, source, variant="forecast")] = Scored(
                     own[b][rows], y, groups)
         if all(b in texts[t].habits for t in found.text[rows]):
-            habit = np.array([texts[t].habits[b] for t in found.text[rows]])
-            out[ProbeSpec(b, "author", None, source, variant="author")] = Scored(habit, y, groups)
+            known = posterior([texts[t].habits[b] for t in found.text[rows]], found.text[rows], y)
+            out[ProbeSpec(b, "author", None, source, variant="author")] = Scored(known, y, groups)
     return out
+
+
+def posterior(habits: Sequence[Sequence[float]], text: Int[np.ndarray, " places"],
+              y: Bool[np.ndarray, " places"]) -> Float[np.ndarray, " places"]:
+    """The chance of a behaviour at each of its places, in the order of reading, for somebody who
+    knows what habits there are (each equally likely, those of the place's text) and what happened
+    at the text's earlier places: the mean of Bayes' posterior."""
+    weights, known = {}, []
+    for own, t, happened in zip(habits, text, y, strict=True):
+        chance = np.clip(own, 1e-3, 1 - 1e-3)
+        weight = weights.get(t, np.ones(len(chance)))
+        known.append(chance @ weight / weight.sum())
+        weights[t] = weight * (chance if happened else 1 - chance)
+    return np.array(known)
 
 
 def came_back(forecasts: dict, found: Places, behaviour: str, seed: int) -> dict[str, np.ndarray]:

@@ -312,9 +312,21 @@ def labels(model: Model, task: ModuleType, text: str, ids: list) -> list[str]:
     """Per token of a text: the kind of step that it opens ("step opening" where kinds are not
     known), otherwise "execute". The space before a step is part of its opening, for some tokenizers
     make it a token of its own, and with it the choice between a word and a number falls."""
-    opened = tasks.openings(task, text)
-    places = touched(model, ids, [(len(text[:step.start].rstrip()), step.end) for step in opened])
+    opened, places = _opened(model, task, text, ids)
     return [opened[some[0]].kind or "step opening" if some else "execute" for some in places]
+
+
+def opens(model: Model, task: ModuleType, text: str, ids: list) -> list[bool]:
+    """Per token of a text: whether it is the first of a step's opening, as `labels` has it."""
+    _, places = _opened(model, task, text, ids)
+    return [bool(some) and some[0] not in before for before, some in zip([[], *places], places)]
+
+
+def _opened(model, task, text, ids):
+    """The openings of a text's steps, and for each token the indices of those it writes part of."""
+    opened = tasks.openings(task, text)
+    return opened, touched(model, ids, [(len(text[:step.start].rstrip()), step.end)
+                                        for step in opened])
 
 
 def behaviours(answers: Answers) -> list:

@@ -125,15 +125,6 @@ def critique_pairs(task: ModuleType, problem: Any, solutions: list[Solution], cr
             for one in solutions]
 
 
-def own_critiques(pair: Pair, pairs: list, max_new_tokens: int) -> list:
-    """The pairs with what the base itself says in the targets' place, one sample each; those that
-    come to no end within the cap are left out."""
-    base = pair.load("base")
-    out = _continue(base, pairs, max_new_tokens, seed=3)
-    return [(given, _ended(base, base.decode(ids))) for (given, _), ids, done in
-            zip(pairs, out.ids(), out.stopped.tolist(), strict=True) if done]
-
-
 def _continue(model, pairs, max_new_tokens, **how):
     """`Rollouts` of a model on the inputs of pairs, one each."""
     return engine.sample(model.net, [model.begin(given) for given, _ in pairs], stop=model.stop,
@@ -159,10 +150,10 @@ def solution_pairs(task: ModuleType, problem: Any, solutions: list[Solution], ri
     return [(task.prompt(problem), one.text) for one in solutions if one.correct == right]
 
 
-def rather_right(solutions: list[Solution]) -> list[Solution]:
-    """The first right one, or the first where none is: of a base that is rarely right, so that
-    saying "wrong" of everything is not nearly always true."""
-    return sorted(solutions, key=lambda one: not one.correct)[:1]
+def rather(right: bool, solutions: list[Solution]) -> list[Solution]:
+    """The first that is right, or wrong, as asked, or else the first; [] of none. Where half are
+    asked for each way, no constant verdict is nearly always true."""
+    return sorted(solutions, key=lambda one: one.correct != right)[:1]
 
 
 def verdicts_right(model: Model, task: ModuleType, pairs: list) -> np.ndarray:
