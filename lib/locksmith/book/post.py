@@ -123,7 +123,7 @@ def card(writer: Writer, title: str, path: Path) -> None:
     axes.grid(axis="y", visible=False)
     axes.spines[["left", "top", "right"]].set_visible(False)
     fig.suptitle(textwrap.fill(title, 30), x=0.02, ha="left", fontsize=16, fontweight="bold")
-    fig.legend(loc="outside lower center", ncols=3, handletextpad=0.2, columnspacing=1)
+    fig.legend(loc="outside lower center", ncols=3, handletextpad=0.2, columnspacing=1, fontsize=9)
     count = f"Four claims, tested in a lab: {writer.tally(*FOUR)}"
     axes.set_title(count, fontsize=10)
     plots.save(fig, path, f"{title}. {count}. Problems with a sound answer, 95 % intervals. "
