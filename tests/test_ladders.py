@@ -240,6 +240,15 @@ def test_every_rung_is_trained_once_and_can_be_loaded(home, monkeypatch):
         rung("exposure-0.1").pair(0).load("thinking")
 
 
+def test_a_run_in_another_precision_is_not_taken_for_this_one(home, monkeypatch):
+    rung = ladders.rungs("smoke", "countdown")[0]
+    made = {}
+    for fast in (False, True):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda fast=fast: fast)
+        made[fast] = ladders._made(rung, "base", 0)
+    assert made[False] | {"precision": "torch.bfloat16"} == made[True] != made[False]
+
+
 def test_pretraining_in_parts_is_that_of_the_whole(home):
     """The last stop of the skill ladder, at the end of pre-training, is the lab's own base."""
     stops = [rung("skill-0.5")._replace(value=share) for share in (0.25, 1.0)]

@@ -22,7 +22,7 @@ A rung is a base and what the lab's RL makes of it, one of each a seed. The ladd
 
 The full rungs are the lab's own base and RL model of these seeds, and Countdown's 0 rung has the
 lab's twin for its base. A run is written whole when it ends and kept when it is there, made from
-the same settings and code; one that was killed goes on from its last minutes.
+the same settings and code in the same precision; one that was killed goes on from its last minutes.
 
 Forecast in core minutes a seed in the profile lab. Measured are 9 for a pre-training, 10 and 3 for
 RL in Countdown and in chains; answers of models that read little are shorter, and their groups
@@ -193,7 +193,7 @@ def trained_here(rung: Rung, role: str) -> bool:
 def _made(rung, role, seed, **how):
     """What a model is made with, as its manifest states it."""
     made = {"name": getattr(rung, role).removeprefix("lab/"), "family": rung.family, "seed": seed,
-            **how, "code": resuming.code(CODE)}
+            **how, "precision": str(device.pick("cpu")[1]), "code": resuming.code(CODE)}
     return json.loads(json.dumps(made))
 
 
