@@ -133,9 +133,8 @@ def test_two_toy_models_walk_from_their_rl_to_the_page(home):
     assert drawn == {"06_steps_present", "06_steps_absent", "06_when_how", "06_tools"}
 
 
-def test_a_pair_in_local_folders_runs_under_paper(home):
-    """The chapter that reads the others' records and trains; the toy's walk all five."""
-    chapter = CHAPTERS[-1]
+@pytest.mark.parametrize("chapter", CHAPTERS[2:])
+def test_a_pair_in_local_folders_runs_under_paper(home, chapter):
     said, record, _ = run(home, chapter, "paper", *small(chapter), "base_model=base",
                           "thinking_model=thinking", "thinking_chat=true")
     assert "tokens a second" in said and "GiB of weights" in said

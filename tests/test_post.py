@@ -181,8 +181,8 @@ def test_numbers_of_the_text_stand_in_the_table_with_their_intervals(draft):
     assert said == "20\u00a0% and 0.6"
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     assert rows[2][0] == "20\u00a0%" and rows[2][2] == "20 to 20" and rows[3][0] == "0.6"
-    assert rows[2][1] == ("Countdown, base: share of problems with a right answer among k samples, "
-                          "k = 1")
+    assert rows[2][1] == ("Countdown, base, k 1: share of problems with a right answer among k "
+                          "samples")
     assert rows[3][2] == "0.60 to 0.60" and "[chapter 2](/chapters/02_" in rows[3][3]
     assert len(rows) == 4
 

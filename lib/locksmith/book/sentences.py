@@ -21,7 +21,7 @@ import jinja2
 from PIL import Image
 
 from locksmith import arms, errors, params, plain_yaml, quantities
-from locksmith.book import claims, formats, site
+from locksmith.book import claims, formats, report, site
 
 PROFILE = "lab"  # whose results the post tells, where it does not say "open"
 FAMILIES = {"countdown": "Countdown", "chain": "Chain", "sums": "Sums"}
@@ -174,9 +174,8 @@ class Writer:
         lines = ["| In the text | What it is | 95 % interval | From |", "|---|---|---|---|"]
         for (_, chapter, family, model, quantity), (said, style, fact) in self.told.items():
             name, given = quantities.parse(quantity)
-            at = "".join(f", {key} = {quantities.plain(value)}" for key, value in given.items())
-            what = (f"{FAMILIES.get(family, family)}, {arms.find(model, self.arms).label}: "
-                    f"{quantities.QUANTITIES[name][1]}{at}")
+            arm = report.label(quantities.name(model, given))
+            what = f"{FAMILIES.get(family, family)}, {arm}: {quantities.QUANTITIES[name][1]}"
             ends = [fact[key] for key in ("value", "low", "high")]
             write = formats.percents if style in ("percent", "points") else formats.interval
             ends = write(ends).partition("[")[2].removesuffix("]").replace(", ", " to ")
